@@ -1,0 +1,63 @@
+"""The `ku` command: a table of subcommands, each a program of its own.
+
+This module imports nothing that is slow, so `ku --help` answers at once. A subcommand replaces this process with
+`python -m` its module, which brings what it needs and nothing else.
+"""
+
+import os
+import sys
+from typing import NamedTuple
+
+from kuproxy import __version__
+
+USAGE_ERROR = 2
+
+
+class Subcommand(NamedTuple):
+    """One line of `ku --help`."""
+
+    module: str
+    summary: str
+
+
+SUBCOMMANDS = {
+    "run": Subcommand("kuproxy.daemon.foreground", "forward live traffic in this network namespace until interrupted"),
+    "replay": Subcommand("kuproxy.replay", "run a capture file through the data plane"),
+    "ring": Subcommand("kuproxy.ring", "print the new-flow table of some pods"),
+    "demo": Subcommand("kuproxy.demo", "show it all on real connections, in namespaces of its own"),
+}
+
+EXAMPLES = """\
+examples:
+  ku ring --new-len 16 10.0.0.1 10.0.0.2 10.0.0.3
+  ku replay --config services.ku in.pcapng out.pcapng
+  ku run --config services.yaml
+  ku demo
+"""
+
+
+def usage() -> str:
+    """The text of `ku --help`."""
+    width = max(map(len, SUBCOMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in SUBCOMMANDS.items()]
+    head = "usage: ku COMMAND [OPTIONS] ...\n\nkuproxy: services to pods, by Maglev, in user space.\n\ncommands:\n"
+    tail = "\n`ku COMMAND --help` tells the rest.\n"
+    return head + "\n".join(lines) + "\n\n" + EXAMPLES + tail
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; does not return."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        sys.exit(0 if words else USAGE_ERROR)
+    if words[0] in ("-V", "--version", "version"):
+        print(f"kuproxy {__version__}")
+        sys.exit(0)
+    command = SUBCOMMANDS.get(words[0])
+    if command is None:
+        known = ", ".join(SUBCOMMANDS)
+        print(f"ku: no command {words[0]!r}; there are {known}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", command.module, *words[1:]])  # noqa: S606

@@ -1,0 +1,254 @@
+"""Every integer that two rooms share, each with the sentence that users read.
+
+Kernels, the reference, `show` texts, metrics and documentation all take their numbers and words from here, so
+that a new drop reason or node is written once.  Only the standard library may be imported.
+"""
+
+from enum import IntEnum, IntFlag
+
+
+class Protocol(IntEnum):
+    """IP protocol numbers (IANA) that the data plane treats by name; ANY is our wildcard (HOPOPT never
+    reaches the lookup: extension headers are skipped)."""
+
+    ANY = 0
+    ICMP = 1
+    TCP = 6
+    UDP = 17
+    ICMP6 = 58
+    SCTP = 132
+
+
+PROTOCOLS_WITH_PORTS = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
+
+
+class Family(IntEnum):
+    """IP version as the first nibble of the header says it."""
+
+    NONE = 0
+    IPV4 = 4
+    IPV6 = 6
+
+
+class VipType(IntEnum):
+    """How a VIP reaches its pods: the family of the VIP, then of the pods (VPP's four types)."""
+
+    IP4_NAT44 = 0
+    IP4_NAT46 = 1
+    IP6_NAT64 = 2
+    IP6_NAT66 = 3
+
+    @property
+    def label(self) -> str:
+        """VPP's spelling, `ip4-nat44`."""
+        return self.name.lower().replace("_", "-")
+
+    @property
+    def vip_family(self) -> Family:
+        return Family.IPV4 if self <= VipType.IP4_NAT46 else Family.IPV6
+
+    @property
+    def pod_family(self) -> Family:
+        return Family.IPV4 if self in (VipType.IP4_NAT44, VipType.IP6_NAT64) else Family.IPV6
+
+
+class VipFlag(IntFlag):
+    """Per-VIP bits that a kernel must see."""
+
+    USED = 1  # cleared when the VIP is deleted: its flows are then forgotten
+    REJECT = 2  # without pods, answer with TCP RST or ICMP port unreachable instead of dropping silently
+
+
+class PodFlag(IntFlag):
+    """Per-pod bits."""
+
+    USED = 1  # cleared when the pod is removed from its VIP: it serves its remaining flows only (drain)
+
+
+class InterfaceFlag(IntFlag):
+    """Per-interface bits: whose traffic is looked up in the return direction."""
+
+    NAT4_IN = 1  # `set interface nat4 in`
+    NAT6_IN = 2  # `set interface nat6 in`
+
+
+class Outcome(IntEnum):
+    """What became of a packet. Every packet has exactly one; HELD packets get another one later."""
+
+    NONE = 0
+    TRANSMIT = 1  # rewritten, leaves towards its new destination
+    PASS = 2  # not ours: goes on untouched
+    DROP = 3
+    HELD = 4  # a later fragment that waits for its first one
+
+
+class Node(IntEnum):
+    """Nodes of the graph, in the order in which run_graph visits them."""
+
+    INPUT = 0
+    FRAGMENT = 1
+    LOOKUP = 2
+    NODEPORT4 = 3
+    NODEPORT6 = 4
+    BALANCE = 5
+    NAT44 = 6
+    NAT66 = 7
+    NAT4_IN2OUT = 8
+    NAT6_IN2OUT = 9
+    REJECT = 10
+
+    @property
+    def label(self) -> str:
+        """The name as users see it; VPP users know most of them."""
+        return NODE_NAMES[self]
+
+
+NODE_NAMES = {
+    Node.INPUT: "kp-input",
+    Node.FRAGMENT: "kp-fragment",
+    Node.LOOKUP: "kp-lookup",
+    Node.NODEPORT4: "kp4-nodeport",
+    Node.NODEPORT6: "kp6-nodeport",
+    Node.BALANCE: "kp-balance",
+    Node.NAT44: "kp4-nat4",
+    Node.NAT66: "kp6-nat6",
+    Node.NAT4_IN2OUT: "kp-nat4-in2out",
+    Node.NAT6_IN2OUT: "kp-nat6-in2out",
+    Node.REJECT: "kp-reject",
+}
+
+
+class Reason(IntEnum):
+    """Why a packet ended as it did, or what a node wants counted about it.
+
+    Counted per node in ``WorkerState.counters[node, reason]``.  The sentence feeds `show node counters`,
+    the metrics' help text and the documentation.
+    """
+
+    NONE = 0
+    # --- ends in DROP: the packet is malformed -----------------------------------------------------------
+    TRUNCATED_ETHERNET = 1
+    TRUNCATED_IPV4 = 2
+    TRUNCATED_IPV6 = 3
+    BAD_VERSION = 4
+    BAD_HEADER_LENGTH = 5
+    BAD_TOTAL_LENGTH = 6
+    BAD_IPV4_CHECKSUM = 7
+    EXTENSION_HEADER_LIMIT = 8
+    TRUNCATED_EXTENSION = 9
+    TRUNCATED_L4 = 10
+    BAD_L4_LENGTH = 11
+    # --- ends in DROP: a decision ------------------------------------------------------------------------
+    TTL_EXPIRED = 16
+    NO_POD = 17
+    REJECTED = 18
+    REJECT_RATE_LIMITED = 19
+    REJECT_SUPPRESSED = 20
+    NAT46_NOT_SUPPORTED = 21
+    NAT64_NOT_SUPPORTED = 22
+    ICMP_ERROR_NOT_SUPPORTED = 23
+    FLOW_CLASH = 24
+    FRAGMENT_HOLD_FULL = 25
+    FRAGMENT_TOO_LONG = 26
+    FRAGMENT_TIMEOUT = 27
+    FRAGMENT_FIRST_TOO_SHORT = 28
+    SCTP_FRAGMENT = 29
+    # --- ends in PASS ------------------------------------------------------------------------------------
+    NOT_IP = 32
+    NO_VIP = 33
+    NO_TRANSLATION = 34
+    UNSUPPORTED_PROTOCOL = 35
+    # --- ends in TRANSMIT --------------------------------------------------------------------------------
+    FORWARDED = 40
+    IN2OUT = 41
+    REJECT_SENT = 42
+    # --- ends in HELD ------------------------------------------------------------------------------------
+    FRAGMENT_HELD = 44
+    # --- events beside the outcome -----------------------------------------------------------------------
+    VIP_MATCHED = 48
+    FIRST_FRAGMENT = 49
+    LATER_FRAGMENT = 50
+    FRAGMENT_RELEASED = 51
+    EXISTING_SESSION = 52
+    FIRST_PACKET = 53
+    UNTRACKED = 54
+    CLASH_AVOIDED = 55
+    IN2OUT_UNTRACKED = 56
+
+
+N_REASONS = 64
+
+REASON_TEXT = {
+    Reason.NONE: "nothing",
+    Reason.TRUNCATED_ETHERNET: "frame ends inside its Ethernet or VLAN header",
+    Reason.TRUNCATED_IPV4: "packet ends inside its IPv4 header",
+    Reason.TRUNCATED_IPV6: "packet ends inside its IPv6 header",
+    Reason.BAD_VERSION: "IP version does not agree with the EtherType",
+    Reason.BAD_HEADER_LENGTH: "IPv4 header length is below 20 bytes",
+    Reason.BAD_TOTAL_LENGTH: "IP length field is larger than the packet or smaller than its headers",
+    Reason.BAD_IPV4_CHECKSUM: "IPv4 header checksum is wrong",
+    Reason.EXTENSION_HEADER_LIMIT: "more than 8 IPv6 extension headers",
+    Reason.TRUNCATED_EXTENSION: "packet ends inside an IPv6 extension header",
+    Reason.TRUNCATED_L4: "packet ends inside its TCP, UDP, SCTP or ICMP header",
+    Reason.BAD_L4_LENGTH: "TCP data offset or UDP length is out of bounds",
+    Reason.TTL_EXPIRED: "TTL or hop limit expired",
+    Reason.NO_POD: "no server configured",
+    Reason.REJECTED: "no server configured, an answer says so",
+    Reason.REJECT_RATE_LIMITED: "no server configured, answer suppressed by the rate limit",
+    Reason.REJECT_SUPPRESSED: "no server configured, and this kind of packet must not be answered",
+    Reason.NAT46_NOT_SUPPORTED: "IPv4 VIP with IPv6 pods: translation is not supported yet",
+    Reason.NAT64_NOT_SUPPORTED: "IPv6 VIP with IPv4 pods: translation is not supported yet",
+    Reason.ICMP_ERROR_NOT_SUPPORTED: "ICMP error about a flow: translation is not supported yet",
+    Reason.FLOW_CLASH: "client address and port already in use towards every candidate pod",
+    Reason.FRAGMENT_HOLD_FULL: "fragment came before its first one and the hold is full",
+    Reason.FRAGMENT_TOO_LONG: "fragment came before its first one and is longer than a hold buffer",
+    Reason.FRAGMENT_TIMEOUT: "first fragment did not come in time",
+    Reason.FRAGMENT_FIRST_TOO_SHORT: "first fragment does not hold the ports",
+    Reason.SCTP_FRAGMENT: "fragment of an SCTP packet whose port must change: its CRC32C cannot be corrected",
+    Reason.NOT_IP: "not an IP packet",
+    Reason.NO_VIP: "no VIP matches",
+    Reason.NO_TRANSLATION: "No translation",
+    Reason.UNSUPPORTED_PROTOCOL: "Unsupported protocol",
+    Reason.FORWARDED: "packets sent to a pod",
+    Reason.IN2OUT: "Good in2out packets processed",
+    Reason.REJECT_SENT: "rejects sent",
+    Reason.FRAGMENT_HELD: "fragments held until their first one comes",
+    Reason.VIP_MATCHED: "packets for a VIP",
+    Reason.FIRST_FRAGMENT: "first fragments",
+    Reason.LATER_FRAGMENT: "later fragments whose ports are known",
+    Reason.FRAGMENT_RELEASED: "held fragments released",
+    Reason.EXISTING_SESSION: "packet from existing sessions",
+    Reason.FIRST_PACKET: "first session packet",
+    Reason.UNTRACKED: "untracked packet",
+    Reason.CLASH_AVOIDED: "first packets moved to another pod because the reply would be ambiguous",
+    Reason.IN2OUT_UNTRACKED: "in2out packets restored without a flow entry",
+}
+
+
+class VipCounter(IntEnum):
+    """Columns of ``WorkerState.vip_counters``."""
+
+    NEXT_PACKET = 0
+    FIRST_PACKET = 1
+    UNTRACKED_PACKET = 2
+    NO_SERVER = 3
+
+
+VIP_COUNTER_TEXT = {
+    VipCounter.NEXT_PACKET: "packet from existing sessions",
+    VipCounter.FIRST_PACKET: "first session packet",
+    VipCounter.UNTRACKED_PACKET: "untracked packet",
+    VipCounter.NO_SERVER: "no server configured",
+}
+
+
+class PacketFlag(IntFlag):
+    """Bits of a packet's record, set by the driver (VNET ... GSO) or by the input node (the rest)."""
+
+    VNET = 1  # a virtio_net_hdr of 10 bytes lies at the record's `vnet` offset
+    PARTIAL_CHECKSUM = 2  # the L4 checksum field holds only the pseudo-header sum (VIRTIO_NET_HDR_F_NEEDS_CSUM)
+    GSO = 4  # one of several segments' worth of payload under one header
+    FRAGMENT = 8  # any fragment
+    LATER_FRAGMENT = 16  # a fragment without an L4 header
+    NODEPORT = 32  # addressed to a node address and a node port
+    UNTRACKED = 64  # translated without an entry in the flow table

@@ -1,0 +1,453 @@
+"""The only translator between the model and the tables: what changed in the store becomes what changes in the arrays.
+
+Indices are stable: a VIP and a pod keep theirs as long as they exist, so flows survive every change around them. A new
+ring is written beside the old one and published with one store. Removed pods stay, for their flows ("drain"), until no flow
+refers to them and every worker has passed a quiescent point; their index then starts over with a new generation.
+
+A pod is known by address and port: when a VIP's target port changes, pods that took it are replaced by others.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Family, Protocol, VipFlag
+from kuproxy.control.store import Changes
+from kuproxy.dataplane.layout import (
+    CLASS_ANY,
+    CLASS_PORT,
+    CLASS_PROTOCOL,
+    KIND_ADDRESS,
+    KIND_NODE_ADDRESS,
+    KIND_NODEPORT,
+    KIND_POD,
+    KIND_POD_ADDRESS,
+    KIND_VIP,
+    MAX_PODS,
+    MAX_VIPS,
+    PREFIX_LENGTHS,
+    RING_ARENA,
+    T_ANY_NODE_ADDRESS,
+    T_DECREMENT_TTL,
+    T_FLOW_TIMEOUT,
+    T_GENERATION,
+    T_N_NODEPORTS,
+    T_PREFIXES,
+    T_REJECT_RATE,
+    TICKS_PER_SECOND,
+    Tables,
+)
+from kuproxy.dataplane.maglev import fill_ring
+from kuproxy.dataplane.writer import Arena, IndexPool, MatchWriter, Retirement
+from kuproxy.model.vip import Address, Pod, Vip, VipKey
+
+HOST = 128
+DEFAULT_REJECT_RATE = 1000  # ICMP answers per second and worker, as Linux' icmp_msgs_per_sec
+
+Words = tuple[np.uint64, np.uint64]
+
+
+def address_words(address: Address) -> Words:
+    """(hi, lo) of an address as layout.py defines them."""
+    raw = address.packed.rjust(16, b"\0")
+    return np.uint64(int.from_bytes(raw[:8], "little")), np.uint64(int.from_bytes(raw[8:], "little"))
+
+
+def key_word(kind: int, family: int, plen: int, protocol: int, port: int) -> np.uint64:
+    """The same as dataplane.match.match_key, without a crossing into compiled code."""
+    return np.uint64(kind << 56 | family << 48 | plen << 32 | protocol << 16 | port)
+
+
+def prefix_length(key: VipKey) -> int:
+    """In the 128-bit form."""
+    return key.prefix.prefixlen + (96 if key.family == Family.IPV4 else 0)
+
+
+@dataclass(slots=True)
+class _Ring:
+    offset: int
+    log2: int
+
+
+@dataclass(slots=True)
+class VipRecord:
+    """A VIP's places in the tables."""
+
+    index: int
+    vip: Vip
+    pods: dict[Pod, int] = field(default_factory=dict)  # in the ring; Pod with its port resolved
+    draining: dict[Pod, int] = field(default_factory=dict)
+    ring: _Ring | None = None
+    removed: bool = False
+
+
+@dataclass(slots=True)
+class _Draining:
+    record: VipRecord
+    pod: Pod
+    generation: int
+
+
+class Compiler:
+    """Keeps `tables` equal to what the store holds."""
+
+    def __init__(self, tables: Tables, *, decrement_ttl: bool, any_node_address: bool):
+        self.tables = tables
+        self._generation = 0
+        self._retirement = Retirement()
+        self._match = MatchWriter(tables, self._retire)
+        self._rings = Arena(RING_ARENA, "ring slots")
+        self._vip_indices = IndexPool(MAX_VIPS, "VIPs")
+        self._pod_indices = IndexPool(MAX_PODS, "pods")
+        self._records: dict[VipKey, VipRecord] = {}
+        self._by_index: dict[int, VipRecord] = {}
+        self._draining: dict[int, _Draining] = {}  # by pod index
+        self._chains: dict[tuple[int, int, np.uint64], list[int]] = {}  # pods with the same replies
+        self._references: dict[tuple[int, int, np.uint64], int] = {}  # address entries that several things need
+        self._lengths: dict[tuple[int, int, int], int] = {}  # VIP entries by family, prefix length, class
+        self._node_addresses: set[Address] = set()
+        tables.header[T_DECREMENT_TTL] = int(decrement_ttl)
+        tables.header[T_ANY_NODE_ADDRESS] = int(any_node_address)
+        tables.header[T_REJECT_RATE] = DEFAULT_REJECT_RATE
+
+    # ---------------------------------------------------------------------------------------------- changes
+
+    @property
+    def generation(self) -> int:
+        """Of the last published change."""
+        return self._generation
+
+    def apply(self, changes: Changes) -> int:
+        """Publish; returns the generation that workers acknowledge when they have seen it."""
+        for vip in changes.removed:
+            self._remove(vip)
+        for old, new in changes.changed:
+            if old.type != new.type:
+                self._remove(old)
+                self._add(new)
+            else:
+                self._change(old, new)
+        for vip in changes.added:
+            self._add(vip)
+        return self._publish()
+
+    def set_timeout(self, seconds: float) -> int:
+        """The flow timeout, from the next packet of each flow on."""
+        self.tables.header[T_FLOW_TIMEOUT] = max(1, round(seconds * TICKS_PER_SECOND))
+        return self._publish()
+
+    def set_interface(self, index: int, flags: int) -> int:
+        """Mark an interface (InterfaceFlag)."""
+        self.tables.interfaces[index] = flags
+        return self._publish()
+
+    def set_node_addresses(self, addresses: Iterable[Address]) -> int:
+        """The addresses at which node ports answer."""
+        wanted = set(addresses)
+        for address in wanted - self._node_addresses:
+            self._reference(KIND_NODE_ADDRESS, address)
+        for address in self._node_addresses - wanted:
+            self._dereference(KIND_NODE_ADDRESS, address)
+        self._node_addresses = wanted
+        return self._publish()
+
+    def collect(self, acknowledged: int, references: Callable[[int], int]) -> int:
+        """Free what nobody can see any more; returns how many pods went.
+
+        `acknowledged` is the generation that every worker has seen, `references(pod index)` the sum of their flows.
+        """
+        self._retirement.run(acknowledged)
+        gone = [
+            index
+            for index, draining in self._draining.items()
+            if draining.generation <= acknowledged and references(index) == 0
+        ]
+        for index in gone:
+            draining = self._draining.pop(index)
+            self._free_pod(draining.record, draining.pod, index)
+        if gone:
+            self._publish()
+        return len(gone)
+
+    def _publish(self) -> int:
+        self._generation += 1
+        self.tables.header[T_GENERATION] = self._generation
+        return self._generation
+
+    def _retire(self, action: Callable[[], None]) -> None:
+        self._retirement.add(self._generation + 1, action)
+
+    # ------------------------------------------------------------------------------------------------- reads
+
+    def records(self) -> Iterator[VipRecord]:
+        """Every VIP in use, then removed ones that still drain, by index."""
+        for index in sorted(self._by_index):
+            yield self._by_index[index]
+
+    def record(self, key: VipKey) -> VipRecord | None:
+        """The VIP in use under this key."""
+        return self._records.get(key)
+
+    def slots_of(self, record: VipRecord) -> dict[int, int]:
+        """Ring slots by pod index."""
+        if record.ring is None:
+            return {}
+        ring = self._ring_view(record.ring)
+        owners, counts = np.unique(ring, return_counts=True)
+        return dict(zip(owners.tolist(), counts.tolist(), strict=True))
+
+    def in_use(self) -> dict[str, int]:
+        """How much of each arena is out: what must return to zero when all is deleted."""
+        return {
+            "vips": self._vip_indices.used,
+            "pods": self._pod_indices.used,
+            "ring_slots": self._rings.used,
+            "match_entries": self._match.entries,
+            "address_references": len(self._references),
+            "retired": len(self._retirement),
+        }
+
+    # -------------------------------------------------------------------------------------------------- VIPs
+
+    def _add(self, vip: Vip) -> None:
+        index = self._vip_indices.allocate()
+        record = VipRecord(index, vip)
+        row = self.tables.vips[index]
+        hi, lo = address_words(vip.key.prefix.network_address)
+        self.tables.vips[index] = (
+            hi,
+            lo,
+            0,
+            int(row["generation"]) + 1,
+            self._flags(vip),
+            vip.key.port,
+            vip.target_port,
+            vip.node_port,
+            int(vip.key.protocol),
+            int(vip.type),
+            int(vip.key.family),
+            prefix_length(vip.key),
+            np.zeros(22, np.uint8),
+        )
+        self._records[vip.key] = record
+        self._by_index[index] = record
+        self._set_pods(record, vip)
+        self._enter_key(record)
+        self._reference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
+        self._enter_node_port(record, vip.node_port)
+
+    def _change(self, old: Vip, new: Vip) -> None:
+        record = self._records[old.key]
+        record.vip = new
+        row = self.tables.vips[record.index]
+        if old.pods != new.pods or old.target_port != new.target_port or old.new_len != new.new_len:
+            self._set_pods(record, new)
+        row["target_port"] = new.target_port
+        row["flags"] = self._flags(new)
+        if old.node_port != new.node_port:
+            row["node_port"] = new.node_port
+            self._leave_node_port(record, old.node_port)
+            self._enter_node_port(record, new.node_port)
+
+    def _remove(self, vip: Vip) -> None:
+        record = self._records.pop(vip.key)
+        record.removed = True
+        self._leave_key(record)
+        self._dereference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
+        self._leave_node_port(record, vip.node_port)
+        row = self.tables.vips[record.index]
+        row["generation"] = int(row["generation"]) + 1  # its flows are dead from here on
+        row["flags"] = 0
+        self._set_ring(record, ())
+        for pod in list(record.pods):
+            self._drain(record, pod)
+        if not record.draining:
+            self._retire(lambda: self._free_vip(record))
+
+    def _free_vip(self, record: VipRecord) -> None:
+        if self._by_index.pop(record.index, None) is not None:
+            self._vip_indices.free(record.index)
+
+    @staticmethod
+    def _flags(vip: Vip) -> int:
+        return int(VipFlag.USED | (VipFlag.REJECT if vip.reject else 0))
+
+    # ------------------------------------------------------------------------------------------------- match
+
+    @staticmethod
+    def _protocols(key: VipKey) -> tuple[Protocol, ...]:
+        """The protocols under which a key is entered."""
+        if key.port and key.protocol == Protocol.ANY:
+            return PROTOCOLS_WITH_PORTS
+        return (key.protocol,)
+
+    def _enter_key(self, record: VipRecord) -> None:
+        key = record.vip.key
+        hi, lo = address_words(key.prefix.network_address)
+        for protocol in self._protocols(key):
+            # A VIP of this very protocol goes before one of any protocol at the same port.
+            if protocol != key.protocol and VipKey(key.prefix, protocol, key.port) in self._records:
+                continue
+            word = key_word(KIND_VIP, key.family, prefix_length(key), protocol, key.port)
+            self._match.put(hi, lo, word, record.index)
+        self._count_length(key, 1)
+
+    def _leave_key(self, record: VipRecord) -> None:
+        key = record.vip.key
+        hi, lo = address_words(key.prefix.network_address)
+        general = None
+        if key.port and key.protocol != Protocol.ANY:
+            general = self._records.get(VipKey(key.prefix, Protocol.ANY, key.port))
+        for protocol in self._protocols(key):
+            if protocol != key.protocol and VipKey(key.prefix, protocol, key.port) in self._records:
+                continue
+            word = key_word(KIND_VIP, key.family, prefix_length(key), protocol, key.port)
+            if general is not None and protocol in PROTOCOLS_WITH_PORTS:
+                self._match.put(hi, lo, word, general.index)
+            else:
+                self._match.delete(hi, lo, word)
+        self._count_length(key, -1)
+
+    def _count_length(self, key: VipKey, change: int) -> None:
+        """Keep the sets of prefix lengths and of their kinds of keys, which spare readers vain probes."""
+        side = 0 if key.family == Family.IPV4 else 1
+        plen = prefix_length(key)
+        kind = CLASS_PORT if key.port else CLASS_PROTOCOL if key.protocol != Protocol.ANY else CLASS_ANY
+        self._lengths[side, plen, kind] = self._lengths.get((side, plen, kind), 0) + change
+        present = [k for k in (CLASS_PORT, CLASS_PROTOCOL, CLASS_ANY) if self._lengths.get((side, plen, k))]
+        self.tables.classes[side * PREFIX_LENGTHS + plen] = sum(present)
+        word = T_PREFIXES + 3 * side + plen // 64
+        bit = 1 << plen % 64
+        bits = int(self.tables.header[word])
+        self.tables.header[word] = bits | bit if present else bits & ~bit
+
+    def _enter_node_port(self, record: VipRecord, port: int) -> None:
+        for word in self._node_port_words(record.vip, port):
+            self._match.put(np.uint64(0), np.uint64(0), word, record.index)
+            self.tables.header[T_N_NODEPORTS] += np.uint64(1)
+
+    def _leave_node_port(self, record: VipRecord, port: int) -> None:
+        for word in self._node_port_words(record.vip, port):
+            self._match.delete(np.uint64(0), np.uint64(0), word)
+            self.tables.header[T_N_NODEPORTS] -= np.uint64(1)
+
+    @staticmethod
+    def _node_port_words(vip: Vip, port: int) -> Iterator[np.uint64]:
+        if port:
+            protocols = PROTOCOLS_WITH_PORTS if vip.key.protocol == Protocol.ANY else (vip.key.protocol,)
+            for protocol in protocols:
+                yield key_word(KIND_NODEPORT, vip.key.family, HOST, protocol, port)
+
+    def _reference(self, kind: int, address: Address, plen: int = HOST) -> None:
+        hi, lo = address_words(address)
+        word = key_word(kind, address.version, plen, 0, 0)
+        place = (int(hi), int(lo), word)
+        count = self._references.get(place, 0)
+        if count == 0:
+            self._match.put(hi, lo, word, 1)
+        self._references[place] = count + 1
+
+    def _dereference(self, kind: int, address: Address, plen: int = HOST) -> None:
+        hi, lo = address_words(address)
+        word = key_word(kind, address.version, plen, 0, 0)
+        place = (int(hi), int(lo), word)
+        self._references[place] -= 1
+        if self._references[place] == 0:
+            del self._references[place]
+            self._match.delete(hi, lo, word)
+
+    # -------------------------------------------------------------------------------------------------- pods
+
+    def _set_pods(self, record: VipRecord, vip: Vip) -> None:
+        wanted = [Pod(pod.address, pod.port or vip.target_port) for pod in vip.pods]
+        for pod in wanted:
+            if pod not in record.pods:
+                record.pods[pod] = self._revive(record, pod) or self._add_pod(record, pod)
+        # The new ring goes live before the pods that left it are marked.
+        self._set_ring(record, sorted(wanted))
+        keep = set(wanted)
+        for pod in [pod for pod in record.pods if pod not in keep]:
+            self._drain(record, pod)
+
+    def _add_pod(self, record: VipRecord, pod: Pod) -> int:
+        index = self._pod_indices.allocate()
+        row = self.tables.pods[index]
+        hi, lo = address_words(pod.address)
+        generation = int(row["generation"]) + 1
+        self.tables.pods[index] = (hi, lo, record.index, generation, 0, pod.port, 1, pod.address.version)
+        self._enter_chain(pod, index)
+        self._reference(KIND_POD_ADDRESS, pod.address)
+        return index
+
+    def _revive(self, record: VipRecord, pod: Pod) -> int:
+        """A pod that comes back while it drains keeps its index, and so its flows."""
+        index = record.draining.pop(pod, 0)
+        if index:
+            del self._draining[index]
+            self.tables.pods[index]["flags"] = 1
+        return index
+
+    def _drain(self, record: VipRecord, pod: Pod) -> None:
+        index = record.pods.pop(pod)
+        record.draining[pod] = index
+        self.tables.pods[index]["flags"] = 0
+        self._draining[index] = _Draining(record, pod, self._generation + 1)
+
+    def _free_pod(self, record: VipRecord, pod: Pod, index: int) -> None:
+        del record.draining[pod]
+        self._leave_chain(pod, index)
+        self._dereference(KIND_POD_ADDRESS, pod.address)
+        # Workers may follow `next` of a pod that they met before it was unlinked.
+        self._retire(lambda: self._pod_indices.free(index))
+        if record.removed and not record.draining:
+            self._retire(lambda: self._free_vip(record))
+
+    @staticmethod
+    def _reply_key(pod: Pod) -> tuple[Words, np.uint64]:
+        """Where the pod's replies find it. Pods of several VIPs may share it: they are chained, the newest first."""
+        return address_words(pod.address), key_word(KIND_POD, pod.address.version, HOST, 0, pod.port)
+
+    def _enter_chain(self, pod: Pod, index: int) -> None:
+        (hi, lo), word = self._reply_key(pod)
+        chain = self._chains.setdefault((int(hi), int(lo), word), [])
+        self.tables.pods[index]["next"] = chain[-1] if chain else 0
+        chain.append(index)
+        self._match.put(hi, lo, word, index)
+
+    def _leave_chain(self, pod: Pod, index: int) -> None:
+        (hi, lo), word = self._reply_key(pod)
+        chain = self._chains[int(hi), int(lo), word]
+        place = chain.index(index)
+        del chain[place]
+        before = chain[place - 1] if place else 0
+        if place < len(chain):
+            self.tables.pods[chain[place]]["next"] = before
+        elif chain:
+            self._match.put(hi, lo, word, before)
+        else:
+            del self._chains[int(hi), int(lo), word]
+            self._match.delete(hi, lo, word)
+
+    # ------------------------------------------------------------------------------------------------- rings
+
+    def _ring_view(self, ring: _Ring) -> np.ndarray:
+        return self.tables.rings[ring.offset : ring.offset + (1 << ring.log2)]
+
+    def _set_ring(self, record: VipRecord, pods: Iterable[Pod]) -> None:
+        old = record.ring
+        owners = [record.pods[pod] for pod in pods]
+        word = 0
+        record.ring = None
+        if owners:
+            log2 = record.vip.new_len.bit_length() - 1
+            record.ring = _Ring(self._rings.allocate(log2), log2)
+            ring = self._ring_view(record.ring)
+            ring[:] = 0
+            rows = self.tables.pods[np.array(owners)]
+            walk = np.empty((2, len(owners)), np.uint32)
+            fill_ring(rows["hi"].copy(), rows["lo"].copy(), np.array(owners, np.uint32), walk, ring)
+            word = record.ring.offset << 8 | log2
+        self.tables.vips[record.index]["ring"] = word
+        if old is not None:
+            self._retire(lambda: self._rings.free(old.offset, old.log2))

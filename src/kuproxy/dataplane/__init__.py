@@ -1,0 +1,1 @@
+"""Arrays and the compiled kernels that forward packets, with no knowledge of the model and no I/O."""

@@ -1,0 +1,180 @@
+"""The established-flow ("sticky") table of one worker.
+
+A bucket is one cache line of four 16-byte entries (hash, expiry, VIP, pod), as in VPP; a fifth live flow of a bucket is not
+tracked. At the same index as the entry lies the flow's record, which says exactly whose flow it is and what its client
+addressed; a second small hash, keyed by the reply as it leaves the pod, leads back to it.
+
+Nothing is moved while a flow lives: its index (`slot`) is its name. Recycling is lazy: an expired entry, or one whose VIP was
+deleted, counts as free wherever it is met; `sweep` releases the rest, so that pods lose their last reference in time.
+"""
+
+import numpy as np
+
+from kuproxy.dataplane._jit import helper, kernel
+from kuproxy.dataplane.hash import hash_words, ports_word
+from kuproxy.dataplane.layout import REVERSE_WAYS, W_FLOWS, W_SWEEP, W_SWEEPS, WAYS
+
+_LOW = np.uint64(0xFFFFFFFF)
+
+
+@helper
+def is_live(expires, now):
+    """Wrap-safe: expires lies less than half the 32-bit circle ahead of now."""
+    ahead = (np.int64(expires) - now) & 0xFFFFFFFF
+    return 0 < ahead and ahead < 0x80000000
+
+
+@helper
+def is_occupied(tables, state, slot, now):
+    """Does a flow that still counts hold this slot?"""
+    entry = state.entries[slot]
+    if entry["pod"] == 0 or not is_live(entry["expires"], now):
+        return False
+    return tables.vips[entry["vip"]]["generation"] == state.flows[slot]["generation"]
+
+
+@kernel
+def release(state, slot):
+    """Forget the flow in `slot`: its entry, its way back and its hold on the pod."""
+    entry = state.entries[slot]
+    back = state.reverse[state.flows[slot]["reverse"]]
+    if np.int64(back["slot"]) == slot + 1:
+        back["slot"] = 0
+        back["hash"] = 0
+    state.pod_refs[entry["pod"]] -= 1
+    entry["pod"] = 0
+    entry["hash"] = 0
+    state.header[W_FLOWS] -= 1
+
+
+@kernel
+def free_way(tables, state, flow_hash, now):
+    """A slot of the bucket that may be written (released if need be), or -1 if four flows live there."""
+    buckets = len(state.entries) // WAYS
+    base = (flow_hash & (buckets - 1)) * WAYS
+    for way in range(WAYS):
+        if state.entries[base + way]["pod"] == 0:
+            return base + way
+    for way in range(WAYS):
+        if not is_occupied(tables, state, base + way, now):
+            release(state, base + way)
+            return base + way
+    return np.int64(-1)
+
+
+@helper
+def reply_hash(family, pod_hi, pod_lo, pod_port, client_hi, client_lo, client_port):
+    """Flow hash of the packets that come back from the pod."""
+    word = ports_word(pod_port, client_port)
+    return np.int64(hash_words(family, pod_hi, pod_lo, client_hi, client_lo, word))
+
+
+@helper
+def find_reply(tables, state, line_hash, pod_hi, pod_lo, pod_port, client_hi, client_lo, client_port, protocol, family, now):
+    """The slot of the live flow whose reply this is, or -1."""
+    lines = len(state.reverse) // REVERSE_WAYS
+    base = (line_hash & (lines - 1)) * REVERSE_WAYS
+    for way in range(REVERSE_WAYS):
+        back = state.reverse[base + way]
+        if np.int64(back["hash"]) == line_hash and back["slot"] != 0:
+            slot = np.int64(back["slot"]) - 1
+            flow = state.flows[slot]
+            if (
+                flow["client_lo"] == client_lo
+                and flow["client_hi"] == client_hi
+                and np.int64(flow["client_port"]) == client_port
+                and np.int64(flow["pod_port"]) == pod_port
+                and np.int64(flow["protocol"]) == protocol
+                and np.int64(flow["family"]) == family
+            ):
+                pod = tables.pods[state.entries[slot]["pod"]]
+                if pod["lo"] == pod_lo and pod["hi"] == pod_hi and is_occupied(tables, state, slot, now):
+                    return slot
+    return np.int64(-1)
+
+
+@kernel
+def free_reverse(tables, state, line_hash, now):
+    """Index of a writable reverse entry of the line, or -1 if eight live flows hold it."""
+    lines = len(state.reverse) // REVERSE_WAYS
+    base = (line_hash & (lines - 1)) * REVERSE_WAYS
+    for way in range(REVERSE_WAYS):
+        if state.reverse[base + way]["slot"] == 0:
+            return base + way
+    for way in range(REVERSE_WAYS):
+        slot = np.int64(state.reverse[base + way]["slot"]) - 1
+        if not is_occupied(tables, state, slot, now):
+            release(state, slot)
+            return base + way
+    return np.int64(-1)
+
+
+@kernel
+def sweep(tables, state, now, buckets):
+    """Look at the next `buckets` buckets and release what no longer counts."""
+    total = len(state.entries) // WAYS
+    position = state.header[W_SWEEP]
+    if buckets > total:
+        buckets = total
+    for _ in range(buckets):
+        base = position * WAYS
+        for slot in range(base, base + WAYS):
+            if state.entries[slot]["pod"] != 0 and not is_occupied(tables, state, slot, now):
+                release(state, slot)
+        position += 1
+        if position >= total:
+            position = 0
+            state.header[W_SWEEPS] += 1
+    state.header[W_SWEEP] = position
+
+
+@kernel
+def flush(state):
+    """Forget every flow; returns how many there were."""
+    released = 0
+    for slot in range(len(state.entries)):
+        if state.entries[slot]["pod"] != 0:
+            release(state, slot)
+            released += 1
+    return released
+
+
+@kernel
+def migrate(tables, old, new, now):
+    """Copy every live flow of `old` into the empty table of `new` (same header, counters and references otherwise).
+
+    Returns the number of flows that found no place; the caller then keeps `old`. Reference counts and W_FLOWS are
+    left as they are: what was copied keeps its reference, and what was dead is released in `old` first.
+    """
+    lost = 0
+    buckets = len(new.entries) // WAYS
+    lines = len(new.reverse) // REVERSE_WAYS
+    for slot in range(len(old.entries)):
+        entry = old.entries[slot]
+        if entry["pod"] == 0:
+            continue
+        if not is_occupied(tables, old, slot, now):
+            release(old, slot)
+            continue
+        flow = old.flows[slot]
+        target = np.int64(-1)
+        base = (np.int64(entry["hash"]) & (buckets - 1)) * WAYS
+        for way in range(WAYS):
+            if new.entries[base + way]["pod"] == 0:
+                target = base + way
+                break
+        back = np.int64(-1)
+        line = (np.int64(flow["reverse_hash"]) & (lines - 1)) * REVERSE_WAYS
+        for way in range(REVERSE_WAYS):
+            if new.reverse[line + way]["slot"] == 0:
+                back = line + way
+                break
+        if target < 0 or back < 0:
+            lost += 1
+            continue
+        new.entries[target] = entry
+        new.flows[target] = flow
+        new.flows[target]["reverse"] = back
+        new.reverse[back]["hash"] = flow["reverse_hash"]
+        new.reverse[back]["slot"] = target + 1
+    return lost

@@ -1,0 +1,89 @@
+"""The graph: its nodes in order, and run_graph, the one way of every packet.
+
+A vector visits the nodes one after another; a node takes the packets that wait in its queue and hands each to the queue
+of a later node, or ends it. Vectors without packets for a node pay one comparison for it.
+"""
+
+from kuproxy.codes import Node
+from kuproxy.dataplane._jit import kernel
+from kuproxy.dataplane.flow_table import sweep
+from kuproxy.dataplane.layout import N_NODES, W_NOW, W_VECTORS
+from kuproxy.dataplane.nodes.balance import kp_balance
+from kuproxy.dataplane.nodes.fragment import expire_held, kp_fragment, recycle_held
+from kuproxy.dataplane.nodes.in2out import kp_nat4_in2out, kp_nat6_in2out
+from kuproxy.dataplane.nodes.input import kp_input
+from kuproxy.dataplane.nodes.lookup import kp_lookup
+from kuproxy.dataplane.nodes.nat44 import kp4_nat4
+from kuproxy.dataplane.nodes.nat66 import kp6_nat6
+from kuproxy.dataplane.nodes.nodeport import kp4_nodeport, kp6_nodeport
+from kuproxy.dataplane.nodes.reject import kp_reject
+
+# The table that the completeness test, the documentation and the drawing read. run_graph below is the same, spelled
+# out, because a compiled loop over functions would cost an indirect call a node.
+NODES = {
+    Node.INPUT: kp_input,
+    Node.FRAGMENT: kp_fragment,
+    Node.LOOKUP: kp_lookup,
+    Node.NODEPORT4: kp4_nodeport,
+    Node.NODEPORT6: kp6_nodeport,
+    Node.BALANCE: kp_balance,
+    Node.NAT44: kp4_nat4,
+    Node.NAT66: kp6_nat6,
+    Node.NAT4_IN2OUT: kp_nat4_in2out,
+    Node.NAT6_IN2OUT: kp_nat6_in2out,
+    Node.REJECT: kp_reject,
+}
+
+_FRAGMENT = int(Node.FRAGMENT)
+_LOOKUP = int(Node.LOOKUP)
+_NODEPORT4 = int(Node.NODEPORT4)
+_NODEPORT6 = int(Node.NODEPORT6)
+_BALANCE = int(Node.BALANCE)
+_NAT44 = int(Node.NAT44)
+_NAT66 = int(Node.NAT66)
+_NAT4_IN2OUT = int(Node.NAT4_IN2OUT)
+_NAT6_IN2OUT = int(Node.NAT6_IN2OUT)
+_REJECT = int(Node.REJECT)
+
+
+@kernel
+def run_graph(frame, tables, state, now):
+    """Take packets[0:meta[META_COUNT]] to their outcomes at time `now` (ticks, int64 below 2^32).
+
+    Reads packets' start, length, room, interface, flags and vnet; expects the rest zeroed; may append released
+    fragments behind, raising META_COUNT.
+    """
+    state.header[W_NOW] = now
+    state.header[W_VECTORS] += 1
+    for node in range(N_NODES):
+        frame.queued[node] = 0
+    recycle_held(state)
+    kp_input(frame, tables, state, now)
+    if frame.queued[_FRAGMENT] != 0:
+        kp_fragment(frame, tables, state, now)
+    if frame.queued[_LOOKUP] != 0:
+        kp_lookup(frame, tables, state, now)
+    if frame.queued[_NODEPORT4] != 0:
+        kp4_nodeport(frame, tables, state, now)
+    if frame.queued[_NODEPORT6] != 0:
+        kp6_nodeport(frame, tables, state, now)
+    if frame.queued[_BALANCE] != 0:
+        kp_balance(frame, tables, state, now)
+    if frame.queued[_NAT44] != 0:
+        kp4_nat4(frame, tables, state, now)
+    if frame.queued[_NAT66] != 0:
+        kp6_nat6(frame, tables, state, now)
+    if frame.queued[_NAT4_IN2OUT] != 0:
+        kp_nat4_in2out(frame, tables, state, now)
+    if frame.queued[_NAT6_IN2OUT] != 0:
+        kp_nat6_in2out(frame, tables, state, now)
+    if frame.queued[_REJECT] != 0:
+        kp_reject(frame, tables, state, now)
+
+
+@kernel
+def run_maintenance(tables, state, now, buckets):
+    """Between vectors: release what expired in the next `buckets` buckets, drop fragments that waited too long."""
+    state.header[W_NOW] = now
+    sweep(tables, state, now, buckets)
+    expire_held(state, now)

@@ -1,0 +1,45 @@
+"""The new-flow table: Maglev's consistent hashing (Eisenbud et al., NSDI 2016, section 3.4) in VPP's variant.
+
+VPP takes a power of two as the table's size and an odd skip, which is coprime to it, where the paper takes a prime.
+The filling is the paper's: pods in turn take the next free slot of their own walk through the table.
+"""
+
+import numpy as np
+
+from kuproxy.dataplane._jit import kernel
+from kuproxy.dataplane.hash import pod_seed
+
+_LOW = np.uint64(0xFFFFFFFF)
+
+
+@kernel
+def fill_ring(hi, lo, owners, walk, ring):
+    """Fill `ring` (uint32[2^n]) with `owners` (uint32[p]) of the pods with addresses `hi`, `lo` (uint64[p]).
+
+    The pods must come sorted by their 16 address bytes (then port): the table is then the same on every node.
+    `walk` (uint32[2, p]) is scratch; `ring` must be zeroed; `owners` must not contain 0. Without pods the ring stays zero.
+    """
+    pods = len(owners)
+    slots = len(ring)
+    if pods == 0:
+        return
+    mask = np.uint32(slots - 1)
+    position = walk[0]
+    skip = walk[1]
+    for pod in range(pods):
+        seed = pod_seed(hi[pod], lo[pod])
+        skip[pod] = np.uint32((seed & _LOW) | np.uint64(1)) & mask
+        position[pod] = np.uint32(seed >> np.uint64(32)) & mask
+    # With one slot the masked skip is 0, which is right: there is nowhere to go.
+    filled = 0
+    while True:
+        for pod in range(pods):
+            slot = position[pod]
+            step = skip[pod]
+            while ring[slot] != 0:
+                slot = (slot + step) & mask
+            ring[slot] = owners[pod]
+            position[pod] = (slot + step) & mask
+            filled += 1
+            if filled == slots:
+                return

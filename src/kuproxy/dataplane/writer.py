@@ -1,0 +1,139 @@
+"""The writer's side of Tables: places in the arenas, indices, the match table's growth, and what must wait.
+
+Used by the control process alone. Readers may still look at whatever was published, so nothing is reused before every
+worker has passed a quiescent point: `Retirement` keeps such things until their generation is acknowledged.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from kuproxy.dataplane.layout import MATCH_ARENA, T_MATCH, Tables
+from kuproxy.dataplane.match import match_clear, match_copy, match_delete, match_put
+from kuproxy.errors import TableFullError
+
+
+class Arena:
+    """Blocks of 2^n entries in an array of `capacity` entries: freed blocks are kept by size, never split or merged.
+
+    Services come and go with similar ring sizes, so the simple scheme wastes little.
+    """
+
+    def __init__(self, capacity: int, what: str):
+        self._capacity = capacity
+        self._what = what
+        self._top = 0
+        self._free: dict[int, list[int]] = {}
+        self.used = 0  # entries in blocks that are out
+
+    def allocate(self, log2: int) -> int:
+        """Offset of a block of 2^log2 entries, with whatever its last use left in it."""
+        blocks = self._free.get(log2)
+        size = 1 << log2
+        if blocks:
+            offset = blocks.pop()
+        else:
+            if self._top + size > self._capacity:
+                raise TableFullError(f"no room for {size} more {self._what}; {self._capacity} in all")
+            offset = self._top
+            self._top += size
+        self.used += size
+        return offset
+
+    def free(self, offset: int, log2: int) -> None:
+        """Give a block back."""
+        self._free.setdefault(log2, []).append(offset)
+        self.used -= 1 << log2
+
+
+class IndexPool:
+    """Indices 1 .. capacity - 1; 0 means "none" everywhere."""
+
+    def __init__(self, capacity: int, what: str):
+        self._capacity = capacity
+        self._what = what
+        self._next = 1
+        self._free: list[int] = []
+
+    @property
+    def used(self) -> int:
+        """Indices that are out."""
+        return self._next - 1 - len(self._free)
+
+    def allocate(self) -> int:
+        """The index freed last, or a new one."""
+        if self._free:
+            return self._free.pop()
+        if self._next == self._capacity:
+            raise TableFullError(f"{self._capacity - 1} {self._what} at most")
+        self._next += 1
+        return self._next - 1
+
+    def free(self, index: int) -> None:
+        """Give an index back."""
+        self._free.append(index)
+
+
+class Retirement:
+    """Things to do once every worker has acknowledged a generation."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, generation: int, action: Callable[[], None]) -> None:
+        """Run `action` when `generation` has been seen by all. Generations must not decrease."""
+        self._waiting.append((generation, action))
+
+    def run(self, acknowledged: int) -> None:
+        """Run what waited for generations up to `acknowledged`."""
+        while self._waiting and self._waiting[0][0] <= acknowledged:
+            self._waiting.popleft()[1]()
+
+
+class MatchWriter:
+    """Keeps the match table at most half full (tombstones included), growing beside the live one."""
+
+    def __init__(self, tables: Tables, retire: Callable[[Callable[[], None]], None]):
+        self._tables = tables
+        self._retire = retire
+        self._arena = Arena(MATCH_ARENA, "match entries")
+        self._log2 = 6
+        self._location = self._new_table(self._log2)
+        self._taken = 0  # slots that are not empty: entries and tombstones
+        self.entries = 0
+        tables.header[T_MATCH] = self._location
+
+    def _new_table(self, log2: int) -> np.uint64:
+        location = np.uint64(self._arena.allocate(log2) << 8 | log2)
+        match_clear(self._tables.match, location)
+        return location
+
+    def _make_room(self) -> None:
+        if self._taken * 2 < 1 << self._log2:
+            return
+        log2 = 6
+        while self.entries * 4 >= 1 << log2:
+            log2 += 1
+        old, old_log2 = self._location, self._log2
+        self._location = self._new_table(log2)
+        self._taken = match_copy(self._tables.match, old, self._location)
+        self._log2 = log2
+        self._tables.header[T_MATCH] = self._location
+        self._retire(lambda: self._arena.free(int(old) >> 8, old_log2))
+
+    def put(self, hi: np.uint64, lo: np.uint64, key: np.uint64, value: int) -> None:
+        """Insert or change an entry."""
+        self._make_room()
+        new = match_put(self._tables.match, self._location, hi, lo, key, value)
+        self._taken += new
+        self.entries += new
+
+    def delete(self, hi: np.uint64, lo: np.uint64, key: np.uint64) -> None:
+        """Remove an entry; it must be there."""
+        if not match_delete(self._tables.match, self._location, hi, lo, key):
+            raise KeyError(f"no match entry {int(hi):x} {int(lo):x} {int(key):x}")
+        self.entries -= 1

@@ -1,0 +1,1 @@
+"""One module per way in and out for packets, all keeping the contract of `contract.py`."""

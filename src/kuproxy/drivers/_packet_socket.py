@@ -1,0 +1,162 @@
+"""Setting up AF_PACKET: two sockets, a receive ring, and one stretch of memory over ring and hold area.
+
+Everything here runs once per driver, in plain Python.  Constants are those of <linux/if_packet.h>.
+"""
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import struct
+import weakref
+from typing import NamedTuple
+
+import numpy as np
+
+from kuproxy.dataplane.layout import HOLD_ROOM
+from kuproxy.errors import DriverError, PrivilegeError
+
+SOL_PACKET = 263
+PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION = 5, 6, 10
+PACKET_VNET_HDR, PACKET_FANOUT, PACKET_IGNORE_OUTGOING = 15, 18, 23
+TPACKET_V2 = 1
+FANOUT_QM = 5
+ETH_P_ALL = 3
+
+TPACKET_ALIGNMENT = 16
+BLOCK = 1 << 21  # of the ring: one allocation of the kernel, at most
+TX_BUFFER = 1 << 26  # bytes that may be on their way out of the socket
+_SO_SNDBUFFORCE = 32
+_SIOCGIFNAME = 0x8910
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+
+
+class RingShape(NamedTuple):
+    """How the frames lie in the ring. A frame does not cross a block's end, and need not fill the block."""
+
+    block_bytes: int
+    blocks: int
+    frame_bytes: int
+    offsets: np.ndarray  # int64[frames], from the ring's beginning
+
+    @property
+    def size(self) -> int:
+        return self.block_bytes * self.blocks
+
+
+def ring_shape(frames: int, frame_bytes: int) -> RingShape:
+    """At least `frames` frames.
+
+    Blocks are powers of two because the kernel allocates them as such: a block of 257 pages would take 512.
+    31 frames of 65,792 bytes leave 3 % of 2 MiB unused.
+    """
+    if frames < 1 or frame_bytes % TPACKET_ALIGNMENT or not 256 <= frame_bytes <= BLOCK:
+        raise DriverError(
+            f"a ring of {frames} frames of {frame_bytes} bytes: frames have 256 to {BLOCK} bytes, "
+            f"a multiple of {TPACKET_ALIGNMENT}"
+        )
+    block = mmap.PAGESIZE
+    while block < BLOCK and block < frames * frame_bytes:
+        block *= 2
+    per_block = block // frame_bytes
+    blocks = -(-frames // per_block)
+    which = np.arange(blocks * per_block)
+    return RingShape(block, blocks, frame_bytes, which // per_block * block + which % per_block * frame_bytes)
+
+
+class PacketSockets:
+    """A receiving socket with its ring, and a sending one, both bound to `interface`.
+
+    `data` is uint8[ring | HOLD_ROOM].  It stays valid memory after `close` and for as long as somebody refers
+    to it; the kernel has then taken back the ring's pages.
+    """
+
+    def __init__(self, interface: str, shape: RingShape, fanout: int | None):
+        self.interface = interface
+        self._map: int | None = None
+        try:
+            # Protocol 0: nothing comes in before the ring is ready and `bind` names the protocol.
+            self.rx = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            self.tx = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        except PermissionError as error:
+            raise PrivilegeError("packet sockets need CAP_NET_RAW") from error
+        try:
+            self.index = socket.if_nametoindex(interface)
+            for option, value in (
+                (PACKET_VERSION, TPACKET_V2),
+                (PACKET_VNET_HDR, 1),  # before the ring: it changes where packets lie in their frames
+                (PACKET_IGNORE_OUTGOING, 1),  # or we would hear ourselves
+            ):
+                self.rx.setsockopt(SOL_PACKET, option, value)
+            request = struct.pack(
+                "IIII", shape.block_bytes, shape.blocks, shape.frame_bytes, len(shape.offsets)
+            )
+            self.rx.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+            self.tx.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+            try:
+                self.tx.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, TX_BUFFER)
+            except PermissionError:
+                self.tx.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, TX_BUFFER)
+            self.data = self._map_ring(shape.size)
+            self.tx.bind((interface, 0))
+            self.rx.bind((interface, ETH_P_ALL))
+            if fanout is not None:
+                self.rx.setsockopt(
+                    SOL_PACKET, PACKET_FANOUT, struct.pack("I", fanout & 0xFFFF | FANOUT_QM << 16)
+                )
+        except OSError as error:
+            self.close()
+            if error.errno == errno.EPERM:
+                raise PrivilegeError(f"interface {interface}: {error.strerror}") from error
+            raise DriverError(f"interface {interface}: {error.strerror or error}") from error
+
+    def _map_ring(self, ring: int) -> np.ndarray:
+        """One stretch of addresses, so that Frame.data is one array: reserved whole, the ring laid over it."""
+        total = ring + -(-HOLD_ROOM // mmap.PAGESIZE) * mmap.PAGESIZE
+        address = _checked_mmap(None, total, _READ_WRITE, _ANONYMOUS, -1)
+        buffer = (ctypes.c_uint8 * (ring + HOLD_ROOM)).from_address(address)
+        weakref.finalize(buffer, _libc.munmap, address, total).atexit = False
+        self._map, self._ring = address, ring
+        _checked_mmap(address, ring, _READ_WRITE, mmap.MAP_SHARED | _MAP_FIXED, self.rx.fileno())
+        return np.frombuffer(buffer, np.uint8)
+
+    def errors(self) -> int:
+        """Read and clear the sockets' pending errors; returns one of them, 0 if there was none."""
+        return max(s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for s in (self.rx, self.tx))
+
+    def gone(self) -> bool:
+        """Whether the interface was removed (one of the same name that came later is another).
+
+        Asked through the socket, which belongs to the interface's network namespace.
+        """
+        try:
+            fcntl.ioctl(self.rx, _SIOCGIFNAME, struct.pack("16si20x", b"", self.index))
+        except OSError as error:
+            return error.errno in (errno.ENODEV, errno.ENXIO)
+        return False
+
+    def close(self) -> None:
+        if self._map is not None:
+            # Arrays may still refer to the ring's addresses: put ordinary memory there.
+            _checked_mmap(self._map, self._ring, _READ_WRITE, _ANONYMOUS | _MAP_FIXED, -1)
+            self._map = None
+        self.rx.close()
+        self.tx.close()
+
+
+def _checked_mmap(address: int | None, size: int, protection: int, flags: int, fd: int) -> int:
+    result = _libc.mmap(address, size, protection, flags, fd, 0)
+    if result is None or result == ctypes.c_void_p(-1).value:
+        code = ctypes.get_errno()
+        raise OSError(code, f"mapping {size} bytes: {os.strerror(code)}")
+    return int(result)

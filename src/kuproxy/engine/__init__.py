@@ -1,0 +1,1 @@
+"""Owns the workers: their memory, the compiled loops that run the graph, and what they have counted."""

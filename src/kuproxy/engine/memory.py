@@ -1,0 +1,108 @@
+"""The shared memory of a data plane: one region of tables, and per worker one of state and one of flows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kuproxy.codes import Outcome
+from kuproxy.dataplane import flow_table
+from kuproxy.dataplane.layout import (
+    STATE_SPEC,
+    TABLES_SPEC,
+    TICK_MASK,
+    TICKS_PER_SECOND,
+    W_FLOWS,
+    W_LOG2_BUCKETS,
+    W_OUTCOMES,
+    W_RECEIVED,
+    WAYS,
+    Region,
+    Tables,
+    WorkerState,
+    as_state,
+    as_tables,
+    flow_spec,
+)
+from kuproxy.errors import TableFullError
+
+
+def ticks(seconds: float) -> int:
+    """A time in seconds as the data plane's clock (ticks, wrapped to 32 bits)."""
+    return int(seconds * TICKS_PER_SECOND) & TICK_MASK
+
+
+class TablesMemory:
+    """The one region that control writes and workers read."""
+
+    def __init__(self, fd: int | None = None):
+        self.region = Region(TABLES_SPEC, fd, name="tables")
+        self.tables: Tables = as_tables(self.region)
+
+
+class WorkerMemory:
+    """What one worker writes: counters and references stay, the flow table is replaced when it is resized."""
+
+    def __init__(self, log2_buckets: int, fd: int | None = None, flows_fd: int | None = None):
+        self.fixed = Region(STATE_SPEC, fd, name="state")
+        self.flows = Region(flow_spec(log2_buckets), flows_fd, name="flows")
+        self.state: WorkerState = as_state(self.fixed, self.flows)
+        self.state.header[W_LOG2_BUCKETS] = log2_buckets
+
+    @property
+    def log2_buckets(self) -> int:
+        return int(self.state.header[W_LOG2_BUCKETS])
+
+    def resize(self, tables: Tables, log2_buckets: int, now: int) -> None:
+        """Move every live flow into a table of 2^log2_buckets buckets.
+
+        Only the worker itself, between vectors, may do so. Raises TableFullError, changing nothing, if some bucket of the
+        new table would have to hold more than four live flows.
+        """
+        if log2_buckets == self.log2_buckets:
+            return
+        flows = Region(flow_spec(log2_buckets), name="flows")
+        state = as_state(self.fixed, flows)
+        lost = flow_table.migrate(tables, self.state, state, now)
+        if lost:
+            flows.close()
+            raise TableFullError(
+                f"{lost} live flows would find no place in {1 << log2_buckets} buckets; "
+                f"the table keeps its {1 << self.log2_buckets}"
+            )
+        self.flows.close()
+        self.flows, self.state = flows, state
+        self.state.header[W_LOG2_BUCKETS] = log2_buckets
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over workers."""
+
+    counters: np.ndarray  # uint64[nodes, reasons]
+    outcomes: tuple[int, ...]  # by Outcome; their sum is `received`
+    received: int
+    flows: tuple[int, ...]  # flows in each worker's table, expired ones that were not swept yet included
+    capacity: tuple[int, ...]  # entries of each worker's table
+
+
+def totals(states: Sequence[WorkerState]) -> Totals:
+    """Add up what the workers have counted."""
+    headers = [state.header for state in states]
+    return Totals(
+        counters=np.sum([state.counters for state in states], axis=0, dtype=np.uint64),
+        outcomes=tuple(sum(int(h[W_OUTCOMES + outcome]) for h in headers) for outcome in Outcome),
+        received=sum(int(h[W_RECEIVED]) for h in headers),
+        flows=tuple(int(h[W_FLOWS]) for h in headers),
+        capacity=tuple(WAYS << int(h[W_LOG2_BUCKETS]) for h in headers),
+    )
+
+
+def vip_counters(states: Sequence[WorkerState], index: int) -> np.ndarray:
+    """uint64[8], columns VipCounter, since the index was first used."""
+    return np.sum([state.vip_counters[index] for state in states], axis=0, dtype=np.uint64)
+
+
+def pod_flows(states: Sequence[WorkerState], index: int) -> int:
+    """Flows that refer to the pod."""
+    return sum(int(state.pod_refs[index]) for state in states)

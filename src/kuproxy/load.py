@@ -1,0 +1,138 @@
+"""Configuration files into one `Config`: `ku` scripts and Kubernetes manifests, told apart by their suffix.
+
+This is where files are read; what they mean is decided by `vppcli`, `kube` and `control`, which read none.
+
+The files are one configuration: scripts continue each other in the order given, and a Service may stand in another
+file than its EndpointSlices.  Every file is read to its end before anything is refused, and the refusal names all
+problems of all files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from kuproxy.control import policy
+from kuproxy.control.store import Store
+from kuproxy.errors import ConfigError, ConflictError, Problem
+from kuproxy.kube.manifest import Manifest, read_manifest
+from kuproxy.kube.reader import Finding
+from kuproxy.kube.reader import Path as FieldPath
+from kuproxy.model.config import Config
+from kuproxy.model.service import EndpointSlice, Service
+from kuproxy.model.vip import Vip
+from kuproxy.vppcli.apply import Desired
+
+__all__ = ["MANIFEST_SUFFIXES", "SCRIPT_SUFFIX", "load_config"]
+
+T = TypeVar("T")
+
+SCRIPT_SUFFIX = ".ku"
+MANIFEST_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an object stands; its line is looked up only when there is something to say about it."""
+
+    manifest: Manifest
+    subject: str
+    path: FieldPath
+
+    def problem(self, message: str) -> Problem:
+        finding = Finding(self.subject, self.path, message, depth=len(self.path))
+        return self.manifest.place([finding])[0]
+
+
+@dataclass(slots=True)
+class _Objects:
+    """What all manifests together hold, each object once."""
+
+    services: dict[str, tuple[Service, _Place]] = field(default_factory=dict)
+    slices: dict[str, tuple[EndpointSlice, _Place]] = field(default_factory=dict)
+
+
+def load_config(paths: Sequence[Path | str]) -> Config:
+    """Read files.  Raises ConfigError with every problem, in the order of the files and their lines."""
+    problems: list[Problem] = []
+    notes: list[Problem] = []
+    desired = Desired()
+    objects = _Objects()
+    for name in paths:
+        path = Path(name)
+        try:
+            _load_file(path, desired, objects, notes)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    vips = _service_vips(objects, notes)
+    if not problems:  # with lines missing, what remains may conflict for no reason of its own
+        problems.extend(_conflicts(desired.vips, vips))
+    if problems:
+        raise ConfigError(problems)
+    config = desired.config(tuple(map(str, paths)))
+    return replace(config, vips=config.vips + tuple(vips), notes=tuple(notes))
+
+
+def _load_file(path: Path, desired: Desired, objects: _Objects, notes: list[Problem]) -> None:
+    file = str(path)
+    if path.suffix not in (SCRIPT_SUFFIX, *MANIFEST_SUFFIXES):
+        known = ", ".join((SCRIPT_SUFFIX, *MANIFEST_SUFFIXES))
+        raise ConfigError(
+            Problem(f"unknown kind of file {path.suffix!r}", file, hint=f"it is one of {known}")
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(Problem(f"cannot be read: {error.strerror}", file)) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(Problem("is not UTF-8", file, line)) from None
+    if path.suffix == SCRIPT_SUFFIX:
+        desired.run(text, file)
+    else:
+        _load_manifest(text, file, objects, notes)
+
+
+def _load_manifest(text: str, file: str, objects: _Objects, notes: list[Problem]) -> None:
+    manifest = read_manifest(text, file)
+    converted = manifest.converted
+    problems = manifest.place(converted.problems)
+    notes.extend(manifest.place(converted.notes))
+    for service, path in converted.services:
+        place = _Place(manifest, f"Service {service.full_name}", path)
+        problems += _add_once(objects.services, service.full_name, service, place)
+    for endpoint_slice, path in converted.slices:
+        name = f"{endpoint_slice.namespace}/{endpoint_slice.name}"
+        place = _Place(manifest, f"EndpointSlice {name}", path)
+        problems += _add_once(objects.slices, name, endpoint_slice, place)
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda problem: problem.line))
+
+
+def _add_once(known: dict[str, tuple[T, _Place]], name: str, item: T, place: _Place) -> list[Problem]:
+    if name in known:
+        first = known[name][1].problem("")
+        return [place.problem(f"is given twice, first at {first.file}:{first.line}")]
+    known[name] = (item, place)
+    return []
+
+
+def _service_vips(objects: _Objects, notes: list[Problem]) -> list[Vip]:
+    for service, place in objects.services.values():
+        reason = policy.skip_reason(service)
+        texts = [f"skipped: {reason}"] if reason is not None else policy.not_honoured(service)
+        notes.extend(map(place.problem, texts))
+    return policy.vips_of(
+        (service for service, _place in objects.services.values()),
+        (endpoint_slice for endpoint_slice, _place in objects.slices.values()),
+    )
+
+
+def _conflicts(*groups: Iterable[Vip]) -> tuple[Problem, ...]:
+    try:
+        Store().replace("files", (vip for group in groups for vip in group))
+    except ConflictError as error:
+        return error.problems
+    return ()

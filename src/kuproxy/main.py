@@ -1,0 +1,33 @@
+"""What every entry point shares: errors become one clear line each on stderr and exit status 2."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from kuproxy.errors import KuError
+
+USAGE_ERROR = 2
+
+
+def run(command: click.Command, arguments: Sequence[str] | None = None, name: str = "ku") -> None:
+    """Run a click command as the whole process, and exit.
+
+    KuError and click's usage errors end with status 2, a closed pipe quietly, Ctrl-C with 130.
+    """
+    try:
+        status = command.main(arguments, prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(USAGE_ERROR)
+    except KuError as error:
+        print(error, file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)

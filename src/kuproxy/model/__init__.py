@@ -1,0 +1,1 @@
+"""What users talk about (services, VIPs, pods, settings): immutable values, no arrays."""

@@ -1,0 +1,275 @@
+"""VIPs and pods, as everything above the tables talks about them.
+
+A `Vip` that exists is valid: its constructor checks everything, reports all faults at once, and brings equal
+meanings into one form, so that comparing two of them tells whether anything must change in the tables.  There is
+no I/O and no array here; `control.compile` alone translates these records.
+
+A VIP is identified by prefix, protocol *and* port: VPP keys it by the prefix alone and never compares the port,
+which is why two services on one address are impossible there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from operator import attrgetter
+
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Family, Protocol, VipType
+from kuproxy.errors import ConfigError, Problem
+
+__all__ = [
+    "DEFAULT_NEW_LEN",
+    "MAX_NEW_LEN",
+    "MAX_PORT",
+    "VIP_TYPE_WORDS",
+    "Address",
+    "Pod",
+    "Prefix",
+    "Vip",
+    "VipKey",
+    "address_text",
+    "is_power_of_two",
+    "parse_address",
+    "parse_prefix",
+    "pod_family_message",
+    "vip_type",
+]
+
+Address = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
+
+MAX_PORT = 65535
+DEFAULT_NEW_LEN = 1024  # VPP's default size of the new-flow table
+MAX_NEW_LEN = 1 << 24  # 2^24 slots of 4 bytes: 64 MiB for one VIP
+
+VIP_TYPE_WORDS: dict[str, tuple[Family | None, Family]] = {
+    "nat4": (None, Family.IPV4),  # the family of the pods alone: the VIP's is the prefix's
+    "nat6": (None, Family.IPV6),
+    "nat44": (Family.IPV4, Family.IPV4),
+    "nat46": (Family.IPV4, Family.IPV6),
+    "nat64": (Family.IPV6, Family.IPV4),
+    "nat66": (Family.IPV6, Family.IPV6),
+}
+"""The words for a VIP's type: the family that its prefix must have (None: any), and the family of its pods."""
+
+_TYPE_OF = {(kind.vip_family, kind.pod_family): kind for kind in VipType}
+_PROTOCOLS_FOR_PORTS = (Protocol.ANY, *PROTOCOLS_WITH_PORTS)
+
+
+def is_power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
+
+
+def parse_address(text: str) -> Address:
+    """An IP address.  Raises ValueError with a sentence; a zone (`fe80::1%eth0`) is refused."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address") from None
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise ValueError(f"{text!r} has a zone; a pod or VIP has none")
+    return address
+
+
+def parse_prefix(text: str) -> Prefix:
+    """A prefix; an address alone is a host prefix.  Raises ValueError with a sentence that names the right one."""
+    address, slash, _length = text.partition("/")
+    parse_address(address)
+    if "/" in _length or (slash and not _length.isdecimal()):
+        raise ValueError(f"{text!r} is not a prefix; write ADDRESS/LENGTH")
+    try:
+        prefix = ip_network(text, strict=False)
+    except ValueError:
+        limit = 128 if ":" in address else 32
+        raise ValueError(f"{text!r} is not a prefix; the length is 0 to {limit}") from None
+    if prefix.network_address != ip_address(address):
+        raise ValueError(f"{text!r} has bits set beyond its length; the prefix is {prefix}")
+    return prefix
+
+
+def vip_type(prefix: Prefix, word: str | None = None) -> VipType:
+    """The type that a word of the command language means for this prefix; without a word, no translation.
+
+    Raises ValueError if the word names another family than the prefix has.
+    """
+    family = Family(prefix.version)
+    if word is None:
+        return _TYPE_OF[family, family]
+    wanted, pods = VIP_TYPE_WORDS[word]
+    if wanted not in (None, family):
+        right = _TYPE_OF[family, pods].label.partition("-")[2]
+        raise ValueError(f"{word} does not fit the prefix {prefix}; with these pods it is {right}")
+    return _TYPE_OF[family, pods]
+
+
+def address_text(address: Address, port: int = 0) -> str:
+    """`10.0.0.1`, `10.0.0.1:8080`, `[2001::2]:8080`: the spelling of the command language and of `show`."""
+    if not port:
+        return str(address)
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def _check_port(problems: list[Problem], name: str, port: int) -> None:
+    if not 0 <= port <= MAX_PORT:
+        problems.append(Problem(f"{port} is not a port", field=name, hint=f"a port is 0 to {MAX_PORT}"))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Pod:
+    """One backend.  Ordered by its 16 address bytes (IPv4 as ::a.b.c.d), as the Maglev table needs it, then port."""
+
+    address: Address = field(compare=False)
+    port: int = field(default=0, compare=False)  # 0: the VIP's target port
+    # Read big-endian, the 16 bytes are one integer, and an IPv4 address fills only its last four.  Everything
+    # that compares or hashes uses this tuple: the address objects do it in Python, eight times slower.
+    id: tuple[int, int, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        problems: list[Problem] = []
+        _check_port(problems, "port", self.port)
+        if problems:
+            raise ConfigError(problems)
+        object.__setattr__(self, "id", (int(self.address), self.port, self.address.version))
+
+    @property
+    def family(self) -> Family:
+        return Family(self.id[2])
+
+    def __str__(self) -> str:
+        return address_text(self.address, self.port)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class VipKey:
+    """What a packet is matched by: destination prefix, protocol (ANY: all), destination port (0: all)."""
+
+    prefix: Prefix = field(compare=False)
+    protocol: Protocol = field(default=Protocol.ANY, compare=False)
+    port: int = field(default=0, compare=False)
+    id: tuple[int, int, int, int, int] = field(
+        init=False, repr=False
+    )  # version, address, length, protocol, port
+
+    def __post_init__(self) -> None:
+        problems: list[Problem] = []
+        _check_port(problems, "port", self.port)
+        if self.port and self.protocol not in _PROTOCOLS_FOR_PORTS:
+            problems.append(
+                Problem(
+                    f"{self.protocol.name} has no ports", field="protocol", hint="say any, tcp, udp or sctp"
+                )
+            )
+        if problems:
+            raise ConfigError(problems)
+        prefix = self.prefix
+        identity = (
+            prefix.version, int(prefix.network_address), prefix.prefixlen, int(self.protocol), self.port
+        )  # fmt: skip
+        object.__setattr__(self, "id", identity)
+
+    @property
+    def family(self) -> Family:
+        return Family(self.id[0])
+
+    def __str__(self) -> str:
+        """`10.96.0.10/32 protocol udp port 53`, as one writes it behind `ku vip`."""
+        parts = [str(self.prefix)]
+        if self.protocol:
+            parts.append(f"protocol {self.protocol.name.lower()}")
+        if self.port:
+            parts.append(f"port {self.port}")
+        return " ".join(parts)
+
+
+def pod_family_message(key: VipKey, kind: VipType, address: Address) -> str | None:
+    """Why this address cannot be a pod of that VIP, or None if it can."""
+    if address.version == kind.pod_family:
+        return None
+    return f"pod {address} is IPv{address.version}, but VIP {key} is {kind.label}: its pods are IPv{kind.pod_family}"
+
+
+@dataclass(frozen=True, slots=True)
+class Vip:
+    """A virtual IP and the pods behind it.
+
+    Normalised on construction: pods are unique and in order; with a port, `target_port` is never 0; a pod's port
+    is 0 when it equals `target_port`.  Two records are equal exactly when they mean the same.
+
+    Raises ConfigError with every problem, `field` being the name of the attribute.
+    """
+
+    key: VipKey
+    type: VipType
+    target_port: int = 0  # 0: the destination port stays as it is
+    node_port: int = 0  # 0: none
+    new_len: int = DEFAULT_NEW_LEN  # slots of the new-flow table
+    pods: tuple[Pod, ...] = ()
+    reject: bool = False  # without pods: answer with a reset or port unreachable instead of dropping
+    owner: str = "ku"  # who asked for it, in the user's words: `ku`, or `namespace/service:port`
+
+    def __post_init__(self) -> None:
+        key = self.key
+        target_port = self.target_port or key.port
+        object.__setattr__(self, "target_port", target_port)
+        object.__setattr__(self, "pods", _canonical_pods(self.pods, target_port))
+        problems = self._problems()
+        if problems:
+            raise ConfigError(problems)
+
+    def _problems(self) -> list[Problem]:
+        key = self.key
+        problems: list[Problem] = []
+        if key.family != self.type.vip_family:
+            problems.append(Problem(f"{self.type.label} does not fit the prefix {key.prefix}", field="type"))
+        _check_port(problems, "target_port", self.target_port)
+        _check_port(problems, "node_port", self.node_port)
+        if self.target_port and not key.port:
+            problems.append(
+                Problem(
+                    f"target port {self.target_port} without a port: every port of {key.prefix} would become this one",
+                    field="target_port",
+                    hint="name the port that it replaces",
+                )
+            )
+        if self.node_port and key.protocol not in _PROTOCOLS_FOR_PORTS:
+            problems.append(Problem(f"{key.protocol.name} has no ports, so no node port", field="node_port"))
+        if not (is_power_of_two(self.new_len) and self.new_len <= MAX_NEW_LEN):
+            problems.append(
+                Problem(
+                    f"{self.new_len} is not a size for the new-flow table",
+                    field="new_len",
+                    hint=f"it is a power of two, 1 to {MAX_NEW_LEN}",
+                )
+            )
+        for pod in self.pods:
+            message = pod_family_message(key, self.type, pod.address)
+            if message is not None:
+                problems.append(Problem(message, field="pods"))
+            if pod.port and not key.port:
+                problems.append(
+                    Problem(f"pod {pod} has a port, but VIP {key} stands for every port", field="pods")
+                )
+        return problems
+
+    def pod_port(self, pod: Pod) -> int:
+        """The destination port of packets to this pod; 0: as it was."""
+        return pod.port or self.target_port
+
+    def describe(self) -> str:
+        """Everything but the pods, in the words of the command language; for messages."""
+        parts = [str(self.key), self.type.label.partition("-")[2]]
+        if self.target_port != self.key.port:
+            parts.append(f"target_port {self.target_port}")
+        if self.node_port:
+            parts.append(f"node_port {self.node_port}")
+        parts.append(f"new_len {self.new_len}")
+        return " ".join(parts)
+
+
+_POD_ID = attrgetter("id")
+
+
+def _canonical_pods(pods: Iterable[Pod], target_port: int) -> tuple[Pod, ...]:
+    unique = {pod if pod.port != target_port or not pod.port else Pod(pod.address) for pod in pods}
+    return tuple(sorted(unique, key=_POD_ID))

@@ -1,0 +1,92 @@
+"""One data plane as its owners hold it: the store above, the compiler between, an engine below.
+
+`ku replay`, `ku run` and the tests differ only in the engine that they bring.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from kuproxy.control.compile import Compiler, VipRecord
+from kuproxy.control.report import Baselines, build_report
+from kuproxy.control.store import Changes, Store
+from kuproxy.dataplane.layout import Tables, WorkerState
+from kuproxy.engine.memory import Totals, pod_flows, totals, vip_counters
+from kuproxy.model.config import Config, InterfaceMark, Settings
+from kuproxy.model.report import Report, WorkerReport
+
+
+class Engine(Protocol):
+    """What a plane needs of the workers' owner."""
+
+    tables: Tables
+
+    @property
+    def states(self) -> Sequence[WorkerState]: ...
+
+    def acknowledged(self) -> int: ...
+
+
+class Plane:
+    """Takes configurations, publishes the differences, tells what was counted."""
+
+    def __init__(self, engine: Engine, *, decrement_ttl: bool, any_node_address: bool):
+        self.engine = engine
+        self.store = Store()
+        self.compiler = Compiler(engine.tables, decrement_ttl=decrement_ttl, any_node_address=any_node_address)
+        self._baselines = Baselines()
+        self._marks: tuple[InterfaceMark, ...] = ()
+        self.compiler.set_timeout(self.store.settings.timeout_s)
+
+    @property
+    def settings(self) -> Settings:
+        """As last applied."""
+        return self.store.settings
+
+    def apply(self, config: Config, source: str = "files") -> Changes:
+        """Make `source` hold the VIPs of `config`. Raises ConflictError, changing nothing.
+
+        The flow table's size is the engine's affair: compare `settings.buckets`.
+        """
+        changes = self.store.replace(source, config.vips)
+        self.store.settings = config.settings
+        self._marks = config.interfaces
+        self.compiler.set_timeout(config.settings.timeout_s)
+        self.compiler.apply(changes)
+        self._baselines.note(self.compiler.records(), self._vip_counts)
+        self.collect()
+        return changes
+
+    def collect(self) -> int:
+        """Free removed pods that no flow refers to; returns how many."""
+        return self.compiler.collect(self.engine.acknowledged(), self._pod_flows)
+
+    def totals(self) -> Totals:
+        """Counters of all workers together."""
+        return totals(self.engine.states)
+
+    def report(self) -> Report:
+        """Everything that `show` can tell."""
+        sums = self.totals()
+        return build_report(
+            self.compiler,
+            self.store.settings,
+            counters=sums.counters,
+            vip_counters=self._own_counts,
+            pod_flows=self._pod_flows,
+            workers=[
+                WorkerReport(index, flows, capacity)
+                for index, (flows, capacity) in enumerate(zip(sums.flows, sums.capacity, strict=True))
+            ],
+            interfaces=self._marks,
+        )
+
+    def _vip_counts(self, index: int) -> np.ndarray:
+        return vip_counters(self.engine.states, index)
+
+    def _own_counts(self, record: VipRecord) -> np.ndarray:
+        return self._baselines.since(record, self._vip_counts)
+
+    def _pod_flows(self, index: int) -> int:
+        return pod_flows(self.engine.states, index)

@@ -1,0 +1,117 @@
+"""The table of established flows, with its limits: they decide which flows are tracked.
+
+A bucket holds 4 flows, found by the hash of the client's packets; a line of the reverse index holds 8, found by the
+hash of the pod's replies.  Flows that are no longer alive take no room.  Which of the places a flow gets makes no
+difference to anyone, so here a bucket and a line are just lists.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from kuproxy.model.vip import Pod
+from kuproxy.reference.packet import Endpoints
+from kuproxy.reference.vips import VipState
+
+WAYS = 4
+REVERSE_WAYS = 8
+
+TICK_MASK = 0xFFFFFFFF
+
+
+def is_live(expires: int, now: int) -> bool:
+    """Not yet expired, on a clock of 32 bits that wraps."""
+    return 0 < (expires - now) & TICK_MASK < 1 << 31
+
+
+@dataclass(eq=False)
+class Flow:
+    """A client that was given to a pod. `vip` is one life of a VIP: made again under the same key, it is another."""
+
+    forward: Endpoints  # as the client writes it
+    vip: VipState
+    pod: Pod
+    pod_port: int  # kept for the flow's life, whatever becomes of the VIP's target port
+    expires: int
+    reply: Endpoints = field(init=False)  # as the pod writes it
+
+    def __post_init__(self) -> None:
+        self.reply = reply_of(self.forward, self.pod, self.pod_port)
+
+    def is_live(self, now: int) -> bool:
+        return not self.vip.deleted and is_live(self.expires, now)
+
+
+def reply_of(forward: Endpoints, pod: Pod, pod_port: int) -> Endpoints:
+    """What this pod would answer to that client."""
+    return Endpoints(pod.address, pod_port, forward.source, forward.source_port, forward.protocol)
+
+
+class FlowTable:
+    """Flows by bucket and by reverse line; `buckets` is a power of two."""
+
+    def __init__(self, buckets: int):
+        if buckets <= 0 or buckets & (buckets - 1):
+            raise ValueError(f"{buckets} buckets: not a power of two")
+        self.buckets = buckets
+        self._forward: defaultdict[int, list[Flow]] = defaultdict(list)
+        self._reverse: defaultdict[int, list[Flow]] = defaultdict(list)
+
+    def _bucket(self, forward: Endpoints, now: int) -> list[Flow]:
+        return _without_dead(self._forward, forward.hash & (self.buckets - 1), now)
+
+    def _line(self, reply: Endpoints, now: int) -> list[Flow]:
+        return _without_dead(self._reverse, reply.hash & (self.buckets - 1), now)
+
+    def find(self, forward: Endpoints, vip: VipState, now: int) -> Flow | None:
+        """The live flow of this client through this life of this VIP."""
+        for flow in self._bucket(forward, now):
+            if flow.forward == forward and flow.vip is vip:
+                return flow
+        return None
+
+    def find_reply(self, reply: Endpoints, now: int) -> Flow | None:
+        """The live flow, if any, that this packet of a pod is the reply of: there is never more than one."""
+        for flow in self._line(reply, now):
+            if flow.reply == reply:
+                return flow
+        return None
+
+    def bucket_is_full(self, forward: Endpoints, now: int) -> bool:
+        return len(self._bucket(forward, now)) >= WAYS
+
+    def line_is_full(self, reply: Endpoints, now: int) -> bool:
+        return len(self._line(reply, now)) >= REVERSE_WAYS
+
+    def enter(self, flow: Flow, now: int) -> None:
+        """There must be room in both directions, and no other live flow with the same reply."""
+        assert not self.bucket_is_full(flow.forward, now)
+        assert not self.line_is_full(flow.reply, now)
+        assert self.find_reply(flow.reply, now) is None
+        self._bucket(flow.forward, now).append(flow)
+        self._line(flow.reply, now).append(flow)
+
+    def live(self, now: int) -> list[Flow]:
+        return [flow for bucket in self._forward.values() for flow in bucket if flow.is_live(now)]
+
+    def resized(self, buckets: int, now: int) -> FlowTable:
+        """The live flows in a table of another size.  Raises ValueError if some bucket or line overflows."""
+        table = FlowTable(buckets)
+        for flow in self.live(now):
+            if table.bucket_is_full(flow.forward, now) or table.line_is_full(flow.reply, now):
+                raise ValueError(f"{buckets} buckets do not hold the {len(self.live(now))} live flows")
+            table.enter(flow, now)
+        return table
+
+    def forget_dead(self, now: int) -> None:
+        for table in (self._forward, self._reverse):
+            for index in list(table):
+                if not _without_dead(table, index, now):
+                    del table[index]
+
+
+def _without_dead(table: defaultdict[int, list[Flow]], index: int, now: int) -> list[Flow]:
+    """The list at `index`, after the dead were struck off it: none of them comes alive again."""
+    table[index] = [flow for flow in table[index] if flow.is_live(now)]
+    return table[index]

@@ -1,0 +1,425 @@
+"""The graph, node by node: docs/forwarding.md as a program.
+
+All packets of one vector pass a node before any of them passes the next, and within a node they come in the order in
+which they arrived there, as in the compiled graph: it decides which of two new flows of one vector gets the last
+place in a bucket, and whether a fragment finds the ports that the first one carried.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from kuproxy.codes import Family, InterfaceFlag, Node, Outcome, Reason, VipCounter, VipType
+from kuproxy.model.vip import Address, Pod, Vip, VipKey
+from kuproxy.reference import reject, rewrite
+from kuproxy.reference.flows import TICK_MASK, Flow, FlowTable, reply_of
+from kuproxy.reference.fragments import FRAGMENT_TICKS, HOLD_BYTES, Fragments
+from kuproxy.reference.packet import Endpoints, Packet, Refused, parse
+from kuproxy.reference.passage import LiveFlow, Passage, RefPacket, Result
+from kuproxy.reference.vips import Vips, VipState
+
+NOT_FOR_US_ICMP6 = range(130, 138)  # multicast listener and neighbour discovery
+ICMP_ERRORS = {Family.IPV4: (3, 4, 5, 11, 12), Family.IPV6: range(128)}
+NODE_PORT_NODE = {Family.IPV4: Node.NODEPORT4, Family.IPV6: Node.NODEPORT6}
+IN2OUT_NODE = {Family.IPV4: Node.NAT4_IN2OUT, Family.IPV6: Node.NAT6_IN2OUT}
+IN2OUT_MARK = {Family.IPV4: InterfaceFlag.NAT4_IN, Family.IPV6: InterfaceFlag.NAT6_IN}
+
+
+@dataclass
+class Reference:
+    """One worker. Times are ticks of 0.1 s; everything else is in docs/forwarding.md."""
+
+    buckets: int = 1024
+    timeout_ticks: int = 400
+    decrement_ttl: bool = True
+    any_node_address: bool = True
+    node_addresses: Iterable[Address] = ()
+    reject_rate: int = 1000
+
+    counters: Counter[tuple[Node, Reason]] = field(default_factory=Counter)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)  # add up to `received`; HELD: waiting now
+    received: int = 0
+
+    def __post_init__(self) -> None:
+        self.node_addresses = frozenset(self.node_addresses)
+        self._vips = Vips()
+        self._flows = FlowTable(self.buckets)
+        self._interfaces: dict[int, InterfaceFlag] = {}
+        self._fragments = Fragments()
+        self._reject_limit = reject.RateLimit(self.reject_rate)
+        self._queues: dict[Node, list[Passage]] = {node: [] for node in Node}
+        self._released: list[Passage] = []
+        self._now = 0
+
+    # ------------------------------------------------------------------------------------------ configuration
+
+    def set_vip(self, vip: Vip) -> None:
+        """Add it, or change it in place.  Raises ValueError if its node port belongs to another VIP."""
+        self._vips.set(vip)
+
+    def del_vip(self, key: VipKey) -> None:
+        """Its flows are dead at once, its counters gone.  Raises KeyError if there is none."""
+        self._vips.delete(key)
+
+    def mark_interface(self, index: int, nat4_in: bool, nat6_in: bool) -> None:
+        flags = InterfaceFlag(0)
+        if nat4_in:
+            flags |= InterfaceFlag.NAT4_IN
+        if nat6_in:
+            flags |= InterfaceFlag.NAT6_IN
+        self._interfaces[index] = flags
+
+    def set_timeout(self, ticks: int) -> None:
+        """For expiries that are written from now on."""
+        self.timeout_ticks = ticks
+
+    def set_buckets(self, buckets: int, now: int) -> None:
+        """All live flows are kept.  Raises ValueError, and nothing changes, if they do not fit."""
+        self._flows = self._flows.resized(buckets, now)
+        self.buckets = buckets
+
+    # ------------------------------------------------------------------------------------------------ looking
+
+    @property
+    def vip_counters(self) -> dict[VipKey, Counter[VipCounter]]:
+        return {key: state.counters for key, state in self._vips.by_key.items()}
+
+    def live_flows(self, now: int) -> list[LiveFlow]:
+        return sorted(
+            (
+                LiveFlow(
+                    flow.forward.protocol,
+                    flow.forward.source,
+                    flow.forward.source_port,
+                    flow.forward.destination,
+                    flow.forward.destination_port,
+                    flow.vip.key,
+                    flow.pod.address,
+                    flow.pod_port,
+                    flow.expires,
+                )
+                for flow in self._flows.live(now)
+            ),
+            key=lambda flow: (flow.client.version, *flow[:5]),
+        )
+
+    # ---------------------------------------------------------------------------------------------- housework
+
+    def sweep(self, now: int) -> list[Result]:
+        """Fragments that waited too long are dropped; what is dead is forgotten."""
+        results = []
+        for packet in self._fragments.take_expired(now):
+            self.outcomes[Outcome.HELD] -= 1
+            passage = Passage(packet)
+            results.append(self._end(passage, Node.FRAGMENT, Outcome.DROP, Reason.FRAGMENT_TIMEOUT))
+        self._flows.forget_dead(now)
+        return results
+
+    def collect(self, now: int) -> None:
+        """Removed pods without live flows stop being pods."""
+        for state in self._vips.by_key.values():
+            serving = {flow.pod.address for flow in self._flows.live(now) if flow.vip is state}
+            state.removed_pods &= serving
+
+    # ---------------------------------------------------------------------------------------------- the graph
+
+    def receive(self, packets: Iterable[RefPacket], now: int) -> list[Result]:
+        """One vector.  A result for each packet received, then one for each held fragment that was released."""
+        self._now = now & TICK_MASK
+        passages = [
+            Passage(Packet(bytearray(packet.data), packet.interface, packet.partial_checksum, packet.room))
+            for packet in packets
+        ]
+        self.received += len(passages)
+        self._released = []
+        self._queues[Node.INPUT].extend(passages)
+        for node, work in self._nodes().items():
+            for passage in self._queues[node]:
+                work(passage)
+            self._queues[node].clear()
+        results = [passage.result for passage in passages + self._released if passage.result is not None]
+        assert len(results) == len(passages) + len(self._released), "every packet has an outcome"
+        return results
+
+    def _nodes(self) -> dict[Node, Callable[[Passage], None]]:
+        """In the order in which a vector visits them."""
+        return {
+            Node.INPUT: self._input,
+            Node.FRAGMENT: self._fragment,
+            Node.LOOKUP: self._lookup,
+            Node.NODEPORT4: lambda passage: self._nodeport(passage, Node.NODEPORT4),
+            Node.NODEPORT6: lambda passage: self._nodeport(passage, Node.NODEPORT6),
+            Node.BALANCE: self._balance,
+            Node.NAT44: lambda passage: self._nat(passage, Node.NAT44),
+            Node.NAT66: lambda passage: self._nat(passage, Node.NAT66),
+            Node.NAT4_IN2OUT: lambda passage: self._in2out(passage, Node.NAT4_IN2OUT),
+            Node.NAT6_IN2OUT: lambda passage: self._in2out(passage, Node.NAT6_IN2OUT),
+            Node.REJECT: self._reject,
+        }
+
+    def _send(self, passage: Passage, node: Node) -> None:
+        self._queues[node].append(passage)
+
+    def _count(self, node: Node, reason: Reason) -> None:
+        self.counters[node, reason] += 1
+
+    def _end(self, passage: Passage, node: Node, outcome: Outcome, reason: Reason) -> Result:
+        assert passage.result is None, "a packet ends once"
+        self._count(node, reason)
+        self.outcomes[outcome] += 1
+        passage.result = Result(
+            outcome,
+            reason,
+            bytes(passage.packet.data),
+            passage.vip.key if passage.vip else None,
+            passage.pod.address if passage.pod else None,
+            passage.packet.partial_checksum,
+        )
+        return passage.result
+
+    # ---------------------------------------------------------------------------------------------- kp-input
+
+    def _input(self, passage: Passage) -> None:
+        try:
+            parse(passage.packet)
+        except Refused as refused:
+            self._end(passage, Node.INPUT, refused.outcome, refused.reason)
+            return
+        self._send(passage, Node.FRAGMENT if passage.packet.is_fragment else Node.LOOKUP)
+
+    # ------------------------------------------------------------------------------------------- kp-fragment
+
+    def _fragment(self, passage: Passage) -> None:
+        packet = passage.packet
+        if not packet.is_later_fragment:
+            self._first_fragment(passage)
+            return
+        first = self._fragments.first_of(packet, self._now)
+        if first is not None:
+            first.teach(packet)
+            self._count(Node.FRAGMENT, Reason.LATER_FRAGMENT)
+            self._send(passage, Node.LOOKUP)
+        elif not self._may_be_ours(packet):
+            self._end(passage, Node.FRAGMENT, Outcome.PASS, Reason.NO_VIP)
+        elif len(packet.data) > HOLD_BYTES:
+            self._end(passage, Node.FRAGMENT, Outcome.DROP, Reason.FRAGMENT_TOO_LONG)
+        elif self._fragments.hold_is_full():
+            self._end(passage, Node.FRAGMENT, Outcome.DROP, Reason.FRAGMENT_HOLD_FULL)
+        else:
+            self._fragments.hold(packet, self._after(FRAGMENT_TICKS))
+            self._end(passage, Node.FRAGMENT, Outcome.HELD, Reason.FRAGMENT_HELD)
+
+    def _first_fragment(self, passage: Passage) -> None:
+        """It tells its ports and goes on; the fragments that waited for it follow."""
+        first = self._fragments.enter_first(passage.packet, self._after(FRAGMENT_TICKS))
+        self._count(Node.FRAGMENT, Reason.FIRST_FRAGMENT)
+        self._send(passage, Node.LOOKUP)
+        for packet in self._fragments.take_held_for(passage.packet):
+            first.teach(packet)
+            released = Passage(packet)
+            self._released.append(released)
+            self.outcomes[Outcome.HELD] -= 1
+            self._count(Node.FRAGMENT, Reason.FRAGMENT_RELEASED)
+            self._send(released, Node.LOOKUP)
+
+    def _may_be_ours(self, packet: Packet) -> bool:
+        """For a packet without ports: could any VIP, node port or flow know it?"""
+        return (
+            self._vips.cover(packet.destination)
+            or (self._vips.have_node_ports() and self._is_node_address(packet.destination))
+            or (self._is_marked(packet) and self._vips.have_pod_address(packet.source))
+        )
+
+    def _is_node_address(self, address: Address) -> bool:
+        if reject.is_loopback(address):
+            return False
+        return self.any_node_address or address in self.node_addresses
+
+    def _is_marked(self, packet: Packet) -> bool:
+        flags = self._interfaces.get(packet.interface, InterfaceFlag(0))
+        return bool(flags & IN2OUT_MARK[packet.family])
+
+    def _after(self, ticks: int) -> int:
+        return (self._now + ticks) & TICK_MASK
+
+    # --------------------------------------------------------------------------------------------- kp-lookup
+
+    def _lookup(self, passage: Passage) -> None:
+        packet = passage.packet
+        icmp_type = packet.icmp_type
+        if icmp_type is not None:
+            if packet.family == Family.IPV6 and icmp_type in NOT_FOR_US_ICMP6:
+                self._end(passage, Node.LOOKUP, Outcome.PASS, Reason.UNSUPPORTED_PROTOCOL)
+                return
+            if icmp_type in ICMP_ERRORS[packet.family]:
+                from_pod = self._is_marked(packet) and self._vips.have_pod_address(packet.source)
+                if from_pod or self._vips.cover(packet.destination):
+                    self._end(passage, Node.LOOKUP, Outcome.DROP, Reason.ICMP_ERROR_NOT_SUPPORTED)
+                else:
+                    self._end(passage, Node.LOOKUP, Outcome.PASS, Reason.NO_VIP)
+                return
+
+        passage.vip = self._vips.match(packet.destination, packet.protocol, packet.destination_port)
+        if passage.vip is not None:
+            self._count(Node.LOOKUP, Reason.VIP_MATCHED)
+            self._send(passage, Node.BALANCE)
+            return
+        if packet.has_ports and self._is_node_address(packet.destination):
+            passage.vip = self._vips.match_node_port(packet.family, packet.protocol, packet.destination_port)
+            if passage.vip is not None:
+                self._send(passage, NODE_PORT_NODE[packet.family])
+                return
+        if self._is_marked(packet):
+            self._send(passage, IN2OUT_NODE[packet.family])
+        else:
+            self._end(passage, Node.LOOKUP, Outcome.PASS, Reason.NO_VIP)
+
+    def _nodeport(self, passage: Passage, node: Node) -> None:
+        self._count(node, Reason.VIP_MATCHED)
+        self._send(passage, Node.BALANCE)
+
+    # -------------------------------------------------------------------------------------------- kp-balance
+
+    def _balance(self, passage: Passage) -> None:
+        state = passage.vip
+        assert state is not None
+        forward = passage.packet.endpoints
+        refusal = _refusal(passage.packet, state.vip.type)
+        if refusal is not None:
+            self._end(passage, Node.BALANCE, Outcome.DROP, refusal)
+            return
+
+        flow = self._flows.find(forward, state, self._now)
+        if flow is not None:
+            flow.expires = self._after(self.timeout_ticks)
+            state.counters[VipCounter.NEXT_PACKET] += 1
+            self._count(Node.BALANCE, Reason.EXISTING_SESSION)
+            self._to_pod(passage, flow.pod, flow.pod_port)
+            return
+
+        if not state.ring:
+            state.counters[VipCounter.NO_SERVER] += 1
+            if state.vip.reject:
+                self._send(passage, Node.REJECT)
+            else:
+                self._end(passage, Node.BALANCE, Outcome.DROP, Reason.NO_POD)
+            return
+
+        pod = state.candidate(forward)
+        if self._flows.bucket_is_full(forward, self._now):
+            self._untracked(passage, state, pod)
+            return
+        if not self._reply_is_free(state, forward, pod):
+            others = state.further_candidates(forward)
+            free = (other for other in others if self._reply_is_free(state, forward, other))
+            alternative = next(free, None)
+            if alternative is None:
+                self._end(passage, Node.BALANCE, Outcome.DROP, Reason.FLOW_CLASH)
+                return
+            pod = alternative
+            self._count(Node.BALANCE, Reason.CLASH_AVOIDED)
+        pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
+        if self._flows.line_is_full(reply_of(forward, pod, pod_port), self._now):
+            self._untracked(passage, state, pod)
+            return
+        self._flows.enter(
+            Flow(forward, state, pod, pod_port, expires=self._after(self.timeout_ticks)), self._now
+        )
+        state.counters[VipCounter.FIRST_PACKET] += 1
+        self._count(Node.BALANCE, Reason.FIRST_PACKET)
+        self._to_pod(passage, pod, pod_port)
+
+    def _reply_is_free(self, state: VipState, forward: Endpoints, pod: Pod) -> bool:
+        """No live flow has the reply that this pod would send: a reply must tell to which flow it belongs."""
+        pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
+        return self._flows.find_reply(reply_of(forward, pod, pod_port), self._now) is None
+
+    def _untracked(self, passage: Passage, state: VipState, pod: Pod) -> None:
+        state.counters[VipCounter.UNTRACKED_PACKET] += 1
+        self._count(Node.BALANCE, Reason.UNTRACKED)
+        packet = passage.packet
+        self._to_pod(passage, pod, state.pod_port(pod, packet.destination_port, packet.protocol))
+
+    def _to_pod(self, passage: Passage, pod: Pod, pod_port: int) -> None:
+        passage.pod = pod
+        passage.pod_port = pod_port
+        self._send(passage, Node.NAT44 if passage.packet.family == Family.IPV4 else Node.NAT66)
+
+    # ---------------------------------------------------------------- kp4-nat4, kp6-nat6, kp-nat[46]-in2out
+
+    def _nat(self, passage: Passage, node: Node) -> None:
+        assert passage.pod is not None
+        packet = passage.packet
+        try:
+            rewrite.set_destination(packet, passage.pod.address, passage.pod_port)
+        except rewrite.SctpFragment:
+            self._end(passage, node, Outcome.DROP, Reason.SCTP_FRAGMENT)
+            return
+        self._transmit(passage, node, Reason.FORWARDED)
+
+    def _in2out(self, passage: Passage, node: Node) -> None:
+        packet = passage.packet
+        reply = packet.endpoints
+        flow = self._flows.find_reply(reply, self._now)
+        if flow is not None:
+            passage.vip, passage.pod, addressed = flow.vip, flow.pod, flow.forward
+        else:
+            guesses = self._untracked_flows_of(reply)
+            if len(guesses) != 1:
+                self._end(passage, node, Outcome.PASS, Reason.NO_TRANSLATION)
+                return
+            [(passage.vip, addressed)] = guesses
+            passage.pod = passage.vip.candidate(addressed)
+
+        if packet.ttl <= 1:
+            self._end(passage, node, Outcome.DROP, Reason.TTL_EXPIRED)
+            return
+        if flow is not None:
+            flow.expires = self._after(self.timeout_ticks)
+        else:
+            self._count(node, Reason.IN2OUT_UNTRACKED)
+        try:
+            rewrite.set_source(packet, addressed.destination, addressed.destination_port)
+        except rewrite.SctpFragment:
+            self._end(passage, node, Outcome.DROP, Reason.SCTP_FRAGMENT)
+            return
+        self._transmit(passage, node, Reason.IN2OUT)
+
+    def _untracked_flows_of(self, reply: Endpoints) -> list[tuple[VipState, Endpoints]]:
+        """Each VIP whose ring would have sent a client's packet to where this reply comes from, and that packet."""
+        found = []
+        for state in self._vips.by_key.values():
+            addressed = state.addressed_by_client(reply)
+            if addressed is not None and state.counters[VipCounter.UNTRACKED_PACKET]:
+                found.append((state, addressed))
+        return found
+
+    def _transmit(self, passage: Passage, node: Node, reason: Reason) -> None:
+        if self.decrement_ttl:
+            rewrite.decrement_ttl(passage.packet)
+        self._end(passage, node, Outcome.TRANSMIT, reason)
+
+    # --------------------------------------------------------------------------------------------- kp-reject
+
+    def _reject(self, passage: Passage) -> None:
+        packet = passage.packet
+        if reject.must_not_be_answered(packet):
+            self._end(passage, Node.REJECT, Outcome.DROP, Reason.REJECT_SUPPRESSED)
+        elif not reject.is_reset(packet) and not self._reject_limit.allows(self._now):
+            self._end(passage, Node.REJECT, Outcome.DROP, Reason.REJECT_RATE_LIMITED)
+        else:
+            passage.packet = replace(packet, data=bytearray(reject.answer(packet)), partial_checksum=False)
+            self._end(passage, Node.REJECT, Outcome.TRANSMIT, Reason.REJECT_SENT)
+
+
+def _refusal(packet: Packet, kind: VipType) -> Reason | None:
+    """Why kp-balance drops a packet before looking for a pod, or None."""
+    if packet.ttl <= 1:
+        return Reason.TTL_EXPIRED
+    if kind == VipType.IP4_NAT46:
+        return Reason.NAT46_NOT_SUPPORTED
+    if kind == VipType.IP6_NAT64:
+        return Reason.NAT64_NOT_SUPPORTED
+    return None

@@ -1,0 +1,158 @@
+"""Which VIP a packet is for: the matching rules of section kp-lookup, and what is remembered about a VIP."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Family, Protocol, VipCounter
+from kuproxy.model.vip import Address, Pod, Vip, VipKey
+from kuproxy.reference.maglev import in_ring_order, maglev_ring
+from kuproxy.reference.packet import Endpoints
+
+MOST_SLOTS_FURTHER = 64  # looked at when the reply of the first candidate would be ambiguous
+
+
+class VipState:
+    """One life of a VIP. Changed in place; deleted and made again under the same key, it is another object."""
+
+    def __init__(self, vip: Vip):
+        self.deleted = False
+        self.counters: Counter[VipCounter] = Counter()
+        self.removed_pods: set[Address] = set()  # and perhaps serving flows still
+        self.vip = vip
+        self.ring: list[Pod] = []  # one pod a slot
+        self.change(vip)
+
+    def change(self, vip: Vip) -> None:
+        """Pods, ports, size of the ring. Flows and counters stay."""
+        self.removed_pods |= {pod.address for pod in self.vip.pods}
+        self.removed_pods -= {pod.address for pod in vip.pods}
+        ordered = in_ring_order(vip.pods)
+        self.ring = [ordered[position] for position in maglev_ring(ordered, vip.new_len)]
+        self.vip = vip
+
+    @property
+    def key(self) -> VipKey:
+        return self.vip.key
+
+    def has_pod_address(self, address: Address) -> bool:
+        """Also that of a removed pod, until nothing refers to it any more."""
+        return address in self.removed_pods or any(pod.address == address for pod in self.vip.pods)
+
+    def pod_port(self, pod: Pod, packet_port: int, protocol: int) -> int:
+        """The pod's own port, else the target port, else the packet's; 0 for protocols without ports."""
+        if protocol not in PROTOCOLS_WITH_PORTS:
+            return 0
+        return pod.port or self.vip.target_port or packet_port
+
+    def candidate(self, forward: Endpoints) -> Pod:
+        return self.ring[forward.hash % len(self.ring)]
+
+    def further_candidates(self, forward: Endpoints) -> Iterator[Pod]:
+        """The pods of the following slots, not beyond once around."""
+        slots = len(self.ring)
+        for step in range(1, min(MOST_SLOTS_FURTHER, slots - 1) + 1):
+            yield self.ring[(forward.hash + step) % slots]
+
+    def addressed_by_client(self, reply: Endpoints) -> Endpoints | None:
+        """What a client must have written for this reply, if this VIP's ring would give it to this very pod.
+
+        Only a VIP of one address tells what was addressed; and a VIP of every port only if it left the port alone.
+        """
+        key = self.key
+        if key.prefix.num_addresses != 1 or key.family != reply.source.version or not self.ring:
+            return None
+        if not accepts_protocol(key, reply.protocol):
+            return None
+        addressed = Endpoints(
+            reply.destination,
+            reply.destination_port,
+            key.prefix.network_address,
+            key.port or reply.source_port,
+            reply.protocol,
+        )
+        pod = self.candidate(addressed)
+        if (pod.address, self.pod_port(pod, addressed.destination_port, reply.protocol)) != (
+            reply.source,
+            reply.source_port,
+        ):
+            return None
+        return addressed
+
+
+def accepts_protocol(key: VipKey, protocol: int) -> bool:
+    """A VIP of any protocol with a port means TCP, UDP and SCTP."""
+    if key.protocol != Protocol.ANY:
+        return key.protocol == protocol
+    return not key.port or protocol in PROTOCOLS_WITH_PORTS
+
+
+def accepts(key: VipKey, protocol: int, port: int) -> bool:
+    """Whether this packet is for that VIP, as far as protocol and port go."""
+    return accepts_protocol(key, protocol) and key.port in (0, port)
+
+
+def preference(key: VipKey) -> tuple[int, bool, bool]:
+    """Of several VIPs that accept a packet the greatest is meant: longest prefix, then port, then protocol."""
+    return key.prefix.prefixlen, key.port != 0, key.protocol != Protocol.ANY
+
+
+class Vips:
+    """All VIPs that exist."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[VipKey, VipState] = {}
+
+    def set(self, vip: Vip) -> None:
+        for other in self.by_key.values():
+            if other.key != vip.key and _share_node_port(other.vip, vip):
+                raise ValueError(f"node port {vip.node_port} belongs to VIP {other.key}")
+        if vip.key in self.by_key:
+            self.by_key[vip.key].change(vip)
+        else:
+            self.by_key[vip.key] = VipState(vip)
+
+    def delete(self, key: VipKey) -> None:
+        self.by_key.pop(key).deleted = True
+
+    def match(self, destination: Address, protocol: int, port: int) -> VipState | None:
+        """The VIP that the packet is addressed to."""
+        matching = [
+            state
+            for state in self.by_key.values()
+            if destination in state.key.prefix and accepts(state.key, protocol, port)
+        ]
+        return max(matching, key=lambda state: preference(state.key), default=None)
+
+    def match_node_port(self, family: Family, protocol: int, port: int) -> VipState | None:
+        """The VIP whose node port this is."""
+        for state in self.by_key.values():
+            vip = state.vip
+            same_port = vip.node_port != 0 and vip.node_port == port and state.key.family == family
+            if same_port and protocol in _node_port_protocols(vip):
+                return state
+        return None
+
+    def have_node_ports(self) -> bool:
+        return any(state.vip.node_port for state in self.by_key.values())
+
+    def cover(self, destination: Address) -> bool:
+        """Whether it lies in the prefix of some VIP, whatever its protocol and port."""
+        return any(destination in key.prefix for key in self.by_key)
+
+    def have_pod_address(self, address: Address) -> bool:
+        return any(state.has_pod_address(address) for state in self.by_key.values())
+
+
+def _node_port_protocols(vip: Vip) -> tuple[Protocol, ...]:
+    return PROTOCOLS_WITH_PORTS if vip.key.protocol == Protocol.ANY else (vip.key.protocol,)
+
+
+def _share_node_port(one: Vip, other: Vip) -> bool:
+    return (
+        one.node_port != 0
+        and one.node_port == other.node_port
+        and one.key.family == other.key.family
+        and not set(_node_port_protocols(one)).isdisjoint(_node_port_protocols(other))
+    )

@@ -1,0 +1,125 @@
+"""`ku replay`: a capture file through the data plane, with the packets' timestamps as the clock."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kuproxy.codes import InterfaceFlag, Outcome
+from kuproxy.dataplane.layout import MAX_INTERFACES, TICK_MASK, TICKS_PER_SECOND
+from kuproxy.drivers.capture.driver import CaptureDriver
+from kuproxy.engine.local import LocalEngine
+from kuproxy.errors import ConfigError, Problem
+from kuproxy.load import load_config
+from kuproxy.main import run
+from kuproxy.model.config import Config, InterfaceMark, Show, ShowKind
+from kuproxy.plane import Plane
+from kuproxy.vppcli.show import render, to_json
+
+GARBAGE_INTERVAL = 60 * TICKS_PER_SECOND  # VPP looks for pods without flows at most once a minute
+SWEEP_BUCKETS = 64  # looked at after each vector
+
+
+def mark_flags(mark: InterfaceMark) -> int:
+    """InterfaceFlag bits of a `set interface` line."""
+    flags = InterfaceFlag.NAT4_IN if mark.nat4_in else 0
+    return int(flags | (InterfaceFlag.NAT6_IN if mark.nat6_in else 0))
+
+
+class Replay:
+    """One run of a capture through a local engine."""
+
+    def __init__(self, config: Config, driver: CaptureDriver):
+        self.engine = LocalEngine(config.settings.buckets.bit_length() - 1)
+        self.plane = Plane(self.engine, decrement_ttl=True, any_node_address=True)
+        self.driver = driver
+        self.notes: list[Problem] = list(config.notes)
+        self._mark(config)
+        self.plane.apply(config)
+        self.packets = 0
+
+    def _mark(self, config: Config) -> None:
+        names = self.driver.interfaces
+        if len(names) > MAX_INTERFACES:
+            raise ConfigError(f"the capture has {len(names)} interfaces; {MAX_INTERFACES} at most")
+        for mark in config.interfaces:
+            if mark.name not in names:
+                self.notes.append(
+                    Problem(f"interface {mark.name} is not in the capture", hint=f"it has {', '.join(names)}")
+                )
+            for index in [index for index, name in enumerate(names) if name == mark.name]:
+                self.plane.compiler.set_interface(index, mark_flags(mark))
+
+    def run(self) -> None:
+        """All packets, then everything that has expired by the last one's time."""
+        frame = self.driver.frame
+        now = 0
+        collected = None
+        while received := self.driver.receive(frame):
+            now = self.driver.tick & TICK_MASK
+            self.packets += received
+            self.engine.process(frame, now)
+            self.driver.transmit(frame)
+            self.engine.maintain(now, SWEEP_BUCKETS)
+            if collected is None or (now - collected) & TICK_MASK >= GARBAGE_INTERVAL:
+                self.plane.collect()
+                collected = now
+        self.engine.maintain(now)
+        self.plane.collect()
+
+    def summary(self) -> dict[str, Any]:
+        """Counters as JSON takes them."""
+        totals = self.plane.totals()
+        outcomes = {outcome.name.lower(): totals.outcomes[outcome] for outcome in Outcome if outcome}
+        return {"received": totals.received, "outcomes": outcomes, **to_json(self.plane.report())}
+
+
+@click.command(name="replay")
+@click.option(
+    "--config",
+    "configs",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A `ku` script (*.ku) or Kubernetes manifests (*.yaml, *.json). May be repeated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print counters and VIPs as one JSON object.")
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+def replay(configs: tuple[Path, ...], as_json: bool, source: Path, target: Path) -> None:
+    """Run the capture IN (pcap or pcapng) through the data plane and write what it sends to OUT.
+
+    The packets' timestamps are the clock. Interfaces have the names that a pcapng file gives them; a pcap file is
+    one interface, pcap0. Packets that are not for a VIP pass untouched. Then the counters are printed, or what the
+    script's `show` lines ask for.
+
+    \b
+    ku replay --config services.ku in.pcapng out.pcapng
+    """
+    config = load_config(configs)
+    if source.exists() and target.exists() and source.samefile(target):
+        raise ConfigError(f"OUT: {target} is the input file")
+    driver = CaptureDriver(source, target)
+    try:
+        work = Replay(config, driver)
+        work.run()
+    finally:
+        driver.close()
+    for note in work.notes:
+        print(f"note: {note}", file=sys.stderr)
+    report = work.plane.report()
+    if as_json:
+        shows = [render(report, show) for show in config.shows]
+        print(json.dumps(work.summary() | {"shows": shows}))
+    else:
+        for show in config.shows or (Show(ShowKind.VIPS, verbose=True), Show(ShowKind.NODES)):
+            print(render(report, show), end="")
+    if driver.capture.error:
+        raise ConfigError(str(driver.capture.error))
+
+
+if __name__ == "__main__":
+    run(replay, name="ku replay")

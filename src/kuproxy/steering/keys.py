@@ -1,0 +1,106 @@
+"""The keys of the steering maps: what user space writes and the BPF program looks up.
+
+A key of the map `steer` has 20 bytes: address (16, IPv4 in the last four), port (2, network byte order), protocol
+(1), and a byte of bits: `RETURN` for the source of a reply, `IPV6` for the family.  The family is a bit of its own,
+so that ::10.0.0.1 and 10.0.0.1 are two entries.  A key of the prefix map is the length in bits (4, the machine's
+byte order), the family's byte, and the address; the length counts the family's byte too.
+
+Wildcards are entries like others, found by further lookups: port 0 with protocol 0 is the whole address; port 0
+with protocol `FRAGMENT` is what a fragment is looked up by, because it carries no ports.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from ..codes import PROTOCOLS_WITH_PORTS
+
+__all__ = [
+    "FRAGMENT",
+    "MARK4",
+    "MARK6",
+    "PREFIX_KEY_SIZE",
+    "STEER_KEY_SIZE",
+    "Address",
+    "ConfigBit",
+    "Count",
+    "KeyBit",
+    "Network",
+    "endpoint_keys",
+    "is_return",
+    "network_keys",
+    "prefix_key",
+    "steer_key",
+]
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+STEER_KEY_SIZE = 20
+PREFIX_KEY_SIZE = 4 + 1 + 16
+FRAGMENT = 255  # as a protocol: reserved by IANA; a packet that bears it nonetheless counts as a fragment
+
+# Values of the map `interfaces`, equal to codes.InterfaceFlag: which families' replies are looked up there.
+MARK4, MARK6 = 1, 2
+
+
+class KeyBit(IntFlag):
+    """Bits of a key's last byte."""
+
+    RETURN = 1
+    IPV6 = 2
+
+
+class ConfigBit(IntFlag):
+    """Bits of the only word of the map `config`."""
+
+    PREFIXES = 1  # the prefix map is not empty
+    MARKED = 2  # replies are looked up only on the interfaces that the map `interfaces` names
+
+
+class Count(IntEnum):
+    """Indices of the per-CPU array `counts`."""
+
+    FORWARD = 0
+    RETURN = 1
+    FOREIGN = 2
+
+
+def steer_key(address: Address, port: int, protocol: int, returning: bool = False) -> bytes:
+    bits = (KeyBit.IPV6 if address.version == 6 else 0) | (KeyBit.RETURN if returning else 0)
+    return struct.pack(">16sHBB", address.packed.rjust(16, b"\0"), port, protocol, bits)
+
+
+def is_return(key: bytes) -> bool:
+    """Whether a key of `steer` is about replies. Keys of prefixes never are."""
+    return len(key) == STEER_KEY_SIZE and bool(key[19] & KeyBit.RETURN)
+
+
+def prefix_key(network: Network) -> bytes:
+    """Data of a longest-prefix-match trie: `struct bpf_lpm_trie_key_u8`."""
+    family = KeyBit.IPV6 if network.version == 6 else 0
+    length = 8 + network.prefixlen + (0 if network.version == 6 else 96)
+    return struct.pack("=IB16s", length, family, network.network_address.packed.rjust(16, b"\0"))
+
+
+def endpoint_keys(address: Address, protocol: int, port: int, returning: bool = False) -> list[bytes]:
+    """The entries that steer one address, protocol and port; protocol 0 means every protocol with ports.
+
+    Port 0 is the whole address when the protocol has ports (the workers look more closely and pass on what is
+    not theirs), else just that protocol.
+    """
+    keys = [steer_key(address, 0, FRAGMENT, returning)]
+    if port:
+        protocols = (protocol,) if protocol else PROTOCOLS_WITH_PORTS
+        return keys + [steer_key(address, port, each, returning) for each in protocols]
+    wildcard = protocol == 0 or protocol in PROTOCOLS_WITH_PORTS
+    return [*keys, steer_key(address, 0, 0 if wildcard else protocol, returning)]
+
+
+def network_keys(network: Network, protocol: int, port: int) -> list[bytes]:
+    """The entries for a VIP: of a single address as above; of a wider prefix one, whatever protocol and port."""
+    if network.prefixlen == network.max_prefixlen:
+        return endpoint_keys(network.network_address, protocol, port)
+    return [prefix_key(network)]

@@ -1,0 +1,188 @@
+"""The veth pair between the node and the workers: ku0 on the node, ku1 in the private namespace.
+
+What the BPF programs redirect to ku0 arrives on ku1, where the workers read it.  What the workers send on ku1
+enters the node at ku0, and the node routes it like any other packet.  Addressed to `KU0_MAC`, please: the kernel
+ignores frames for others.
+
+Only ku0's own settings are touched, never the node's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from socket import if_nametoindex
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from ..errors import SteeringError
+from .bpf import AttachType, Link, LoadedProgram
+from .namespace import PrivateNamespace
+
+__all__ = ["KU0", "KU0_MAC", "KU1", "KU1_MAC", "NEXT_HOP4", "NEXT_HOP6", "VethPair", "read_sysctl"]
+
+KU0, KU1 = "ku0", "ku1"
+# Locally administered (bit 1 of the first byte); the middle spells "ku".
+KU0_MAC, KU1_MAC = "02:00:6b:75:00:00", "02:00:6b:75:00:01"
+MTU = 65535  # whatever comes in anywhere goes through, GSO frames of 64 KiB included
+
+# Addresses of ku1 as a next hop; nobody else sees them. Permanent neighbours: no ARP, no neighbour discovery.
+NEXT_HOP4, NEXT_HOP6 = IPv4Address("169.254.107.117"), IPv6Address("fe80::6b75:1")
+# With rp_filter on, an interface without an address accepts only what is routed back through itself
+# (`__fib_validate_source()`, no_addr). Scope "host" keeps this one from ever being chosen as a source.
+_OWN4 = "169.254.107.116"
+_SCOPE_HOST = 254
+
+# Written before the interface comes up. Path below /proc/sys/net: value; missing ones are skipped.
+_SYSCTLS = {
+    "ipv4/conf/ku0/rp_filter": "2",  # the greater of `all` and this one counts: loose even where `all` is strict
+    "ipv4/conf/ku0/accept_local": "1",  # packets that the node itself sent come back rewritten
+    "ipv4/conf/ku0/forwarding": "1",  # what enters here is forwarded, even on a node that else does not route
+    "ipv4/conf/ku0/send_redirects": "0",
+    "ipv4/conf/ku0/accept_redirects": "0",
+    "ipv6/conf/ku0/force_forwarding": "1",  # the same for IPv6 (Linux 6.17)
+    "ipv6/conf/ku0/addr_gen_mode": "1",  # none: no link-local address, hence no noise about it
+    "ipv6/conf/ku0/accept_dad": "0",
+    "ipv6/conf/ku0/accept_ra": "0",
+    "ipv6/conf/ku0/accept_redirects": "0",
+    "ipv6/conf/ku0/autoconf": "0",
+    "ipv6/conf/ku0/router_solicitations": "0",
+}
+_IFF_UP, _IFF_NOARP, _IFF_MULTICAST = 0x1, 0x80, 0x1000
+_STALE_PATIENCE_S = 3.0
+
+
+class VethPair:
+    """ku0 and ku1, from creation to deletion, with the program that keeps ku1's namespace from answering."""
+
+    def __init__(self, netlink: IPRoute, namespace: PrivateNamespace, queues: int) -> None:
+        self._netlink, self._namespace = netlink, namespace
+        self.ifindex = 0
+        self._drop: Link | None = None
+        _wait_until_gone(KU0)
+        namespace.run(_without_ipv6)
+        self._create(queues)
+        try:
+            self._configure_node_side()
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self, queues: int) -> None:
+        peer = {
+            "ifname": KU1,
+            "net_ns_fd": self._namespace.fd,
+            "address": KU1_MAC,
+            "mtu": MTU,
+            "num_rx_queues": queues,
+            "num_tx_queues": queues,
+        }
+        try:
+            self._netlink.link(
+                "add",
+                ifname=KU0,
+                kind="veth",
+                address=KU0_MAC,
+                mtu=MTU,
+                num_rx_queues=queues,
+                num_tx_queues=queues,
+                peer=peer,
+            )
+        except NetlinkError as error:
+            raise SteeringError(f"creating the interfaces {KU0} and {KU1}: {_reason(error)}") from error
+        self.ifindex = if_nametoindex(KU0)
+
+    def _configure_node_side(self) -> None:
+        for path, value in _SYSCTLS.items():
+            _write_sysctl(path, value)
+        self._ask("link", "set", index=self.ifindex, flags=_IFF_NOARP, change=_IFF_NOARP | _IFF_MULTICAST)
+        self._ask("addr", "add", index=self.ifindex, address=_OWN4, prefixlen=32, scope=_SCOPE_HOST)
+        self._ask("link", "set", index=self.ifindex, flags=_IFF_UP, change=_IFF_UP)
+        for next_hop in self.next_hops().values():
+            self._ask(
+                "neigh", "replace", dst=str(next_hop), lladdr=KU1_MAC, ifindex=self.ifindex, state="permanent"
+            )
+
+    def next_hops(self) -> dict[int, IPv4Address | IPv6Address]:
+        """Family (4, 6) → the address through which routes lead to ku1. Without 6 where the node has none."""
+        hops: dict[int, IPv4Address | IPv6Address] = {4: NEXT_HOP4}
+        if read_sysctl("ipv6/conf/ku0/disable_ipv6") == "0":
+            hops[6] = NEXT_HOP6
+        return hops
+
+    def bring_up_far_side(self, drop: LoadedProgram) -> None:
+        """Let packets through to ku1, once the program stands at its ingress that ends them there."""
+
+        def bring_up() -> Link:
+            index = if_nametoindex(KU1)
+            link = Link(drop, index, AttachType.TCX_INGRESS)
+            with IPRoute() as netlink:
+                netlink.link("set", index=index, state="up")
+            return link
+
+        self._drop = self._namespace.run(bring_up)
+
+    def close(self) -> None:
+        """Delete the pair, with all its routes. Idempotent."""
+        if self._drop is not None:
+            self._drop.close()
+            self._drop = None
+        if self.ifindex:
+            with suppress(NetlinkError):  # gone already
+                self._netlink.link("del", index=self.ifindex)
+            self.ifindex = 0
+
+    def _ask(self, what: str, command: str, **arguments: Any) -> None:
+        try:
+            getattr(self._netlink, what)(command, **arguments)
+        except NetlinkError as error:
+            raise SteeringError(f"{what} {command} on {KU0}: {_reason(error)}") from error
+
+
+def _wait_until_gone(name: str) -> None:
+    """The kernel removes a dead process's namespace in the background; a fresh start may come too early."""
+    deadline = time.monotonic() + _STALE_PATIENCE_S
+    while _exists(name):
+        if time.monotonic() > deadline:
+            raise SteeringError(f"there is an interface {name} already: is another kuproxy running here?")
+        time.sleep(0.05)
+
+
+def _exists(name: str) -> bool:
+    try:
+        if_nametoindex(name)
+    except OSError:
+        return False
+    return True
+
+
+def _without_ipv6() -> None:
+    for scope in ("all", "default"):
+        _write_sysctl(f"ipv6/conf/{scope}/disable_ipv6", "1")
+
+
+def read_sysctl(path: str) -> str:
+    """A value below /proc/sys/net in the calling thread's namespace, "" when this kernel does not have it."""
+    try:
+        return Path("/proc/sys/net", path).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _write_sysctl(path: str, value: str) -> None:
+    if read_sysctl(path) in ("", value):
+        return
+    try:
+        Path("/proc/sys/net", path).write_text(value, encoding="ascii")
+    except OSError as error:
+        raise SteeringError(f"/proc/sys/net/{path} = {value}: {error.strerror}") from error
+
+
+def _reason(error: NetlinkError) -> str:
+    hint = "; CAP_NET_ADMIN (or root) is needed" if error.code == 1 else ""
+    return f"{os.strerror(error.code)}{hint}"

@@ -1,0 +1,67 @@
+"""The five maps that the steering programs share, and how user space reads and writes them."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from .bpf import Map, MapKind
+from .keys import PREFIX_KEY_SIZE, STEER_KEY_SIZE, Count
+
+__all__ = ["PRESENT", "Stats", "SteeringMaps"]
+
+# A hit says all there is to say; the word is for flags to come.
+PRESENT = struct.pack("=I", 1)
+
+# 5,000 services of 10 pods each need about 110,000 entries; memory is taken as entries come, but for 4 MiB.
+STEER_CAPACITY = 1 << 18
+PREFIX_CAPACITY = 1 << 16
+INTERFACE_CAPACITY = 1 << 12
+
+
+class Stats(NamedTuple):
+    """Packets that the programs have looked at, over all interfaces and CPUs."""
+
+    forward: int  # brought up: for a VIP or node port
+    returned: int  # brought up: from a pod
+    foreign: int  # left alone
+
+
+class SteeringMaps:
+    """Created together, closed together."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, Map] = {}
+        try:
+            self.steer = self._make(MapKind.HASH, "steer", STEER_KEY_SIZE, 4, STEER_CAPACITY)
+            self.prefixes = self._make(MapKind.LPM_TRIE, "prefixes", PREFIX_KEY_SIZE, 4, PREFIX_CAPACITY)
+            self.config = self._make(MapKind.ARRAY, "config", 4, 4, 1)
+            self.interfaces = self._make(MapKind.HASH, "interfaces", 4, 4, INTERFACE_CAPACITY)
+            self.counts = self._make(MapKind.PERCPU_ARRAY, "counts", 4, 8, len(Count))
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self, kind: MapKind, name: str, key_size: int, value_size: int, capacity: int) -> Map:
+        self._all[name] = Map(kind, f"ku_{name}", key_size, value_size, capacity)
+        return self._all[name]
+
+    def by_name(self) -> dict[str, Map]:
+        """As `Program.load` wants them."""
+        return dict(self._all)
+
+    def write_config(self, word: int) -> None:
+        """`keys.ConfigBit`s."""
+        self.config.update({struct.pack("=I", 0): struct.pack("=I", word)})
+
+    def read_stats(self) -> Stats:
+        return Stats(*(self._read_count(index) for index in Count))
+
+    def _read_count(self, index: Count) -> int:
+        values = self.counts.lookup(struct.pack("=I", index)) or b""
+        return sum(struct.unpack(f"={len(values) // 8}Q", values))
+
+    def close(self) -> None:
+        for each in self._all.values():
+            each.close()
+        self._all.clear()

@@ -1,0 +1,346 @@
+"""The BPF programs: which packets leave the kernel's way and come up to the workers.
+
+`steer` runs at the TCX ingress of the node's interfaces.  It looks for the packet's destination among the VIPs and
+node ports (forward), then for its source among the pods (return).  A hit is redirected to the egress of ku0, which is
+to arrive on ku1, where a worker reads it; everything else goes on as if we were not there.  `reply` is the same
+without the forward half, at the egress of the interfaces: for replies of pods in the node's own network namespace,
+which never come in anywhere.  `guard` and `drop` keep the two ends of the pair clean.
+
+A fragment carries no ports (the first one does, but the others must take the same way), so all of them are
+decided by address alone.  Extension headers of IPv6 are skipped up to `MAX_EXTENSIONS`; behind more of them, and
+where the ports lie outside the packet, nothing is ours.  An ICMP error is looked up by its outer header, as any
+protocol without ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llvmlite import ir
+
+from ..codes import PROTOCOLS_WITH_PORTS
+from .bpf import Verdict
+from .emit import Buffer, Program, be16, i8, i16, i32, i64
+from .keys import FRAGMENT, MARK4, MARK6, PREFIX_KEY_SIZE, STEER_KEY_SIZE, Address, ConfigBit, Count, KeyBit
+
+__all__ = ["MAX_EXTENSIONS", "Builder", "drop", "guard", "reply", "steer", "worker_of"]
+
+MAX_EXTENSIONS = 4
+
+Builder = Callable[[int, int], Program]  # (ku0's interface index, workers)
+
+_ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
+_PACKET_HOST = 0  # include/uapi/linux/if_packet.h: addressed to us, not only overheard
+_FROM_NETWORK_HEADER = 1  # enum bpf_hdr_start_off: BPF_HDR_START_NET, wherever the link layer's header ends
+_HOP_BY_HOP, _ROUTING, _FRAGMENT_HEADER, _DESTINATION = 0, 43, 44, 60
+_VLAN_ID = 0x0FFF
+_LOOPBACK_IFINDEX = 1  # in every network namespace
+_MIX = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: Fibonacci hashing
+
+
+class _Flow(Buffer):
+    """What the decision needs of a packet, on the program's stack. The constants are offsets."""
+
+    SOURCE = 0  # 16 bytes, IPv4 in the last four
+    DESTINATION = 16
+    SOURCE_PORT = 32  # network byte order
+    DESTINATION_PORT = 34
+    PROTOCOL = 36  # FRAGMENT for every fragment
+    FAMILY = 37  # 0 or KeyBit.IPV6
+    MARK = 38  # MARK4 or MARK6
+    SIZE = 40
+
+
+def steer(tunnel_ifindex: int, workers: int = 1) -> Program:
+    """For the ingress of the node's interfaces; maps: steer, prefixes, config, interfaces, counts."""
+    program = Program("ku_steer")
+    foreign = program.label("foreign")
+    _leave_to_others(program, foreign)
+    flow = _read_flow(program, foreign)
+    config = _config(program, foreign)
+    forward = program.label("forward")
+    back = program.label("return")
+    _go_if_destination_is_ours(program, flow, config, forward)
+    _require_mark(program, flow, config, program.context("ifindex"), foreign)
+    _go_if_source_is_ours(program, flow, back)
+    program.go(foreign)
+
+    program.at(forward)
+    _send_up(program, Count.FORWARD, flow, flow.SOURCE, flow.SOURCE_PORT, tunnel_ifindex, workers)
+    program.at(back)
+    _send_up(program, Count.RETURN, flow, flow.DESTINATION, flow.DESTINATION_PORT, tunnel_ifindex, workers)
+    _let_pass(program, foreign)
+    return program
+
+
+def reply(tunnel_ifindex: int, workers: int = 1) -> Program:
+    """For the egress of the node's interfaces: replies of processes on the node that are pods of a service.
+
+    Only what was made here is looked at.  Packets that the workers send enter at ku0, so they do not come back up.
+    Restricting replies to marked interfaces means `lo` here, which stands for the node itself.
+    """
+    program = Program("ku_reply")
+    foreign = program.label("foreign")
+    program.require(program.equal(program.context("ingress_ifindex"), 0), otherwise=foreign)
+    flow = _read_flow(program, foreign)
+    config = _config(program, foreign)
+    back = program.label("return")
+    _require_mark(program, flow, config, i32(_LOOPBACK_IFINDEX), foreign)
+    _go_if_source_is_ours(program, flow, back)
+    program.go(foreign)
+
+    program.at(back)
+    _send_up(program, Count.RETURN, flow, flow.DESTINATION, flow.DESTINATION_PORT, tunnel_ifindex, workers)
+    program.at(foreign)
+    program.leave(Verdict.NEXT)
+    return program
+
+
+def guard(tunnel_ifindex: int, workers: int = 1) -> Program:
+    """For the egress of ku0: no packet goes around in circles.
+
+    A worker passes on what is not its own.  If the node then routes that packet to a VIP's prefix, it would come up
+    again until its TTL ends.  With several workers, packets that the node itself routes here have no queue yet.
+    """
+    program = Program("ku_guard")
+    onward = program.label("pass")
+    circling = program.label("circling")
+    came_from = program.context("ingress_ifindex")
+    program.go_if(program.equal(came_from, tunnel_ifindex), circling)
+    if workers > 1:
+        program.require(program.equal(came_from, 0), otherwise=onward)
+        program.require(program.equal(program.context("queue_mapping"), 0), otherwise=onward)
+        flow = _read_flow(program, onward)
+        _choose_worker(program, flow, flow.SOURCE, flow.SOURCE_PORT, workers)
+    program.go(onward)
+    program.at(circling)
+    program.leave(Verdict.DROP)
+    program.at(onward)
+    program.leave(Verdict.NEXT)
+    return program
+
+
+def drop() -> Program:
+    """For the ingress of ku1: AF_PACKET has seen the packet before, and nobody else shall."""
+    program = Program("ku_drop")
+    program.leave(Verdict.DROP)
+    return program
+
+
+def worker_of(client: Address, port: int, workers: int) -> int:
+    """Which worker gets the packets of this client address and port, as `_choose_worker` computes it.
+
+    Fragments and protocols without ports count as port 0.
+    """
+    packed = client.packed.rjust(16, b"\0")
+    mixed = int.from_bytes(packed[:8], "little") ^ int.from_bytes(packed[8:], "little")
+    mixed ^= mixed >> 32
+    mixed ^= be16(port) << 32
+    mixed = mixed * _MIX & (1 << 64) - 1
+    return (mixed >> 32) * workers >> 32
+
+
+# --- one function for each thing that the programs do ----------------------------------------------------
+
+
+def _leave_to_others(program: Program, foreign: ir.Block) -> None:
+    """Not ours: frames for other hosts, and frames with a VLAN id, which their VLAN's interface will see.
+
+    The kernel has already moved the tag from the frame to the context. Id 0 is a priority, not a VLAN.
+    """
+    program.require(program.equal(program.context("pkt_type"), _PACKET_HOST), otherwise=foreign)
+    tagged = program.nonzero(program.context("vlan_present"))
+    other_vlan = program.has_bits(program.context("vlan_tci"), _VLAN_ID)
+    program.go_if(program.build.and_(tagged, other_vlan), foreign)
+
+
+def _read_flow(program: Program, foreign: ir.Block) -> _Flow:
+    """Addresses, protocol and ports of an IPv4 or IPv6 packet; anything else is foreign."""
+    flow = _Flow(program, _Flow.SIZE)
+    header = program.buffer(40)
+    l4_offset = program.buffer(8)
+    ports = program.label("ports")
+    ipv4 = program.label("ipv4")
+    done = program.label("flow")
+    protocol = program.context("protocol")
+    program.go_if(program.equal(protocol, be16(_ETH_P_IP)), ipv4)
+    program.require(program.equal(protocol, be16(_ETH_P_IPV6)), otherwise=foreign)
+    _read_ipv6(program, flow, header, l4_offset, foreign)
+    program.go(ports)
+    program.at(ipv4)
+    _read_ipv4(program, flow, header, l4_offset, foreign)
+    program.go(ports)
+
+    program.at(ports)
+    kind = flow.load(flow.PROTOCOL, i8)
+    program.require(program.one_of(kind, tuple(PROTOCOLS_WITH_PORTS)), otherwise=done)
+    _load(program, l4_offset.load(0, i32), header, 4, foreign)
+    flow.store(flow.SOURCE_PORT, header.load(0, i32))  # both
+    program.go(done)
+    program.at(done)
+    return flow
+
+
+def _load(program: Program, offset: ir.Value | int, target: Buffer, length: int, foreign: ir.Block) -> None:
+    """Copy packet bytes to the stack; offsets count from the IP header. Foreign where the packet ends before."""
+    where = offset if isinstance(offset, ir.Value) else i32(offset)
+    outcome = program.call(
+        "skb_load_bytes_relative",
+        program.packet,
+        where,
+        target.address(),
+        i32(length),
+        i32(_FROM_NETWORK_HEADER),
+    )
+    program.require(program.equal(outcome, 0), otherwise=foreign)
+
+
+def _read_ipv4(program: Program, flow: _Flow, header: Buffer, l4_offset: Buffer, foreign: ir.Block) -> None:
+    """RFC 791, section 3.1."""
+    build = program.build
+    _load(program, 0, header, 20, foreign)
+    first = header.load(0, i8)
+    program.require(program.equal(build.lshr(first, i8(4)), 4), otherwise=foreign)
+    words = build.and_(first, i8(0x0F))
+    program.require(program.at_least(words, 5), otherwise=foreign)
+    l4_offset.store(0, build.shl(build.zext(words, i32), i32(2)))
+    flow.store(flow.SOURCE + 12, header.load(12, i32))
+    flow.store(flow.DESTINATION + 12, header.load(16, i32))
+    # "More fragments", or an offset.
+    fragment = program.has_bits(header.load(6, i16), be16(0x3FFF))
+    flow.store(flow.PROTOCOL, build.select(fragment, i8(FRAGMENT), header.load(9, i8)))
+    flow.store(flow.MARK, i8(MARK4))
+
+
+def _read_ipv6(program: Program, flow: _Flow, header: Buffer, l4_offset: Buffer, foreign: ir.Block) -> None:
+    """RFC 8200, sections 3 and 4: the header, then a bounded walk over the extension headers.
+
+    A fragment header that says "the only fragment" (RFC 6946) is skipped like any other.
+    """
+    build = program.build
+    _load(program, 0, header, 40, foreign)
+    program.require(program.equal(build.lshr(header.load(0, i8), i8(4)), 6), otherwise=foreign)
+    for word in range(0, 32, 8):  # source and destination
+        flow.store(flow.SOURCE + word, header.load(8 + word, i64))
+    flow.store(flow.FAMILY, i8(KeyBit.IPV6))
+    flow.store(flow.MARK, i8(MARK6))
+    flow.store(flow.PROTOCOL, header.load(6, i8))
+    l4_offset.store(0, i32(40))
+
+    upper = program.label("upper")
+    for _ in range(MAX_EXTENSIONS):
+        kind = flow.load(flow.PROTOCOL, i8)
+        is_fragment = program.equal(kind, _FRAGMENT_HEADER)
+        is_option = program.one_of(kind, (_HOP_BY_HOP, _ROUTING, _DESTINATION))
+        program.require(build.or_(is_fragment, is_option), otherwise=upper)
+        offset = l4_offset.load(0, i32)
+        _load(program, offset, header, 8, foreign)
+        # Fragment offset or "more fragments" (section 4.5).
+        split = build.and_(is_fragment, program.has_bits(header.load(2, i16), be16(0xFFF9)))
+        flow.store(flow.PROTOCOL, build.select(split, i8(FRAGMENT), header.load(0, i8)))
+        program.go_if(split, upper)
+        # Length in units of 8 bytes, the first not counted; a fragment header has no length field.
+        units = build.select(is_fragment, i8(0), header.load(1, i8))
+        length = build.shl(build.add(build.zext(units, i32), i32(1)), i32(3))
+        l4_offset.store(0, build.add(offset, length))
+    last = flow.load(flow.PROTOCOL, i8)
+    still = program.one_of(last, (_HOP_BY_HOP, _ROUTING, _FRAGMENT_HEADER, _DESTINATION))
+    program.go_if(still, foreign)
+    program.go(upper)
+    program.at(upper)
+
+
+def _config(program: Program, foreign: ir.Block) -> ir.Value:
+    """The word of `ConfigBit`s that user space sets."""
+    place = program.look_up("config", program.buffer(4))
+    program.require(program.nonzero(place), otherwise=foreign)  # never null, but the verifier wants to see it
+    return program.value(place, i32)
+
+
+def _go_if_destination_is_ours(program: Program, flow: _Flow, config: ir.Value, label: ir.Block) -> None:
+    """VIP or node port: exactly, then the whole address, then the longest prefix."""
+    _go_if_listed(program, flow, flow.DESTINATION, flow.DESTINATION_PORT, 0, label)
+    with program.when(program.has_bits(config, ConfigBit.PREFIXES)):
+        key = program.buffer(PREFIX_KEY_SIZE)
+        key.store(0, i32(8 * (PREFIX_KEY_SIZE - 4)))
+        key.store(4, flow.load(flow.FAMILY, i8))
+        for byte in range(16):  # the family's byte before it leaves the address unaligned
+            key.store(5 + byte, flow.load(flow.DESTINATION + byte, i8))
+        program.go_if(program.nonzero(program.look_up("prefixes", key)), label)
+
+
+def _go_if_source_is_ours(program: Program, flow: _Flow, label: ir.Block) -> None:
+    """A pod: exactly, then the whole address."""
+    _go_if_listed(program, flow, flow.SOURCE, flow.SOURCE_PORT, KeyBit.RETURN, label)
+
+
+def _go_if_listed(
+    program: Program, flow: _Flow, address: int, port: int, direction: int, label: ir.Block
+) -> None:
+    """Look in the map `steer` for {address, port, protocol}, then for {address, 0, 0}; see keys.py."""
+    key = program.buffer(STEER_KEY_SIZE)
+    key.store(0, flow.load(address, i64))
+    key.store(8, flow.load(address + 8, i64))
+    key.store(16, flow.load(port, i16))
+    key.store(18, flow.load(flow.PROTOCOL, i8))
+    key.store(19, program.build.or_(flow.load(flow.FAMILY, i8), i8(direction)))
+    program.go_if(program.nonzero(program.look_up("steer", key)), label)
+    key.store(16, i16(0))
+    key.store(18, i8(0))
+    program.go_if(program.nonzero(program.look_up("steer", key)), label)
+
+
+def _require_mark(
+    program: Program, flow: _Flow, config: ir.Value, ifindex: ir.Value, foreign: ir.Block
+) -> None:
+    """Where replies are restricted to marked interfaces: this one is marked for this family."""
+    with program.when(program.has_bits(config, ConfigBit.MARKED)):
+        key = program.buffer(4)
+        key.store(0, ifindex)
+        place = program.look_up("interfaces", key)
+        program.require(program.nonzero(place), otherwise=foreign)
+        wanted = program.build.zext(flow.load(flow.MARK, i8), i32)
+        marks = program.value(place, i32)
+        program.require(program.nonzero(program.build.and_(marks, wanted)), otherwise=foreign)
+
+
+def _choose_worker(program: Program, flow: _Flow, address: int, port: int, workers: int) -> None:
+    """Both directions of a flow come to one worker: the queue follows from the client's address and port alone.
+
+    veth hands a packet from transmit queue n to receive queue n, PACKET_FANOUT_QM to socket n.  The field holds
+    the receive queue plus one (`skb_record_rx_queue()`).  `worker_of` is the same in Python.
+    """
+    build = program.build
+    mixed = build.xor(flow.load(address, i64), flow.load(address + 8, i64))
+    mixed = build.xor(mixed, build.lshr(mixed, i64(32)))
+    mixed = build.xor(mixed, build.shl(build.zext(flow.load(port, i16), i64), i64(32)))
+    mixed = build.mul(mixed, i64(_MIX - (1 << 64)))
+    worker = build.lshr(build.mul(build.lshr(mixed, i64(32)), i64(workers)), i64(32))
+    program.set_context("queue_mapping", build.add(build.trunc(worker, i32), i32(1)))
+
+
+def _send_up(
+    program: Program, count: Count, flow: _Flow, address: int, port: int, ifindex: int, workers: int
+) -> None:
+    """Redirect to the egress of ku0. `address` and `port` are where the flow holds the client's."""
+    _count(program, count)
+    if workers > 1:
+        _choose_worker(program, flow, address, port, workers)
+    program.leave(program.build.trunc(program.call("redirect", i32(ifindex), i64(0)), i32))
+
+
+def _let_pass(program: Program, foreign: ir.Block) -> None:
+    program.at(foreign)
+    _count(program, Count.FOREIGN)
+    program.leave(Verdict.NEXT)
+
+
+def _count(program: Program, index: Count) -> None:
+    """One more; the array is per CPU and interrupts of this kind do not nest, so a plain addition will do."""
+    key = program.buffer(4)
+    key.store(0, i32(index))
+    place = program.look_up("counts", key)
+    with program.when(program.nonzero(place)):
+        build = program.build
+        counter = build.bitcast(place, i64.as_pointer())
+        build.store(build.add(build.load(counter), i64(1)), counter)

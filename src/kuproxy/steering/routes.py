@@ -1,0 +1,83 @@
+"""Routes to the VIPs, so that processes on the node itself reach them.
+
+A packet made on the node enters at no interface, so no ingress program sees it.  A route through ku0 brings it up
+instead, with an address of the node as its source: the pod's reply must find the way back here.  All routes
+lead over one next hop, so that a prefix of millions of addresses needs one neighbour entry.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv6Address
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from .keys import Address, Network
+
+__all__ = ["VipRoutes"]
+
+PROTOCOL = 0x6B  # marks the routes as ours: `ip route show proto 107` ("k")
+_ONLINK = 4  # RTNH_F_ONLINK: the next hop is on the link although no address says so
+_EEXIST = 17
+
+
+class VipRoutes:
+    """The set of routed networks. They vanish with ku0; nothing has to be removed at the end."""
+
+    def __init__(
+        self, netlink: IPRoute, ifindex: int, next_hops: Mapping[int, IPv4Address | IPv6Address]
+    ) -> None:
+        self._netlink, self._ifindex, self._next_hops = netlink, ifindex, next_hops
+        self._networks: set[Network] = set()
+        self._sources: dict[int, Address | None] = {4: None, 6: None}
+        self.refused: dict[Network, str] = {}  # what could not be routed, and why
+
+    @property
+    def networks(self) -> frozenset[Network]:
+        return frozenset(self._networks)
+
+    def set_sources(self, sources: Mapping[int, Address | None]) -> None:
+        """The node's address per family (4, 6) as seen by pods; existing routes follow a change."""
+        for family in (4, 6):
+            if self._sources[family] != sources.get(family):
+                self._sources[family] = sources.get(family)
+                for network in [each for each in self._networks if each.version == family]:
+                    self._request("replace", network)
+
+    def change(self, remove: Iterable[Network], add: Iterable[Network]) -> None:
+        """Only what differs is asked of the kernel; a network that somebody else routes already is left alone."""
+        for network in remove:
+            self.refused.pop(network, None)
+            if network in self._networks:
+                self._networks.discard(network)
+                self._request("del", network)
+        for network in add:
+            if network not in self._networks and self._request("add", network):
+                self._networks.add(network)
+
+    def _request(self, command: str, network: Network) -> bool:
+        next_hop = self._next_hops.get(network.version)
+        if next_hop is None:
+            self.refused[network] = f"the node has no IPv{network.version}"
+            return False
+        arguments = {
+            "dst": str(network),
+            "gateway": str(next_hop),
+            "oif": self._ifindex,
+            "flags": _ONLINK,
+            "proto": PROTOCOL,
+        }
+        source = self._sources[network.version]
+        if source is not None and command != "del":
+            arguments["prefsrc"] = str(source)
+        try:
+            self._netlink.route(command, **arguments)
+        except NetlinkError as error:
+            if command != "del":  # a route that is gone is what we wanted
+                theirs = "a route of somebody else is there"
+                self.refused[network] = theirs if error.code == _EEXIST else os.strerror(error.code)
+            return False
+        self.refused.pop(network, None)
+        return True

@@ -1,0 +1,149 @@
+"""What shall come up to the workers, and the entries of the maps that say so.
+
+`Targets` is a value: whoever knows the services makes a new one whenever they change.  `Entries` counts how many
+targets ask for each key, because targets share keys (the fragments' entry of an address with ten ports), and tells
+which keys are new and which nobody wants any more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..errors import SteeringError
+from .keys import STEER_KEY_SIZE, Address, ConfigBit, Network, is_return
+from .maps import PRESENT, SteeringMaps
+
+__all__ = ["Change", "Entries", "MapWriter", "Targets"]
+
+Vip = tuple[Network, int, int]
+NodePort = tuple[int, int, int]
+Pod = tuple[Address, int, int]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Protocols are IP's numbers; 0 with a port means TCP, UDP and SCTP."""
+
+    vips: frozenset[Vip] = frozenset()  # (network, protocol, port); port 0: the whole address
+    node_ports: frozenset[NodePort] = frozenset()  # (family 4 or 6, protocol, port), at every node address
+    pods: frozenset[Pod] = frozenset()  # (address, protocol, port): whose replies come up
+    # Interface name → keys.MARK4 | keys.MARK6: replies come up only where marked; None: everywhere.
+    marks: Mapping[str, int] | None = None
+    # Node ports are served at node addresses in these networks only; None: at all of them.
+    node_networks: frozenset[Network] | None = None
+
+    def __post_init__(self) -> None:
+        for family, protocol, port in self.node_ports:
+            if family not in (4, 6) or not 0 < port < 65536 or not 0 <= protocol < 256:
+                raise ValueError(f"not a node port: family {family}, protocol {protocol}, port {port}")
+
+    @property
+    def families(self) -> set[int]:
+        """Those that have a VIP or a node port."""
+        return {vip[0].version for vip in self.vips} | {each[0] for each in self.node_ports}
+
+    def serves_at(self, address: Address) -> bool:
+        """Whether node ports are served at this address of the node."""
+        return self.node_networks is None or any(address in network for network in self.node_networks)
+
+
+class Change(NamedTuple):
+    """The difference that a change of targets makes to the maps."""
+
+    new: list[bytes]
+    gone: list[bytes]
+
+
+class Entries:
+    """Keys of the maps, each with the number of targets that want it."""
+
+    def __init__(self) -> None:
+        self._wanted: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._wanted
+
+    def difference(self, remove: Iterable[bytes], add: Iterable[bytes]) -> tuple[Change, Counter[bytes]]:
+        """What would change; the second value is for `commit`."""
+        balance = Counter(add)
+        balance.subtract(Counter(remove))
+        new, gone = [], []
+        for key, count in balance.items():
+            before = self._wanted.get(key, 0)
+            if before == 0 and count > 0:
+                new.append(key)
+            elif before > 0 and before + count <= 0:
+                gone.append(key)
+        return Change(new, gone), balance
+
+    def commit(self, balance: Counter[bytes]) -> None:
+        for key, count in balance.items():
+            total = self._wanted[key] + count
+            if total > 0:
+                self._wanted[key] = total
+            else:
+                del self._wanted[key]
+
+
+class MapWriter:
+    """Brings the maps to what the targets ask for, in an order in which no translated flow is ever half steered.
+
+    A destination comes up only once the replies to it do, and as long as they do: replies first when something is
+    added, destinations first when something goes.  Otherwise a client would see a pod's own address.
+    """
+
+    def __init__(self, maps: SteeringMaps) -> None:
+        self._maps = maps
+        self.entries = Entries()
+        self._prefixes = 0
+        self._config = 0
+
+    def apply(self, remove: Iterable[bytes], add: Iterable[bytes]) -> Change:
+        """Raises SteeringError, with nothing changed, when a map has too little room."""
+        change, balance = self.entries.difference(remove, add)
+        prefixes = self._prefixes + _count_prefixes(change.new) - _count_prefixes(change.gone)
+        self._check_room(change, prefixes)
+        returns = [key for key in change.new if is_return(key)]
+        forwards = [key for key in change.new if len(key) == STEER_KEY_SIZE and not is_return(key)]
+        self._maps.steer.update(dict.fromkeys(returns, PRESENT))
+        self._maps.steer.update(dict.fromkeys(forwards, PRESENT))
+        self._maps.prefixes.update(dict.fromkeys(_prefixes(change.new), PRESENT))
+        self.set_config(ConfigBit.PREFIXES, prefixes > 0)
+        returns = [key for key in change.gone if is_return(key)]
+        forwards = [key for key in change.gone if len(key) == STEER_KEY_SIZE and not is_return(key)]
+        self._maps.prefixes.delete(_prefixes(change.gone))
+        self._maps.steer.delete(forwards)
+        self._maps.steer.delete(returns)
+        self.entries.commit(balance)
+        self._prefixes = prefixes
+        return change
+
+    def set_config(self, bit: ConfigBit, on: bool) -> None:
+        config = self._config | bit if on else self._config & ~bit
+        if config != self._config:
+            self._maps.write_config(config)
+            self._config = config
+
+    def _check_room(self, change: Change, prefixes: int) -> None:
+        # New entries are written before old ones go, so there must be room for both.
+        steered = len(self.entries) - self._prefixes + len(change.new) - _count_prefixes(change.new)
+        for bpf_map, wanted in (
+            (self._maps.steer, steered),
+            (self._maps.prefixes, prefixes + _count_prefixes(change.gone)),
+        ):
+            if wanted > bpf_map.capacity:
+                raise SteeringError(f"{wanted} entries for {bpf_map.name}, which holds {bpf_map.capacity}")
+
+
+def _prefixes(keys: Iterable[bytes]) -> list[bytes]:
+    return [key for key in keys if len(key) != STEER_KEY_SIZE]
+
+
+def _count_prefixes(keys: Iterable[bytes]) -> int:
+    return len(_prefixes(keys))

@@ -1,0 +1,345 @@
+"""The `ku` language: VPP's commands for its kube-proxy plugin, from text to actions.
+
+The commands are a table (`COMMANDS`): the words that name them, the usage that `help` and messages print, and the
+function that reads what follows.  Every word may be abbreviated as long as only one continuation fits.
+
+Ours beyond VPP: `protocol`, `port` on `ku pod`, pods with a port of their own (`10.0.0.1:8080`), `nat6` marks, and
+`ku show ...`.  Other than VPP's, a VIP without a type word keeps the family of its prefix (VPP takes IPv6 pods).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kuproxy.codes import Family, Protocol
+from kuproxy.errors import ConfigError, Problem
+from kuproxy.model.config import Settings, Show, ShowKind
+from kuproxy.model.vip import (
+    DEFAULT_NEW_LEN,
+    VIP_TYPE_WORDS,
+    Pod,
+    Prefix,
+    Vip,
+    VipKey,
+    parse_prefix,
+    vip_type,
+)
+from kuproxy.vppcli.actions import (
+    Action,
+    AddPods,
+    AddVip,
+    DelPods,
+    DelVip,
+    FlushFlows,
+    SetConf,
+    SetInterface,
+    ShowAction,
+    VipSelector,
+    Where,
+)
+from kuproxy.vppcli.options import OptionReader, to_int, to_pod, to_protocol, to_seconds
+from kuproxy.vppcli.words import Word, WordError, match_keyword, split_commands
+
+__all__ = ["COMMANDS", "Command", "Scan", "parse_line", "parse_script", "scan_script"]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A row of the command table."""
+
+    path: tuple[str, ...]
+    usage: str  # what follows the path
+    sentence: str
+    read: Callable[[tuple[str, ...], OptionReader, Where], Action | None]
+    hidden: bool = False  # another spelling of a command that `help` lists
+
+
+def _prefix_and_selector(options: OptionReader) -> VipSelector | None:
+    prefix = options.take("prefix", parse_prefix)
+    if prefix is None:
+        return None
+    return VipSelector(prefix)
+
+
+def _narrowed(selector: VipSelector, options: OptionReader) -> VipSelector:
+    port = options.values.get("port")
+    protocol = options.values.get("protocol")
+    assert port is None or isinstance(port, int)
+    assert protocol is None or isinstance(protocol, Protocol)
+    return VipSelector(selector.prefix, port, protocol)
+
+
+def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
+    options.read({"buckets": to_int, "buckets-log2": to_int, "timeout": to_seconds})
+    if not options.values and not options.problems:
+        options.problem("nothing to set", where.line, hint="say buckets, buckets-log2 or timeout")
+    buckets = options.values.get("buckets")
+    log2 = options.values.get("buckets-log2")
+    timeout_s = options.values.get("timeout")
+    if isinstance(log2, int):
+        line = options.line_of("buckets-log2", where.line)
+        if log2 > 24:
+            options.problem(f"{log2} is too high", line, "buckets-log2", "it is 0 to 24")
+        elif buckets not in (None, 1 << log2):
+            options.problem(f"2^{log2} is not {buckets}", line, "buckets-log2", "give one of the two")
+        else:
+            buckets = 1 << log2
+    if options.problems:
+        return None
+    assert buckets is None or isinstance(buckets, int)
+    assert timeout_s is None or isinstance(timeout_s, float)
+    default = Settings()
+    try:
+        Settings(
+            default.buckets if buckets is None else buckets,
+            default.timeout_s if timeout_s is None else timeout_s,
+        )
+    except ConfigError as error:
+        options.adopt(error, where.line)
+        return None
+    return SetConf(buckets, timeout_s, where=where)
+
+
+_NAT_WORDS = tuple(VIP_TYPE_WORDS)
+
+
+def _read_vip(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
+    selector = _prefix_and_selector(options)
+    ports = dict.fromkeys(("port", "target_port", "node_port", "new_len"), to_int)
+    options.read({**ports, "protocol": to_protocol}, flags=(*_NAT_WORDS, "del"))
+    types = [word for word in _NAT_WORDS if word in options.values]
+    if len(types) > 1:
+        line = options.line_of(types[-1], where.line)
+        options.problem(f"{' and '.join(types)} exclude each other", line, "type")
+    if selector is None:
+        return None
+    if options.values.get("del"):
+        return None if options.problems else DelVip(_narrowed(selector, options), where=where)
+    kind = None
+    try:
+        kind = vip_type(selector.prefix, types[0] if types else None)
+    except ValueError as error:
+        message, _, hint = str(error).partition("; ")
+        options.problem(message, options.line_of(types[0], where.line), "type", hint)
+    # What is wrong already must not hide what else is: a port that could not be read stands for some port.
+    any_port = 1 if options.problems else 0
+    protocol = options.get("protocol", Protocol, Protocol.ANY)
+    try:
+        key = VipKey(selector.prefix, protocol, options.get("port", int, any_port))
+    except ConfigError as error:
+        options.adopt(error, where.line)
+        key = VipKey(selector.prefix, protocol, 1)
+    try:
+        vip = Vip(
+            key=key,
+            type=vip_type(selector.prefix) if kind is None else kind,
+            target_port=options.get("target_port", int, 0),
+            node_port=options.get("node_port", int, 0),
+            new_len=options.get("new_len", int, DEFAULT_NEW_LEN),
+        )
+    except ConfigError as error:
+        options.adopt(error, where.line)
+        return None
+    return None if options.problems else AddVip(vip, where=where)
+
+
+def _looks_like_address(text: str) -> bool:
+    return "." in text or ":" in text or text[:1].isdecimal()
+
+
+def _read_pod(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
+    selector = _prefix_and_selector(options)
+    options.read({"port": to_int, "protocol": to_protocol}, flags=("del",), is_free=_looks_like_address)
+    pods: list[Pod] = []
+    for word in options.free:
+        pod = options.convert("address", word, to_pod)
+        if pod is not None:
+            pods.append(pod)
+    if not options.free and not options.problems:
+        options.problem("no pod address", where.line, "address", "name at least one")
+    if selector is None or options.problems:
+        return None
+    make = DelPods if options.values.get("del") else AddPods
+    return make(_narrowed(selector, options), tuple(pods), where=where)
+
+
+def _read_interface(path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
+    name = options.take("interface", str)
+    options.read({}, flags=("del",))
+    if name is None or options.problems:
+        return None
+    family = Family.IPV4 if "nat4" in path else Family.IPV6
+    return SetInterface(name, family, not options.values.get("del", False), where=where)
+
+
+def _read_show(kind: ShowKind) -> Callable[[tuple[str, ...], OptionReader, Where], Action | None]:
+    def read(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
+        options.read({}, flags=("verbose",) if kind is ShowKind.VIPS else ())
+        if options.problems:
+            return None
+        return ShowAction(Show(kind, bool(options.values.get("verbose", False))), where=where)
+
+    return read
+
+
+def _read_flush(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
+    options.read({})
+    return None if options.problems else FlushFlows(where=where)
+
+
+def _read_comment(_path: tuple[str, ...], _options: OptionReader, _where: Where) -> Action | None:
+    return None
+
+
+def _table() -> tuple[Command, ...]:
+    show_vips, show_all = (
+        "one line for each VIP; verbose: counters and pods",
+        "totals, flows in use, settings",
+    )
+    show_nodes = "what the nodes of the graph counted, with the reason"
+    mark = "translate back what comes from pods on this interface"
+    marks = []
+    for nat in ("nat4", "nat6"):
+        for path, hidden in (
+            (("kube-proxy", "set", "interface", nat, "in"), False),
+            (("set", "kube-proxy", "interface", nat, "in"), True),
+            (("set", "interface", nat, "in"), True),
+        ):
+            marks.append(Command(path, "<intfc> [del]", mark, _read_interface, hidden))
+    return (
+        Command(
+            ("kube-proxy", "conf"),
+            "[buckets <n>] [buckets-log2 <n>] [timeout <s>]",
+            "size of the established-flow table of each worker, and how long a silent flow is remembered",
+            _read_conf,
+        ),
+        Command(
+            ("kube-proxy", "vip"),
+            "<prefix> [protocol any|tcp|udp|sctp] [port <n>] [target_port <n>] [node_port <n>] "
+            "[nat4|nat6|nat44|nat46|nat64|nat66] [new_len <n>] [del]",
+            "add a VIP, or delete it with its pods",
+            _read_vip,
+        ),
+        Command(
+            ("kube-proxy", "pod"),
+            "<vip-prefix> <address>[:<port>] [<address> [...]] [port <n>] [protocol any|tcp|udp|sctp] [del]",
+            "add pods to the VIPs with that prefix, or remove them; port and protocol choose one of several",
+            _read_pod,
+        ),
+        *marks,
+        Command(("show", "kube-proxy"), "", show_all, _read_show(ShowKind.GENERAL)),
+        Command(("show", "kube-proxy", "vips"), "[verbose]", show_vips, _read_show(ShowKind.VIPS)),
+        Command(("show", "node", "counters"), "", show_nodes, _read_show(ShowKind.NODES)),
+        Command(("kube-proxy", "show"), "", show_all, _read_show(ShowKind.GENERAL), hidden=True),
+        Command(
+            ("kube-proxy", "show", "vips"), "[verbose]", show_vips, _read_show(ShowKind.VIPS), hidden=True
+        ),
+        Command(
+            ("kube-proxy", "show", "node", "counters"),
+            "",
+            show_nodes,
+            _read_show(ShowKind.NODES),
+            hidden=True,
+        ),
+        Command(("test", "kube-proxy", "flowtable", "flush"), "", "forget every flow", _read_flush),
+        Command(
+            ("kube-proxy", "test", "flowtable", "flush"), "", "forget every flow", _read_flush, hidden=True
+        ),
+        Command(("comment",), "<text>", "nothing", _read_comment),
+    )
+
+
+COMMANDS: tuple[Command, ...] = _table()
+
+
+def _find(words: list[Word]) -> tuple[Command, list[Word]]:
+    """The command that the words begin with, and the words behind it.
+
+    The longest path wins; raises WordError with the line of the word that fits nothing.
+    """
+    path: tuple[str, ...] = ()
+    found: Command | None = None
+    for used, word in enumerate(words):
+        depth = len(path)
+        following = {
+            row.path[depth] for row in COMMANDS if row.path[:depth] == path and len(row.path) > depth
+        }
+        if not following:
+            break
+        try:
+            path = (*path, match_keyword(word.text, following))
+        except WordError as error:
+            error.line = word.line
+            raise
+        found = next((row for row in COMMANDS if row.path == path), None)
+        if found is not None and found.path == ("comment",):
+            return found, words[used + 1 :]
+    if found is None:
+        following = {row.path[len(path)] for row in COMMANDS if row.path[: len(path)] == path}
+        raise WordError(
+            f"{' '.join(word.text for word in words)!r} is not complete",
+            f"next: {', '.join(sorted(following))}",
+            words[-1].line,
+        )
+    return found, words[len(path) :]
+
+
+@dataclass(slots=True)
+class Scan:
+    """A script read as far as it can be: what was understood, what was not."""
+
+    actions: list[Action]
+    problems: list[Problem]
+    spoilt: set[Prefix]  # of refused commands: that their VIPs are missing is no second fault
+
+    def note_spoilt(self, words: list[Word]) -> None:
+        for word in words:
+            with contextlib.suppress(ValueError):
+                self.spoilt.add(parse_prefix(word.text))
+
+
+def _scan_command(words: list[Word], file: str, scan: Scan) -> None:
+    where = Where(file, words[0].line)
+    try:
+        command, rest = _find(words)
+    except WordError as error:
+        scan.problems.append(Problem(str(error), file, error.line, hint=error.hint))
+        scan.note_spoilt(words)
+        return
+    options = OptionReader(rest, file, where.line)
+    action = command.read(command.path, options, where)
+    if options.problems:
+        scan.problems.extend(sorted(options.problems, key=lambda problem: problem.line))
+        scan.note_spoilt(rest[:1])
+    elif action is not None:
+        scan.actions.append(action)
+
+
+def scan_script(text: str, file: str = "") -> Scan:
+    """Read a whole script without raising: faulty commands are left out of `actions` and told in `problems`."""
+    scan = Scan([], [], set())
+    for words in split_commands(text):
+        _scan_command(words, file, scan)
+    return scan
+
+
+def parse_script(text: str, file: str = "") -> list[Action]:
+    """The actions of a script.  Raises ConfigError with the problems of all lines; then none of it counts."""
+    scan = scan_script(text, file)
+    if scan.problems:
+        raise ConfigError(scan.problems)
+    return scan.actions
+
+
+def parse_line(line: str, file: str = "", number: int = 1) -> Action | None:
+    """One command; None for a blank line or a comment.  Raises ConfigError."""
+    scan = Scan([], [], set())
+    for words in split_commands(line):
+        _scan_command([Word(word.text, word.line + number - 1) for word in words], file, scan)
+    if scan.problems:
+        raise ConfigError(scan.problems)
+    if len(scan.actions) > 1:
+        raise ConfigError(Problem("more than one command", file, number, hint="give one at a time"))
+    return scan.actions[0] if scan.actions else None

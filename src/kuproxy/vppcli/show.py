@@ -1,0 +1,159 @@
+"""The text of `show`, in VPP's manner, and the same as JSON.
+
+VPP's lines are kept where VPP has them, so that scripts which read them go on working: protocol (VPP has none) and
+pod ports appear only when they are set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from kuproxy.codes import REASON_TEXT, VIP_COUNTER_TEXT, Protocol, VipCounter
+from kuproxy.model.config import Show, ShowKind
+from kuproxy.model.report import NodeCount, PodReport, Report, VipReport
+from kuproxy.model.vip import Vip, address_text
+
+__all__ = ["render", "show_general", "show_nodes", "show_vips", "show_vips_verbose", "to_json"]
+
+
+def render(report: Report, show: Show) -> str:
+    """The text that one `show` command asks for, ending in a newline unless there is nothing to tell."""
+    if show.kind is ShowKind.NODES:
+        return show_nodes(report)
+    if show.kind is ShowKind.VIPS:
+        return show_vips_verbose(report) if show.verbose else show_vips(report)
+    return show_general(report)
+
+
+def show_general(report: Report) -> str:
+    """`show ku`: totals, then the established-flow table of each worker."""
+    lines = [
+        "kube-proxy",
+        f" #vips: {sum(not vip.removed for vip in report.vips)}",
+        f" #pods: {sum(len(_live_pods(vip)) for vip in report.vips)}",
+        f" buckets: {report.settings.buckets}",
+    ]
+    for mark in report.interfaces:
+        nats = [nat for nat, marked in (("nat4", mark.nat4_in), ("nat6", mark.nat6_in)) if marked]
+        lines.append(f" interface {mark.name}: {' '.join(nats)} in")
+    for worker in report.workers:
+        lines += [
+            f"core {worker.index}",
+            f"  timeout: {report.settings.timeout_s:g}s",
+            f"  usage: {worker.flows} / {worker.capacity}",
+        ]
+    return _text(lines)
+
+
+def _ports(vip: Vip) -> str:
+    text = f"port:{vip.key.port} target_port:{vip.target_port} node_port:{vip.node_port}"
+    return f"protocol:{vip.key.protocol.name.lower()} {text}" if vip.key.protocol != Protocol.ANY else text
+
+
+def _live_pods(report: VipReport) -> list[PodReport]:
+    return [pod for pod in report.pods if not pod.draining]
+
+
+def show_vips(report: Report) -> str:
+    """`show ku vips`: one line for each VIP."""
+    return _text(
+        f"{entry.vip.type.label} {entry.vip.key.prefix} {_ports(entry.vip)} "
+        f"new_size:{entry.vip.new_len} #pod:{len(_live_pods(entry))}{' removed' if entry.removed else ''}"
+        for entry in report.vips
+    )
+
+
+def show_vips_verbose(report: Report) -> str:
+    """`show ku vips verbose`: counters, and for each pod its slots of the new-flow table and its flows."""
+    return _text(line for entry in report.vips for line in _vip_lines(entry))
+
+
+def _vip_lines(entry: VipReport) -> Iterable[str]:
+    vip = entry.vip
+    yield f"{vip.type.label} [{entry.index}] {vip.key.prefix}{' removed' if entry.removed else ''}"
+    yield f"  new_size:{vip.new_len}"
+    yield f"  {_ports(vip)}"
+    if vip.owner != "ku":
+        yield f"  owner:{vip.owner}"
+    yield "  counters:"
+    for counter in VipCounter:
+        yield f"    {VIP_COUNTER_TEXT[counter]}: {entry.counters.get(counter, 0)}"
+    yield f"  #pod:{len(_live_pods(entry))}"
+    for pod in entry.pods:
+        state = "removed" if pod.draining else "used"
+        yield f"    {address_text(pod.address, pod.port)} {pod.slots} buckets   {pod.flows} flows  {state}"
+
+
+def show_nodes(report: Report) -> str:
+    """`show node counters`: what happened, where, why; what never happened is left out."""
+    counted = [entry for entry in report.nodes if entry.count]
+    if not counted:
+        return ""
+    lines = [f"{'Count':>16}  {'Node':<20}  Reason"]
+    lines += [
+        f"{entry.count:>16}  {entry.node.label:<20}  {REASON_TEXT[entry.reason]}"
+        for entry in _ordered(counted)
+    ]
+    return _text(lines)
+
+
+def _ordered(nodes: Iterable[NodeCount]) -> list[NodeCount]:
+    return sorted(nodes, key=lambda entry: (entry.node, entry.reason))
+
+
+def _text(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Everything in the report, as JSON takes it; keys are the words of the command language."""
+    return {
+        "settings": {"buckets": report.settings.buckets, "timeout": report.settings.timeout_s},
+        "interfaces": [
+            {"name": mark.name, "nat4_in": mark.nat4_in, "nat6_in": mark.nat6_in}
+            for mark in report.interfaces
+        ],
+        "workers": [
+            {"index": worker.index, "flows": worker.flows, "capacity": worker.capacity}
+            for worker in report.workers
+        ],
+        "vips": [_vip_json(entry) for entry in report.vips],
+        "nodes": [
+            {
+                "node": entry.node.label,
+                "reason": entry.reason.name,
+                "text": REASON_TEXT[entry.reason],
+                "count": entry.count,
+            }
+            for entry in _ordered(report.nodes)
+        ],
+    }
+
+
+def _vip_json(entry: VipReport) -> dict[str, Any]:
+    vip = entry.vip
+    return {
+        "index": entry.index,
+        "prefix": str(vip.key.prefix),
+        "protocol": vip.key.protocol.name.lower(),
+        "port": vip.key.port,
+        "target_port": vip.target_port,
+        "node_port": vip.node_port,
+        "type": vip.type.label,
+        "new_len": vip.new_len,
+        "reject": vip.reject,
+        "owner": vip.owner,
+        "removed": entry.removed,
+        "counters": {counter.name.lower(): entry.counters.get(counter, 0) for counter in VipCounter},
+        "pods": [
+            {
+                "address": str(pod.address),
+                "port": pod.port,
+                "buckets": pod.slots,
+                "flows": pod.flows,
+                "removed": pod.draining,
+            }
+            for pod in entry.pods
+        ],
+    }

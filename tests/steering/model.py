@@ -1,0 +1,106 @@
+"""The steering decision in plain Python, from the bytes of a frame: slow, and obviously right.
+
+It knows targets, not keys: what the programs find by several lookups is said here in one condition each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from kuproxy.steering.targets import Targets
+
+PORTS = (6, 17, 132)
+Address = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True)
+class Packet:
+    source: Address
+    destination: Address
+    protocol: int
+    source_port: int = 0
+    destination_port: int = 0
+    fragment: bool = False
+
+
+def parse(frame: bytes) -> Packet | None:
+    """What can be known of a frame; None when it is not a packet that anybody could steer."""
+    kind, ip = frame[12:14], frame[14:]
+    if kind == b"\x08\x00":
+        if len(ip) < 20 or ip[0] >> 4 != 4 or ip[0] & 15 < 5:
+            return None
+        source, destination = IPv4Address(ip[12:16]), IPv4Address(ip[16:20])
+        protocol, offset = ip[9], (ip[0] & 15) * 4
+        fragment = int.from_bytes(ip[6:8], "big") & 0x3FFF != 0
+    elif kind == b"\x86\xdd":
+        if len(ip) < 40 or ip[0] >> 4 != 6:
+            return None
+        source, destination = IPv6Address(ip[8:24]), IPv6Address(ip[24:40])
+        protocol, offset, fragment, skipped = ip[6], 40, False, 0
+        while protocol in (0, 43, 44, 60) and not fragment:
+            if skipped == 4 or len(ip) < offset + 8:
+                return None
+            extension = ip[offset : offset + 8]
+            if protocol == 44:
+                fragment = int.from_bytes(extension[2:4], "big") & 0xFFF9 != 0
+                offset += 8
+            else:
+                offset += 8 + extension[1] * 8
+            protocol, skipped = extension[0], skipped + 1
+    else:
+        return None
+    fragment = fragment or protocol == 255  # reserved by IANA: the programs' word for fragments
+    if fragment or protocol not in PORTS:
+        return Packet(source, destination, protocol, fragment=fragment)
+    ports = ip[offset : offset + 4]
+    if len(ports) < 4:
+        return None
+    return Packet(
+        source,
+        destination,
+        protocol,
+        int.from_bytes(ports[:2], "big"),
+        int.from_bytes(ports[2:], "big"),
+    )
+
+
+def decide(
+    frame: bytes, targets: Targets, node_addresses: frozenset[Address], interface: str, to_host: bool = True
+) -> str:
+    """`forward`, `return` or `foreign`."""
+    packet = parse(frame)
+    if packet is None or not to_host:
+        return "foreign"
+    if _is_forward(packet, targets, node_addresses):
+        return "forward"
+    mark = 1 if packet.source.version == 4 else 2
+    if targets.marks is not None and not targets.marks.get(interface, 0) & mark:
+        return "foreign"
+    for address, protocol, port in targets.pods:
+        if address == packet.source and _matches(packet, packet.source_port, protocol, port):
+            return "return"
+    return "foreign"
+
+
+def _is_forward(packet: Packet, targets: Targets, node_addresses: frozenset[Address]) -> bool:
+    for network, protocol, port in targets.vips:
+        if packet.destination not in network:
+            continue
+        if network.num_addresses > 1 or _matches(packet, packet.destination_port, protocol, port):
+            return True
+    if packet.destination in node_addresses and targets.serves_at(packet.destination):
+        for family, protocol, port in targets.node_ports:
+            if family == packet.destination.version and _matches(
+                packet, packet.destination_port, protocol, port
+            ):
+                return True
+    return False
+
+
+def _matches(packet: Packet, packet_port: int, protocol: int, port: int) -> bool:
+    if packet.fragment:
+        return True  # by address alone
+    if port == 0:
+        return protocol == 0 or protocol in PORTS or protocol == packet.protocol
+    return packet.protocol in ((protocol,) if protocol else PORTS) and packet_port == port

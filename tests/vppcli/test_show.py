@@ -1,0 +1,156 @@
+"""The text of `show`, whole."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address, ip_network
+
+from kuproxy.codes import Node, Protocol, Reason, VipCounter, VipType
+from kuproxy.model.config import InterfaceMark, Settings, Show, ShowKind
+from kuproxy.model.report import NodeCount, PodReport, Report, VipReport, WorkerReport
+from kuproxy.model.vip import Vip, VipKey
+from kuproxy.vppcli.show import render, to_json
+
+REPORT = Report(
+    settings=Settings(buckets=1024, timeout_s=40.0),
+    vips=(
+        VipReport(
+            1,
+            Vip(VipKey(ip_network("90.0.0.0/8"), port=3306), VipType.IP4_NAT44, 3307, 30964),
+            counters={VipCounter.FIRST_PACKET: 4, VipCounter.NEXT_PACKET: 17},
+            pods=(
+                PodReport(ip_address("10.0.0.1"), 0, 512, 3),
+                PodReport(ip_address("10.0.0.2"), 9090, 512, 0),
+                PodReport(ip_address("10.0.0.3"), 0, 0, 1, draining=True),
+            ),
+        ),
+        VipReport(
+            2,
+            Vip(
+                VipKey(ip_network("2003::1/128"), Protocol.UDP, 53),
+                VipType.IP6_NAT66,
+                new_len=2048,
+                reject=True,
+                owner="shop/dns:dns",
+            ),
+            removed=True,
+            counters={VipCounter.NO_SERVER: 2},
+            pods=(PodReport(ip_address("2001::2"), 8053, 0, 5, draining=True),),
+        ),
+    ),
+    nodes=(
+        NodeCount(Node.NAT44, Reason.FORWARDED, 21),
+        NodeCount(Node.INPUT, Reason.TRUNCATED_L4, 0),
+        NodeCount(Node.NAT4_IN2OUT, Reason.NO_TRANSLATION, 1),
+        NodeCount(Node.NAT4_IN2OUT, Reason.IN2OUT, 12345678901),
+    ),
+    workers=(WorkerReport(0, 9, 4096), WorkerReport(1, 0, 4096)),
+    interfaces=(InterfaceMark("eth0", True, True), InterfaceMark("eth1", False, True)),
+)
+
+
+def test_show_ku() -> None:
+    assert (
+        render(REPORT, Show())
+        == """\
+kube-proxy
+ #vips: 1
+ #pods: 2
+ buckets: 1024
+ interface eth0: nat4 nat6 in
+ interface eth1: nat6 in
+core 0
+  timeout: 40s
+  usage: 9 / 4096
+core 1
+  timeout: 40s
+  usage: 0 / 4096
+"""
+    )
+
+
+def test_show_ku_vips() -> None:
+    assert render(REPORT, Show(ShowKind.VIPS)) == (
+        "ip4-nat44 90.0.0.0/8 port:3306 target_port:3307 node_port:30964 new_size:1024 #pod:2\n"
+        "ip6-nat66 2003::1/128 protocol:udp port:53 target_port:53 node_port:0 new_size:2048 #pod:0 removed\n"
+    )
+
+
+def test_show_ku_vips_verbose() -> None:
+    assert (
+        render(REPORT, Show(ShowKind.VIPS, True))
+        == """\
+ip4-nat44 [1] 90.0.0.0/8
+  new_size:1024
+  port:3306 target_port:3307 node_port:30964
+  counters:
+    packet from existing sessions: 17
+    first session packet: 4
+    untracked packet: 0
+    no server configured: 0
+  #pod:2
+    10.0.0.1 512 buckets   3 flows  used
+    10.0.0.2:9090 512 buckets   0 flows  used
+    10.0.0.3 0 buckets   1 flows  removed
+ip6-nat66 [2] 2003::1/128 removed
+  new_size:2048
+  protocol:udp port:53 target_port:53 node_port:0
+  owner:shop/dns:dns
+  counters:
+    packet from existing sessions: 0
+    first session packet: 0
+    untracked packet: 0
+    no server configured: 2
+  #pod:0
+    [2001::2]:8053 0 buckets   5 flows  removed
+"""
+    )
+
+
+def test_show_node_counters() -> None:
+    assert (
+        render(REPORT, Show(ShowKind.NODES))
+        == """\
+           Count  Node                  Reason
+              21  kp4-nat4              packets sent to a pod
+               1  kp-nat4-in2out        No translation
+     12345678901  kp-nat4-in2out        Good in2out packets processed
+"""
+    )
+
+
+def test_nothing_to_show() -> None:
+    assert render(Report(), Show()) == "kube-proxy\n #vips: 0\n #pods: 0\n buckets: 1024\n"
+    for show in (Show(ShowKind.VIPS), Show(ShowKind.VIPS, True), Show(ShowKind.NODES)):
+        assert render(Report(), show) == ""
+
+
+def test_json_has_the_same_and_is_json() -> None:
+    told = json.loads(json.dumps(to_json(REPORT)))
+    assert told["settings"] == {"buckets": 1024, "timeout": 40.0}
+    assert told["interfaces"][1] == {"name": "eth1", "nat4_in": False, "nat6_in": True}
+    assert told["workers"][0] == {"index": 0, "flows": 9, "capacity": 4096}
+    assert told["nodes"][0] == {
+        "node": "kp-input",
+        "reason": "TRUNCATED_L4",
+        "text": "packet ends inside its TCP, UDP, SCTP or ICMP header",
+        "count": 0,
+    }
+    assert told["vips"][0]["pods"][1] == {
+        "address": "10.0.0.2", "port": 9090, "buckets": 512, "flows": 0, "removed": False,
+    }  # fmt: skip
+    del told["vips"][1]["pods"]
+    assert told["vips"][1] == {
+        "index": 2,
+        "prefix": "2003::1/128",
+        "protocol": "udp",
+        "port": 53,
+        "target_port": 53,
+        "node_port": 0,
+        "type": "ip6-nat66",
+        "new_len": 2048,
+        "reject": True,
+        "owner": "shop/dns:dns",
+        "removed": True,
+        "counters": {"next_packet": 0, "first_packet": 0, "untracked_packet": 0, "no_server": 2},
+    }
