@@ -430,67 +430,57 @@ def vpp_flows(count: int = 5, *, version: int = 4, node_port: int = 0, data: byt
 # ----------------------------------------------------------------------------------------------------- replies
 
 
-def transport_offset(data: bytes) -> tuple[int, int, int]:
-    """Offset of the IP header, of the L4 header, and the protocol, of a frame built here."""
-    at = 14
-    while data[at - 2 : at] in (b"\x81\x00", b"\x88\xa8"):
-        at += 4
-    if data[at] >> 4 == 4:
-        return at, at + (data[at] & 15) * 4, data[at + 9]
-    kind, l4 = data[at + 6], at + 40
-    while kind in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION):
-        length = 8 if kind == FRAGMENT else (data[l4 + 1] + 1) * 8
+def headers(data: bytes) -> tuple[int, int, int, bool]:
+    """Of an IP frame: offset of the IP header and of the L4 header, protocol, whether it is a later fragment."""
+    l3 = 14
+    while data[l3 - 2 : l3] in (b"\x81\x00", b"\x88\xa8"):
+        l3 += 4
+    if data[l3] >> 4 == 4:
+        later = struct.unpack_from(">H", data, l3 + 6)[0] & 0x1FFF != 0
+        return l3, l3 + (data[l3] & 15) * 4, data[l3 + 9], later
+    kind, l4, later = data[l3 + 6], l3 + 40, False
+    while kind in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION) and not later:
         later = kind == FRAGMENT and struct.unpack_from(">H", data, l4 + 2)[0] >> 3 != 0
+        length = 8 if kind == FRAGMENT else (data[l4 + 1] + 1) * 8
         kind, l4 = data[l4], l4 + length
-        if later:
-            break
-    return at, l4, kind
+    return l3, l4, kind, later
 
 
-def reply_to(data: bytes) -> bytes:
+def _swap(data: bytearray, at: int, width: int) -> None:
+    one, two = data[at : at + width], data[at + width : at + 2 * width]
+    data[at : at + 2 * width] = two + one
+
+
+def reply_to(data: bytes, *, ttl: int = 64) -> bytes:
     """The frame as its receiver would answer: MAC and IP addresses and ports swapped, echo request made reply.
 
-    No checksum changes by a swap; that of an echo changes with its type (RFC 1624).
+    A swap changes no checksum but SCTP's; that of an echo changes with its type (RFC 1624).
     """
-    l3, l4, protocol = transport_offset(data)
-    width = 4 if data[l3] >> 4 == 4 else 16
-    at = l3 + (12 if width == 4 else 8)
+    l3, l4, protocol, later = headers(data)
     reply = bytearray(data)
-    reply[0:6], reply[6:12] = data[6:12], data[0:6]
-    reply[at : at + width], reply[at + width : at + 2 * width] = (
-        data[at + width : at + 2 * width],
-        data[at : at + width],
-    )
-    if width == 4:
-        reply[l3 + 8] = 64
+    _swap(reply, 0, 6)
+    if data[l3] >> 4 == 4:
+        end = l3 + struct.unpack_from(">H", data, l3 + 2)[0]
+        _swap(reply, l3 + 12, 4)
+        reply[l3 + 8] = ttl
         reply[l3 + 10 : l3 + 12] = bytes(2)
         reply[l3 + 10 : l3 + 12] = struct.pack(">H", internet_checksum(bytes(reply[l3:l4])))
-        is_later = struct.unpack_from(">H", data, l3 + 6)[0] & 0x1FFF != 0
     else:
-        reply[l3 + 7] = 64
-        is_later = data[l3 + 6] == FRAGMENT and struct.unpack_from(">H", data, l3 + 42)[0] >> 3 != 0
-    if is_later:
+        end = l3 + 40 + struct.unpack_from(">H", data, l3 + 4)[0]
+        _swap(reply, l3 + 8, 16)
+        reply[l3 + 7] = ttl
+    if later:
         return bytes(reply)
-    if protocol in (TCP, UDP):
-        reply[l4 : l4 + 2], reply[l4 + 2 : l4 + 4] = data[l4 + 2 : l4 + 4], data[l4 : l4 + 2]
-    elif protocol == SCTP:
-        end = l3 + (
-            struct.unpack_from(">H", data, l3 + 2)[0]
-            if width == 4
-            else 40 + struct.unpack_from(">H", data, l3 + 4)[0]
-        )
-        reply[l4 : l4 + 2], reply[l4 + 2 : l4 + 4] = data[l4 + 2 : l4 + 4], data[l4 : l4 + 2]
+    if protocol in (TCP, UDP, SCTP):
+        _swap(reply, l4, 2)
+    if protocol == SCTP:
         reply[l4 + 8 : l4 + 12] = bytes(4)
         reply[l4 + 8 : l4 + 12] = sctp_crc(bytes(reply[l4:end]))
-    elif protocol in (ICMP, ICMP6) and data[l4] in (8, 128):
-        answer = {8: 0, 128: 129}[data[l4]]
-        old, new = struct.unpack_from(">H", data, l4)[0], answer << 8
+    if protocol in (ICMP, ICMP6) and end >= l4 + 4 and data[l4] in (8, 128):
+        reply[l4] = {8: 0, 128: 129}[data[l4]]
+        difference = (reply[l4] - data[l4]) << 8
         checksum = struct.unpack_from(">H", data, l4 + 2)[0]
-        total = (0xFFFF - checksum) + (0xFFFF - old) + new
-        while total >> 16:
-            total = (total & 0xFFFF) + (total >> 16)
-        reply[l4] = answer
-        reply[l4 + 2 : l4 + 4] = struct.pack(">H", 0xFFFF - total)
+        reply[l4 + 2 : l4 + 4] = struct.pack(">H", (checksum - difference) % 0xFFFF)
     return bytes(reply)
 
 
@@ -529,7 +519,7 @@ def verify_checksums(data: bytes) -> list[str]:
             fragment = packet[IPv6ExtHdrFragment]
             if fragment.offset or fragment.m:
                 return faults
-        l3, l4, protocol = transport_offset(data)
+        l3, l4, protocol, _ = headers(data)
         payload = data[l4 : l3 + 40 + layer.plen]
 
         def over(protocol: int, payload: bytes) -> int:

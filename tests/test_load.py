@@ -110,6 +110,19 @@ def test_conflicts_between_files(write) -> None:
     ]
 
 
+def test_conflicts_are_told_beside_other_problems(write) -> None:
+    twice = SERVICE + "---\n" + SERVICE.replace("web", "api").replace(", nodePort: 30080", "")
+    assert refused(write(a__ku="ku frob", b__yaml=twice)) == [
+        "a.ku:1: 'frob' is not known here; possible: conf, pod, set, show, test or vip",
+        "VIP 10.96.0.1/32 protocol tcp port 80 belongs to shop/web:http; shop/api:http asks for it too",
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(write) -> None:
+    names = write(a__ku=b"\xef\xbb\xbfku vip 90.0.0.0/8", b__json=b'\xef\xbb\xbf{"kind": "Pod"}')
+    assert len(load_config(names).vips) == 1
+
+
 def test_notes_have_places(write) -> None:
     no_address = SERVICE.replace("clusterIP: 10.96.0.1", "externalTrafficPolicy: Local")
     local = SERVICE.replace("web", "api").replace("spec:", "spec:\n  externalTrafficPolicy: Local")
@@ -136,6 +149,8 @@ def test_the_fixtures_load() -> None:
 
 
 def test_starting_loads_neither_yaml_nor_arrays() -> None:
-    code = "import sys, kuproxy.load, kuproxy.vppcli.show; print({'yaml', 'numpy', 'numba'} & set(sys.modules))"
+    code = (
+        "import sys, kuproxy.load, kuproxy.vppcli.show; print({'yaml', 'numpy', 'numba'} & set(sys.modules))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"

@@ -67,8 +67,7 @@ def load_config(paths: Sequence[Path | str]) -> Config:
         except ConfigError as error:
             problems.extend(error.problems)
     vips = _service_vips(objects, notes)
-    if not problems:  # with lines missing, what remains may conflict for no reason of its own
-        problems.extend(_conflicts(desired.vips, vips))
+    problems.extend(_conflicts(desired.vips, vips))
     if problems:
         raise ConfigError(problems)
     config = desired.config(tuple(map(str, paths)))

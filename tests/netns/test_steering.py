@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import socket
 import struct
@@ -322,6 +323,8 @@ def test_closing_leaves_nothing(hosts: tuple[Host, Host, Host]) -> None:
         node.run(steering.start)
         node.run(steering.set_targets, TARGETS)
         assert _state(node) != before
+        assert f"{VIP4} via" in node.sh("ip route")
+        assert node.run(lambda: len(steering._writer.entries)) > 0
         node.run(steering.close)
         node.run(steering.close)
         assert _state(node) == before
@@ -381,6 +384,7 @@ def test_an_interface_and_its_address_are_followed(rig: Rig, reflector: Reflecto
     rig.client.connect_to(rig.node, "d1", "d0")
     rig.client.sh("ip addr add 10.3.0.2/24 dev d1")
     rig.node.sh("ip addr add 10.3.0.1/24 dev d0")
+    assert select.select([rig.steering], [], [], 1)[0]  # as an event loop would be told
     lines: list[str] = []
     _eventually(lambda: lines.extend(rig.poll()) or "node address 10.3.0.1 is new" in lines)
     assert "attached to d0" in lines

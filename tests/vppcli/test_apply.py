@@ -127,6 +127,17 @@ def test_a_vip_that_comes_back_has_no_pods() -> None:
     ]
 
 
+def test_deleting_and_adding_again_and_again_leaves_nothing_behind() -> None:
+    desired, fresh = Desired(), Desired()
+    for _ in range(3):
+        desired.run(
+            "ku vip 90.0.0.0/8 port 80 node_port 30000\nku pod 90.0.0.0/8 10.0.0.1\nku vip 90.0.0.0/8 del\n"
+        )
+    assert vars(desired) == vars(fresh)
+    with pytest.raises(ConfigError, match=r"no VIP 90\.0\.0\.0/8$"):
+        desired.run("ku pod 90.0.0.0/8 10.0.0.1")
+
+
 def test_removing_pods() -> None:
     vip = "ku vip 90.0.0.0/8 port 80\nku pod 90.0.0.0/8 10.0.0.1 10.0.0.1:81 10.0.0.1:82 10.0.0.2\n"
     name = "90.0.0.0/8 port 80 nat44 new_len 1024:"

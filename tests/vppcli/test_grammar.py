@@ -31,6 +31,7 @@ from kuproxy.vppcli.words import WordError, match_keyword
 
 P90 = ip_network("90.0.0.0/8")
 NET = ip_network
+NAT44 = VipType.IP4_NAT44
 
 
 def pods(*texts: str) -> tuple[Pod, ...]:
@@ -132,7 +133,7 @@ def test_ku_is_kube_proxy(line, action) -> None:
         ("ku se i nat6 in eth0", IN6),
         ("ku c t 5", SetConf(None, 5.0)),
         ("ku conf buckets 8", SetConf(8)),  # in full, though `buckets-log2` begins with it
-        ("ku v 90.0.0.0/8 po 80 ta 81 nod 82", vip("90.0.0.0/8", VipType.IP4_NAT44, port=80, target_port=81, node_port=82)),
+        ("ku v 90.0.0.0/8 po 80 ta 81 nod 82", vip("90.0.0.0/8", NAT44, port=80, target_port=81, node_port=82)),
         ("ku vip 90.0.0.0/8 nat4", vip("90.0.0.0/8", VipType.IP4_NAT44)),
         ("ku p 90.0.0.0/8 10.0.0.1 d", DelPods(VipSelector(P90), pods("10.0.0.1"))),
         ("ku vip 90.0.0.0/8 pr t", vip("90.0.0.0/8", VipType.IP4_NAT44, Protocol.TCP)),
@@ -163,6 +164,7 @@ def test_abbreviations(line, action) -> None:
         ("ku vip", "prefix: the value is missing"),
         ("ku vip 90.0.0.0/8 port", "port: the value is missing"),
         ("ku vip 90.0.0.0/8 port x", "port: 'x' is not a number; write a decimal number"),
+        ("ku vip 90.0.0.0/8 port x target_port 80", "port: 'x' is not a number; write a decimal number"),
         ("ku vip 90.0.0.0/8 port ٣", "port: '٣' is not a number; write a decimal number"),
         ("ku vip 90.0.0.0/8 port 80 port 81", "port: given twice, as 80 and as 81"),
         ("ku vip 90.0.0.0/8 nat4 nat6", "type: nat4 and nat6 exclude each other"),
@@ -213,7 +215,7 @@ def test_an_option_may_be_repeated_with_the_same_value() -> None:
     assert parse_line("ku vip 90.0.0.0/8 port 80 nat4 port 80 nat4") == expected
 
 
-@pytest.mark.parametrize("text", ["", "   ", "# ku frob", "comment ku frob", "  #", "com x"])
+@pytest.mark.parametrize("text", ["", "   ", "# ku frob", "#ku frob", "comment ku frob", "  #", "com x"])
 def test_nothing_is_nothing(text) -> None:
     assert parse_line(text) is None
     assert parse_script(text) == []

@@ -122,6 +122,7 @@ class VethPair:
             index = if_nametoindex(KU1)
             link = Link(drop, index, AttachType.TCX_INGRESS)
             with IPRoute() as netlink:
+                netlink.bind(groups=0)
                 netlink.link("set", index=index, state="up")
             return link
 

@@ -46,8 +46,13 @@ class Steering:
         self._names = None if interfaces is None else frozenset(interfaces)
         self._resources = ExitStack()
         self._started = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is known of the maps and the node, before the one is filled and the other looked at."""
         self._targets = Targets()
-        self._served: frozenset[Address] = frozenset()  # node addresses whose node ports are in the maps
+        self._addresses: frozenset[Address] = frozenset()  # of the node
+        self._served: frozenset[Address] = frozenset()  # those whose node ports are in the maps
         self._networks: Counter[Network] = Counter()  # VIP networks, with the number of VIPs in each
         self._pod_addresses: Counter[Address] = Counter()
         self._marks: dict[int, int] = {}  # interface index → marks, as in the map
@@ -80,6 +85,7 @@ class Steering:
         own_close(self.namespace.close)
         # Up to here nobody else could notice anything.
         self._netlink = own(IPRoute())
+        self._netlink.bind(groups=0)  # answers only; events come over a socket of their own
         self._pair = VethPair(self._netlink, self.namespace, self.workers)
         own_close(self._pair.close)
         self._pair.bring_up_far_side(drop)
@@ -105,6 +111,7 @@ class Steering:
         """Detach, and delete the interfaces. Idempotent; also after a start that failed."""
         self._started = False
         self._resources.close()  # in reverse order: first nothing is steered any more, then the ends go
+        self._forget()
 
     # --- what shall come up --------------------------------------------------------------------------------
 
@@ -132,7 +139,7 @@ class Steering:
         self._follow_pods()
 
     def _change_entries(self, old: Targets, new: Targets) -> None:
-        served = frozenset(filter(new.serves_at, self._node.addresses))
+        served = frozenset(filter(new.serves_at, self._addresses))
         remove = [
             *_vip_keys(old.vips - new.vips),
             *_pod_keys(old.pods - new.pods),
@@ -160,13 +167,14 @@ class Steering:
 
     def _routable(self, networks: Iterable[Network]) -> set[Network]:
         """Not the node's own addresses, which the kernel delivers anyhow; and never the default route."""
-        own = {ip_network(address) for address in self._node.addresses}
+        own = {ip_network(address) for address in self._addresses}
         return {each for each in networks if each.prefixlen > 0 and each not in own}
 
     # --- what happens on the node ----------------------------------------------------------------------------
 
     def fileno(self) -> int:
         """Readable when `poll_events` has something to do."""
+        self._require_started()
         return self._node.fileno()
 
     def poll_events(self) -> list[str]:
@@ -179,14 +187,21 @@ class Steering:
         lines = self._ingress.sync(wanted)
         self._follow_pods()
         self._write_marks()
-        before = self._served
-        self._change_entries(self._targets, self._targets)
-        lines += [f"node address {each} is gone" for each in before - self._served]
-        lines += [f"node address {each} is new" for each in self._served - before]
         self._routes.set_sources({family: self._node.primary_address(family) for family in (4, 6)})
+        if self._addresses != self._node.addresses:
+            lines += self._follow_addresses()
+        return lines
+
+    def _follow_addresses(self) -> list[str]:
+        """Node ports at the node's addresses; routes to VIPs that are none of them."""
+        before, self._addresses = self._addresses, self._node.addresses
+        self._change_entries(self._targets, self._targets)
         routable = self._routable(self._networks)
         self._routes.change(remove=self._routes.networks - routable, add=routable - self._routes.networks)
-        return lines
+        return [
+            *(f"node address {each} is gone" for each in before - self._addresses),
+            *(f"node address {each} is new" for each in self._addresses - before),
+        ]
 
     def _follow_pods(self) -> None:
         """Watch the egress too while a pod has an address of the node: its replies come in nowhere."""
@@ -215,6 +230,12 @@ class Steering:
     def attached(self) -> list[str]:
         """Names of the interfaces whose traffic is looked at."""
         return self._ingress.names
+
+    @property
+    def node_addresses(self) -> frozenset[Address]:
+        """Addresses of the node at which node ports are served."""
+        self._require_started()
+        return frozenset(filter(self._targets.serves_at, self._node.addresses))
 
     @property
     def warnings(self) -> list[str]:

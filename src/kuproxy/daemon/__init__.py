@@ -1,0 +1,1 @@
+"""The processes around the data plane: supervision, signals, reports."""

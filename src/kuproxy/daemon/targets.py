@@ -1,0 +1,30 @@
+"""From the compiler's records to what steering must bring up."""
+
+from collections.abc import Mapping
+
+from kuproxy.control.compile import Compiler
+from kuproxy.model.config import InterfaceMark
+from kuproxy.steering.keys import MARK4, MARK6
+from kuproxy.steering.targets import Targets
+
+
+def steering_marks(marks: tuple[InterfaceMark, ...]) -> Mapping[str, int] | None:
+    """Without any `set interface` line, replies are looked for on every interface."""
+    if not marks:
+        return None
+    return {mark.name: (MARK4 if mark.nat4_in else 0) | (MARK6 if mark.nat6_in else 0) for mark in marks}
+
+
+def steering_targets(compiler: Compiler, marks: tuple[InterfaceMark, ...]) -> Targets:
+    """VIPs in use, their node ports, and every pod that still has flows: draining ones answer too."""
+    vips, node_ports, pods = set(), set(), set()
+    for record in compiler.records():
+        key = record.vip.key
+        protocol = int(key.protocol)
+        if not record.removed:
+            vips.add((key.prefix, protocol, key.port))
+            if record.vip.node_port:
+                node_ports.add((int(key.family), protocol, record.vip.node_port))
+        for pod in (*record.pods, *record.draining):
+            pods.add((pod.address, protocol, pod.port))
+    return Targets(frozenset(vips), frozenset(node_ports), frozenset(pods), steering_marks(marks))

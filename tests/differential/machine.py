@@ -1,0 +1,255 @@
+"""Two planes, one life: a state machine that does the same things to both and compares all that can be seen.
+
+    TestCompiled = machine_for(lambda config: CompiledPlane(config)).TestCase
+
+One plane is always the reference.  The other implements `Plane`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import ClassVar, Protocol
+
+from hypothesis import note
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import packets
+from differential import strategies
+from differential.strategies import INSIDE, Config
+from kuproxy.codes import Family, Node, Outcome, Reason, VipCounter
+from kuproxy.model.vip import Vip, VipKey
+from kuproxy.reference import LiveFlow, Reference, RefPacket, Result
+
+
+class Plane(Protocol):
+    """What the machine needs of a data plane. Times are ticks of 32 bits; counters that are 0 may be left out."""
+
+    def set_vip(self, vip: Vip) -> None: ...
+
+    def del_vip(self, key: VipKey) -> None: ...
+
+    def mark_interface(self, index: int, nat4_in: bool, nat6_in: bool) -> None: ...
+
+    def set_timeout(self, ticks: int) -> None: ...
+
+    def set_buckets(self, buckets: int, now: int) -> None:
+        """Raises ValueError if the live flows do not fit."""
+
+    def receive(self, packets: list[RefPacket], now: int) -> list[Result]:
+        """One vector: a result for each packet, then for each released fragment in the order of release."""
+
+    def sweep(self, now: int) -> object:
+        """Drop the fragments that were held too long."""
+
+    def collect(self, now: int) -> None:
+        """Forget the removed pods that no live flow refers to."""
+
+    def counters(self) -> Mapping[tuple[Node, Reason], int]: ...
+
+    def vip_counters(self) -> Mapping[VipKey, Mapping[VipCounter, int]]:
+        """Of the VIPs that exist."""
+
+    def outcomes(self) -> Mapping[Outcome, int]: ...
+
+    def live_flows(self, now: int) -> list[LiveFlow]:
+        """In any order."""
+
+
+class ReferencePlane:
+    """The reference as a plane, to test the machine itself."""
+
+    kind: type[Reference] = Reference
+
+    def __init__(self, config: Config):
+        self.reference = self.kind(**asdict(config))
+        self.set_vip = self.reference.set_vip
+        self.del_vip = self.reference.del_vip
+        self.mark_interface = self.reference.mark_interface
+        self.set_timeout = self.reference.set_timeout
+        self.set_buckets = self.reference.set_buckets
+        self.receive = self.reference.receive
+        self.sweep = self.reference.sweep
+        self.collect = self.reference.collect
+        self.live_flows = self.reference.live_flows
+
+    def counters(self) -> Mapping[tuple[Node, Reason], int]:
+        return self.reference.counters
+
+    def vip_counters(self) -> Mapping[VipKey, Mapping[VipCounter, int]]:
+        return self.reference.vip_counters
+
+    def outcomes(self) -> Mapping[Outcome, int]:
+        return self.reference.outcomes
+
+
+def _without_zeros(counters: Mapping) -> dict:
+    return {name: int(count) for name, count in counters.items() if count}
+
+
+class ForwardingMachine(RuleBasedStateMachine):
+    """Rules are what operators, clients, pods and time do."""
+
+    make_plane: ClassVar[Callable[[Config], Plane]]
+
+    @initialize(
+        config=strategies.configs,
+        now=strategies.start_times,
+        first=st.lists(strategies.vips, min_size=4, max_size=12),
+    )
+    def start(self, config: Config, now: int, first: list[Vip]) -> None:
+        self.config = config
+        self.now = now
+        self.reference = Reference(**asdict(config))
+        self.plane = type(self).make_plane(config)
+        self.known: dict[VipKey, Vip] = {}
+        self.sent: list[RefPacket] = []
+        self.forwarded: list[bytes] = []
+        for each in (self.reference, self.plane):
+            each.mark_interface(INSIDE, True, True)
+        for vip in first:
+            self._set_vip(vip)
+
+    # --------------------------------------------------------------------------------------------- operators
+
+    def _set_vip(self, vip: Vip) -> None:
+        try:
+            self.reference.set_vip(vip)
+        except ValueError as conflict:
+            note(f"not set: {conflict}")  # refused above the data plane, which need not know
+            return
+        self.plane.set_vip(vip)
+        self.known[vip.key] = vip
+
+    @rule(vip=strategies.vips)
+    def set_vip(self, vip: Vip) -> None:
+        self._set_vip(vip)
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data())
+    def change_pods(self, data: st.DataObject) -> None:
+        vip = data.draw(st.sampled_from(list(self.known.values())))
+        version = 4 if vip.type.pod_family == Family.IPV4 else 6
+        change = data.draw(st.sampled_from(["remove one", "remove all", "others"]))
+        if change == "remove one" and vip.pods:
+            gone = data.draw(st.sampled_from(vip.pods))
+            pods = tuple(pod for pod in vip.pods if pod != gone)
+        elif change == "remove all":
+            pods = ()
+        else:
+            pods = data.draw(strategies.pods[version, bool(vip.key.port)])
+        self._set_vip(replace(vip, pods=pods))
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data(), again=st.booleans())
+    def delete_vip(self, data: st.DataObject, again: bool) -> None:
+        vip = data.draw(st.sampled_from(list(self.known.values())))
+        del self.known[vip.key]
+        self.reference.del_vip(vip.key)
+        self.plane.del_vip(vip.key)
+        if again:
+            self._set_vip(vip)
+
+    @rule(data=st.data())
+    def configure(self, data: st.DataObject) -> None:
+        what = data.draw(st.sampled_from(["buckets", "timeout", "interface"]))
+        if what == "buckets":
+            self._set_buckets(data.draw(st.sampled_from([1, 2, 4, 8, 64])))
+        elif what == "timeout":
+            ticks = data.draw(st.sampled_from([5, 60, 400]))
+            for each in (self.reference, self.plane):
+                each.set_timeout(ticks)
+        else:
+            nat4_in, nat6_in = data.draw(
+                st.sampled_from([(True, True), (True, True), (True, False), (False, True)])
+            )
+            for each in (self.reference, self.plane):
+                each.mark_interface(INSIDE, nat4_in, nat6_in)
+
+    def _set_buckets(self, buckets: int) -> None:
+        refused = []
+        for each in (self.reference, self.plane):
+            try:
+                each.set_buckets(buckets, self.now)
+            except ValueError:
+                refused.append(each)
+        assert len(refused) != 1, f"only {refused[0]} refuses {buckets} buckets"
+
+    # ---------------------------------------------------------------------------------------------- packets
+
+    def _receive(self, vector: list[RefPacket]) -> None:
+        expected = self.reference.receive(vector, self.now)
+        results = self.plane.receive(vector, self.now)
+        note(f"{[(result.outcome.name, result.reason.name) for result in expected]}")
+        assert len(results) == len(expected)
+        for position, (result, wanted) in enumerate(zip(results, expected, strict=True)):
+            assert result == wanted, f"result {position} of {len(vector)} packets"
+        for result in expected:
+            if result.reason == Reason.FORWARDED:
+                self.forwarded.append(result.data)
+        del self.forwarded[:-24]
+
+    @rule(burst=strategies.bursts, together=st.booleans())
+    def send(self, burst: list[RefPacket], together: bool) -> None:
+        self.sent = (self.sent + burst)[-24:]
+        for vector in [burst] if together else [[packet] for packet in burst]:
+            self._receive(vector)
+
+    @rule(burst=strategies.bursts)
+    def send_more(self, burst: list[RefPacket]) -> None:
+        self.send(burst, together=True)
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def send_again(self, data: st.DataObject) -> None:
+        self._receive(data.draw(st.lists(st.sampled_from(self.sent), min_size=1, max_size=8)))
+
+    @precondition(lambda self: self.forwarded)
+    @rule(data=st.data(), interface=st.sampled_from([INSIDE] * 5 + [0]))
+    def reply(self, data: st.DataObject, interface: int) -> None:
+        chosen = data.draw(st.lists(st.sampled_from(self.forwarded), min_size=1, max_size=8))
+        ttl = data.draw(strategies.reply_ttls)
+        self._receive([RefPacket(packets.reply_to(one, ttl=ttl), interface) for one in chosen])
+
+    # ------------------------------------------------------------------------------------------------- time
+
+    @rule(ticks=strategies.durations)
+    def wait(self, ticks: int) -> None:
+        self.now = (self.now + ticks) % 2**32
+
+    @rule(what=st.sampled_from(["sweep", "collect"]))
+    def housework(self, what: str) -> None:
+        for each in (self.reference, self.plane):
+            if what == "sweep":
+                each.sweep(self.now)
+            else:
+                each.collect(self.now)
+
+    # ------------------------------------------------------------------------------------------ what is seen
+
+    @invariant()
+    def same_to_see(self) -> None:
+        reference, plane = self.reference, self.plane
+        assert _without_zeros(plane.counters()) == _without_zeros(reference.counters)
+        assert _without_zeros(plane.outcomes()) == _without_zeros(reference.outcomes)
+        theirs = {key: _without_zeros(counters) for key, counters in plane.vip_counters().items()}
+        ours = {key: _without_zeros(counters) for key, counters in reference.vip_counters.items()}
+        assert theirs == ours
+        assert sorted(plane.live_flows(self.now), key=str) == sorted(reference.live_flows(self.now), key=str)
+
+    @invariant()
+    def every_packet_has_an_outcome(self) -> None:
+        assert sum(self.reference.outcomes.values()) == self.reference.received
+
+    @invariant()
+    def every_reply_tells_its_flow(self) -> None:
+        flows = self.reference.live_flows(self.now)
+        replies = {(flow.pod, flow.pod_port, flow.client, flow.client_port, flow.protocol) for flow in flows}
+        assert len(replies) == len(flows)
+
+
+def machine_for(make_plane: Callable[[Config], Plane]) -> type[ForwardingMachine]:
+    """A machine that compares this plane with the reference."""
+    # staticmethod: a plain function would become a method of the machine
+    return type("ForwardingMachine", (ForwardingMachine,), {"make_plane": staticmethod(make_plane)})

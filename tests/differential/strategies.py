@@ -1,0 +1,286 @@
+"""What the differential tests draw from: few of everything, so that things meet.
+
+Three clients with three ports, VIPs that overlap on purpose, pods and ports that services share, tables of one to
+four buckets: most flows collide with another one in some way.  One packet in ten is damaged, mostly in a header.
+
+A VIP or a packet has a dozen parts, and a run hundreds of packets; drawn one part at a time they would exhaust what
+Hypothesis gives a run.  So each is made from one drawn number, the seed of its own random generator: a failing run
+still shrinks to its few packets.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from random import Random
+from typing import TypeVar
+
+from hypothesis import strategies as st
+
+import packets
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Family, Protocol
+from kuproxy.model.vip import Pod, Vip, VipKey, vip_type
+from kuproxy.reference import RefPacket
+
+Address = IPv4Address | IPv6Address
+T = TypeVar("T")
+
+OUTSIDE, INSIDE = 0, 1  # INSIDE is marked for both families at the start
+
+
+def made_by(make: Callable[[Random], T]) -> st.SearchStrategy[T]:
+    """A strategy whose every value comes from one drawn seed."""
+    return st.integers(0, 2**48 - 1).map(lambda seed: make(Random(seed)))
+
+
+def one_in(rng: Random, n: int) -> bool:
+    return rng.randrange(n) == 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a plane is made; the names are those of `Reference`."""
+
+    buckets: int = 1024
+    timeout_ticks: int = 400
+    decrement_ttl: bool = True
+    any_node_address: bool = True
+    node_addresses: tuple[Address, ...] = ()
+    reject_rate: int = 1000
+
+
+NODE_ADDRESSES = (ip_address("40.0.0.254"), ip_address("4000::fe"))
+
+configs = st.builds(
+    Config,
+    buckets=st.sampled_from([1, 2, 4]),
+    timeout_ticks=st.sampled_from([5, 60, 400]),
+    decrement_ttl=st.booleans(),
+    any_node_address=st.booleans(),
+    node_addresses=st.just(NODE_ADDRESSES),
+    reject_rate=st.sampled_from([1000, 3, 1, 0]),
+)
+start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
+
+# --------------------------------------------------------------------------------------------------------- VIPs
+
+CLIENTS = {4: ["40.0.0.1", "40.0.0.2", "40.0.1.1"], 6: ["4000::1", "4000::2", "4001::1"]}
+CLIENT_PORTS = [1024, 1025, 1026]
+PREFIXES = {
+    4: ["90.0.0.1/32", "90.0.0.1/32", "90.0.0.2/32", "90.0.0.0/24", "90.0.0.0/8", "0.0.0.0/0"],
+    6: ["9000::1/128", "9000::1/128", "9000::2/128", "9000::/64", "9000::/16", "::/0"],
+}
+NOT_TRANSLATED_YET = {4: "91.0.0.1/32", 6: "9100::1/128"}  # VIPs whose pods are of the other family
+ADDRESSED = {
+    4: ["90.0.0.1", "90.0.0.2", "90.0.0.3", "90.1.0.1"],
+    6: ["9000::1", "9000::2", "9000::3", "9000:1::1"],
+}
+NODE = {4: "40.0.0.254", 6: "4000::fe"}
+SELDOM_ADDRESSED = {
+    4: ["91.0.0.1", "127.0.0.1", "224.0.0.1", "40.0.0.253"],
+    6: ["9100::1", "::1", "ff02::1", "4000::fd"],
+}
+PODS = {4: [f"10.0.0.{last}" for last in range(1, 6)], 6: [f"2001::{last}" for last in range(2, 7)]}
+NODE_PORTS = [30080, 30081]
+
+
+def make_pods(rng: Random, version: int, with_ports: bool) -> tuple[Pod, ...]:
+    """Up to six of five addresses: sometimes one address with two ports, sometimes none."""
+    ports = [0, 0, 80, 9090] if with_ports else [0]
+    many = rng.choice([0, 1, 1, 2, 2, 3, 6])
+    return tuple(Pod(ip_address(rng.choice(PODS[version])), rng.choice(ports)) for _ in range(many))
+
+
+def make_vip(rng: Random) -> Vip:
+    version = rng.choice([4, 6])
+    other_family = one_in(rng, 12)
+    prefix = ip_network(NOT_TRANSLATED_YET[version] if other_family else rng.choice(PREFIXES[version]))
+    icmp = Protocol.ICMP if version == 4 else Protocol.ICMP6
+    protocol = rng.choice([Protocol.ANY] * 4 + [*PROTOCOLS_WITH_PORTS, icmp])
+    has_ports = protocol == Protocol.ANY or protocol in PROTOCOLS_WITH_PORTS
+    port = rng.choice([0, 80, 80, 81]) if has_ports else 0
+    kind = vip_type(prefix, f"nat{'64' if version == 6 else '46'}" if other_family else None)
+    return Vip(
+        VipKey(prefix, protocol, port),
+        kind,
+        target_port=rng.choice([0, 80, 8080]) if port else 0,
+        node_port=rng.choice(NODE_PORTS) if has_ports and one_in(rng, 2) else 0,
+        new_len=rng.choice([1, 2, 16, 128]),
+        pods=make_pods(rng, 4 if kind.pod_family == Family.IPV4 else 6, bool(port)),
+        reject=one_in(rng, 2),
+    )
+
+
+vips = made_by(make_vip)
+pods = {
+    (version, with_ports): made_by(lambda rng, args=(version, with_ports): make_pods(rng, *args))
+    for version in (4, 6)
+    for with_ports in (False, True)
+}
+
+# ---------------------------------------------------------------------------------------------------- datagrams
+
+
+def make_datagram(rng: Random, size: int | None = None) -> packets.Datagram:
+    """What a client sends, mostly to VIPs; seldom, what a pod sends of its own accord."""
+    version = rng.choice([4, 6])
+    if one_in(rng, 12):
+        source, source_port = rng.choice(PODS[version]), rng.choice([80, 8080, 9090])
+        destination, port = rng.choice(CLIENTS[version]), rng.choice(CLIENT_PORTS)
+    else:
+        source, source_port = rng.choice(CLIENTS[version]), rng.choice(CLIENT_PORTS)
+        if one_in(rng, 40):
+            source = rng.choice(["0.0.0.0", "224.0.0.9"] if version == 4 else ["::", "ff02::9"])
+        destination, port = rng.choice(ADDRESSED[version]), rng.choice([80, 80, 80, 81, 81, 8080, 0])
+        if one_in(rng, 5):
+            destination, port = NODE[version], rng.choice(NODE_PORTS)
+        elif one_in(rng, 12):
+            destination, port = rng.choice(SELDOM_ADDRESSED[version]), rng.choice([80, *NODE_PORTS])
+    data = bytes(range(256))[: rng.randrange(40) if size is None else size]
+    return _transport(rng, (source, destination), (source_port, port), data)
+
+
+def _transport(rng: Random, two: tuple[str, str], ports: tuple[int, int], data: bytes) -> packets.Datagram:
+    kind = rng.choice(["tcp"] * 5 + ["udp"] * 5 + ["sctp", "sctp", "echo", "echo", "icmp", "error", "other"])
+    if kind == "tcp":
+        flags = rng.choice([packets.SYN, packets.ACK, packets.FIN | packets.ACK, packets.RST, 0])
+        options = rng.choice([b"", bytes(4)])
+        return packets.tcp(*two, *ports, data, flags=flags, acknowledgement=99, options=options)
+    if kind == "udp":
+        return packets.udp(*two, *ports, data, no_checksum=one_in(rng, 5))
+    if kind == "sctp":
+        return packets.sctp(*two, *ports, data)
+    if kind == "echo":
+        return packets.echo(*two, identifier=rng.randrange(2), data=data, reply=one_in(rng, 4))
+    if kind == "icmp":
+        return packets.icmp(*two, rng.choice([3, 4, 5, 8, 11, 12, 13, 128, 130, 135, 137, 138, 200]))
+    if kind == "error":
+        source, destination = two
+        return packets.icmp_error(source, destination, packets.udp(destination, source, *reversed(ports)))
+    build = rng.choice([packets.udp_lite, packets.dccp, None])
+    if build is not None:
+        return build(*two, *ports)
+    return packets.other(*two, rng.choice([0, 1, 33, 44, 47, 50, 58, 59, 60, 135, 136]), data)
+
+
+# -------------------------------------------------------------------------------------------------------- frames
+
+EXTENSIONS = [
+    packets.extension(packets.HOP_BY_HOP),
+    packets.extension(packets.ROUTING),
+    packets.extension(packets.DESTINATION, bytes(14)),
+    packets.fragment_header(0, False, 1),
+]
+
+
+def make_frame(rng: Random) -> bytes:
+    datagram = make_datagram(rng)
+    how: dict[str, object] = {
+        "ttl": rng.choice([0, 1, 2, 255]) if one_in(rng, 8) else 64,
+        "vlan": rng.choice([(7,), (7, 8), (7, 8, 9)]) if one_in(rng, 6) else (),
+        "pad_to": rng.choice([0, 0, 60]),
+    }
+    if datagram.version == 4:
+        how["options"] = bytes([1] * rng.choice([4, 8, 40])) if one_in(rng, 6) else b""
+    elif one_in(rng, 4):
+        how["extensions"] = rng.choices(EXTENSIONS, k=rng.choice([1, 2, 3, 8, 9]))
+    return packets.frame(datagram, **how)  # type: ignore[arg-type]
+
+
+def _set_ipv4_checksum(data: bytearray, l3: int) -> None:
+    """So that other damage to the header is not hidden behind a wrong checksum."""
+    length = (data[l3] & 15) * 4 if len(data) > l3 else 0
+    if length >= 20 and len(data) >= l3 + length and data[l3] >> 4 == 4:
+        data[l3 + 10 : l3 + 12] = bytes(2)
+        data[l3 + 10 : l3 + 12] = struct.pack(">H", packets.internet_checksum(bytes(data[l3 : l3 + length])))
+
+
+def _headers(data: bytes) -> tuple[int, int, int]:
+    """Offsets of the IP header, its length field, and the L4 header; whatever they are if it is not IP."""
+    try:
+        l3, l4, _, _ = packets.headers(data)
+    except (IndexError, struct.error):
+        return 14, 16, 34
+    return l3, l3 + (2 if data[l3] >> 4 == 4 else 4), l4
+
+
+def make_damaged(rng: Random) -> bytes:
+    """A frame cut, flipped or overwritten; often with an IPv4 checksum that agrees."""
+    data = bytearray(make_frame(rng))
+    l3, length_at, l4 = _headers(data)
+    kind = rng.choice(["cut", "cut", "flip", "byte", "length", "l4"])
+    if kind == "cut":
+        near = rng.choice([14, l3, l3 + 20, l3 + 40, l4, l4 + 8, l4 + 12, l4 + 20, len(data)])
+        del data[max(0, min(len(data) - 1, near + rng.randrange(-3, 3))) :]
+        if (
+            one_in(rng, 2) and len(data) > length_at + 2
+        ):  # and say so in the length, so that L4 is cut instead
+            length = len(data) - l3 - (0 if length_at == l3 + 2 else 40)
+            data[length_at : length_at + 2] = struct.pack(">H", max(0, length))
+    elif kind == "flip":
+        data[rng.randrange(12, len(data))] ^= 1 << rng.randrange(8)
+    elif kind == "byte":
+        at = min(len(data) - 1, rng.choice([l3, l3, l3, rng.randrange(l3, l3 + 8), l4]))
+        data[at] = rng.choice([0, 1, 0x44, 0x45, 0x46, 0x4F, 0x65, 44, 60, 0xFF, 0x60])
+    elif kind == "length":
+        old = struct.unpack_from(">H", data, length_at)[0]
+        new = max(0, rng.choice([old - 1, old + 1, old - 8, 19, 20, 0, 0xFFFF]))
+        data[length_at : length_at + 2] = struct.pack(">H", new)
+    elif len(data) >= l4 + 13:
+        at = l4 + rng.choice([4, 5, 12])  # UDP's length, TCP's data offset
+        data[at] = rng.choice([0, 7, 8, 0x40, 0x50, 0x60, 0xF0, 0xFF])
+    if not one_in(rng, 3):
+        _set_ipv4_checksum(data, l3)
+    return bytes(data)
+
+
+def make_fragments(rng: Random) -> list[bytes]:
+    """Some of the fragments of a datagram, in some order; identifications repeat."""
+    datagram = make_datagram(rng, size=rng.randrange(30, 200))
+    pieces = packets.fragments(datagram, rng.choice([24, 40, 64]), identification=rng.randrange(3))
+    rng.shuffle(pieces)
+    return pieces[: rng.choice([len(pieces), len(pieces), 1, 2])]
+
+
+def make_hold(rng: Random) -> list[RefPacket]:
+    """More fragments without a first one than the hold has places for, or one that is as long as a place."""
+    destination = rng.choice(ADDRESSED[4])
+    if one_in(rng, 2):
+        size = rng.choice([9206, 9207]) - 34
+        later = packets.other("40.0.0.1", destination, packets.UDP, bytes(size))
+        return [RefPacket(packets.frame(later, offset=64))]
+    later = packets.other("40.0.0.1", destination, packets.UDP, bytes(8))
+    return [RefPacket(packets.frame(later, offset=64, identification=1000 + i)) for i in range(70)]
+
+
+def make_packets(rng: Random) -> list[RefPacket]:
+    """One frame, or the fragments of one datagram."""
+    if one_in(rng, 200):
+        return make_hold(rng)
+    kind = rng.randrange(10)
+    if kind == 0:
+        frames = [make_damaged(rng)]
+    elif kind == 1:
+        frames = make_fragments(rng)
+    else:
+        frames = [make_frame(rng)]
+    interface = INSIDE if one_in(rng, 8) else OUTSIDE
+    partial = one_in(rng, 10)
+    return [RefPacket(data, interface, partial) for data in frames]
+
+
+def _joined(parts: Sequence[list[RefPacket]]) -> list[RefPacket]:
+    return [packet for part in parts for packet in part]
+
+
+bursts = st.lists(made_by(make_packets), min_size=1, max_size=12).map(_joined)
+
+
+# --------------------------------------------------------------------------------------------------------- time
+
+# Around the fragments' 5 s, the timeouts of `configs`, and the refilling of the rate limit.
+durations = st.sampled_from([1, 2, 4, 5, 6, 10, 49, 50, 51, 59, 60, 61, 399, 400, 401])
+
+reply_ttls = st.sampled_from([64, 64, 64, 64, 1, 0])
