@@ -13,6 +13,8 @@ import subprocess
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("differential.machine")
+
 # No deadline: the first call of a kernel may compile it. Derandomized: a red build is red for everybody.
 settings.register_profile(
     "ci",

@@ -141,7 +141,6 @@ class Reason(IntEnum):
     # --- ends in DROP: a decision ------------------------------------------------------------------------
     TTL_EXPIRED = 16
     NO_POD = 17
-    REJECTED = 18
     REJECT_RATE_LIMITED = 19
     REJECT_SUPPRESSED = 20
     NAT46_NOT_SUPPORTED = 21
@@ -193,7 +192,6 @@ REASON_TEXT = {
     Reason.BAD_L4_LENGTH: "TCP data offset or UDP length is out of bounds",
     Reason.TTL_EXPIRED: "TTL or hop limit expired",
     Reason.NO_POD: "no server configured",
-    Reason.REJECTED: "no server configured, an answer says so",
     Reason.REJECT_RATE_LIMITED: "no server configured, answer suppressed by the rate limit",
     Reason.REJECT_SUPPRESSED: "no server configured, and this kind of packet must not be answered",
     Reason.NAT46_NOT_SUPPORTED: "IPv4 VIP with IPv6 pods: translation is not supported yet",

@@ -97,9 +97,9 @@ class ForwardingMachine(RuleBasedStateMachine):
         config=strategies.configs,
         now=strategies.start_times,
         first=st.lists(strategies.vips, min_size=4, max_size=12),
+        burst=strategies.bursts,
     )
-    def start(self, config: Config, now: int, first: list[Vip]) -> None:
-        self.config = config
+    def start(self, config: Config, now: int, first: list[Vip], burst: list[RefPacket]) -> None:
         self.now = now
         self.reference = Reference(**asdict(config))
         self.plane = type(self).make_plane(config)
@@ -110,6 +110,7 @@ class ForwardingMachine(RuleBasedStateMachine):
             each.mark_interface(INSIDE, True, True)
         for vip in first:
             self._set_vip(vip)
+        self.send(burst, together=True)
 
     # --------------------------------------------------------------------------------------------- operators
 
@@ -184,7 +185,7 @@ class ForwardingMachine(RuleBasedStateMachine):
         note(f"{[(result.outcome.name, result.reason.name) for result in expected]}")
         assert len(results) == len(expected)
         for position, (result, wanted) in enumerate(zip(results, expected, strict=True)):
-            assert result == wanted, f"result {position} of {len(vector)} packets"
+            assert result == wanted, f"packet {position} of {len(vector)}: {result} instead of {wanted}"
         for result in expected:
             if result.reason == Reason.FORWARDED:
                 self.forwarded.append(result.data)
@@ -197,8 +198,12 @@ class ForwardingMachine(RuleBasedStateMachine):
             self._receive(vector)
 
     @rule(burst=strategies.bursts)
-    def send_more(self, burst: list[RefPacket]) -> None:
+    def converse(self, burst: list[RefPacket]) -> None:
+        """Every pod answers at once."""
+        self.forwarded.clear()
         self.send(burst, together=True)
+        if self.forwarded:
+            self._receive([RefPacket(packets.reply_to(one), INSIDE) for one in self.forwarded])
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())

@@ -324,3 +324,14 @@ def test_protocols_without_ports_have_flows():
         assert result.data == frame(packets.echo("40.0.0.1", "10.0.0.1", identifier), ttl=63)
     [flow] = reference.live_flows(0)
     assert flow[:5] == (1, ip_address("40.0.0.1"), 0, ip_address("90.0.0.1"), 0)
+
+
+def test_sweeping_and_collecting_change_nothing_that_lives():
+    reference = world(vip("90.0.0.0/8", FIVE), buckets=4)
+    for i in range(8):
+        send(reference, client(i), i * 100)
+    before = reference.live_flows(701)
+    reference.sweep(701)
+    reference.collect(701)
+    assert reference.live_flows(701) == before
+    assert 0 < len(before) < 8

@@ -192,3 +192,16 @@ def test_shared_pod_and_port_by_two_families():
     reference = world(vip("90.0.0.1", ["10.0.0.1"]), vip("9000::1", ["2001::2"]), inside=INSIDE)
     for source, destination in (("40.0.0.1", "90.0.0.1"), ("4000::1", "9000::1")):
         assert there_and_back(reference, frame(packets.udp(source, destination, 7, 53)))[:2] == RESTORED
+
+
+def test_sctp_fragments_of_a_reply():
+    changes = vip("90.0.0.1", ["10.0.0.1"], protocol="sctp", port=80, target_port=8080)
+    keeps = vip("90.0.0.2", ["10.0.0.2"], protocol="sctp", port=80)
+    reference = world(changes, keeps, inside=INSIDE)
+    for destination, pod, pod_port, expected in (
+        ("90.0.0.1", "10.0.0.1", 8080, (Outcome.DROP, Reason.SCTP_FRAGMENT)),
+        ("90.0.0.2", "10.0.0.2", 80, RESTORED),
+    ):
+        send(reference, frame(sctp("40.0.0.1", destination, 7, 80)))
+        for piece in packets.fragments(sctp(pod, "40.0.0.1", pod_port, 7), 24):
+            assert verdict(reference, piece, interface=INSIDE) == expected

@@ -129,6 +129,13 @@ def test_partial_checksum(build, source, destination):
     assert sent == expected
 
 
+def test_partial_sctp_is_left_to_whoever_completes_it():
+    data = bytearray(frame(packets.sctp("40.0.0.1", "90.0.0.1", 10001, 80)))
+    data[42:46] = bytes(4)
+    sent = to_pod(bytes(data), partial_checksum=True)
+    assert (sent[36:38], sent[42:46]) == (struct.pack(">H", 8080), bytes(4))
+
+
 def test_sctp_fragment():
     packet = parsed(SAMPLES["ip4-sctp-first-fragment"])
     with pytest.raises(rewrite.SctpFragment):

@@ -8,7 +8,7 @@ A pod is known by address and port: when a VIP's target port changes, pods that 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -123,8 +123,13 @@ class Compiler:
         for vip in changes.removed:
             self._remove(vip)
         for old, new in changes.changed:
+            # All before any new one: two VIPs may swap their node ports.
+            if old.node_port != new.node_port:
+                self._leave_node_port(self._records[old.key], old.node_port)
+                self._records[old.key].vip = replace(old, node_port=0)
+        for old, new in changes.changed:
             if old.type != new.type:
-                self._remove(old)
+                self._remove(self._records[old.key].vip)
                 self._add(new)
             else:
                 self._change(old, new)
@@ -247,7 +252,6 @@ class Compiler:
         row["flags"] = self._flags(new)
         if old.node_port != new.node_port:
             row["node_port"] = new.node_port
-            self._leave_node_port(record, old.node_port)
             self._enter_node_port(record, new.node_port)
 
     def _remove(self, vip: Vip) -> None:
@@ -262,6 +266,8 @@ class Compiler:
         self._set_ring(record, ())
         for pod in list(record.pods):
             self._drain(record, pod)
+        for pod in record.draining:
+            self._dereference(KIND_POD_ADDRESS, pod.address)
         if not record.draining:
             self._retire(lambda: self._free_vip(record))
 
@@ -397,7 +403,8 @@ class Compiler:
     def _free_pod(self, record: VipRecord, pod: Pod, index: int) -> None:
         del record.draining[pod]
         self._leave_chain(pod, index)
-        self._dereference(KIND_POD_ADDRESS, pod.address)
+        if not record.removed:
+            self._dereference(KIND_POD_ADDRESS, pod.address)
         # Workers may follow `next` of a pod that they met before it was unlinked.
         self._retire(lambda: self._pod_indices.free(index))
         if record.removed and not record.draining:

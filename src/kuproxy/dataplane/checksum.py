@@ -46,14 +46,17 @@ def update(data, offset, change):
 
 
 @helper
+def update_nonzero(data, offset, change):
+    """The same where a computed 0 is sent as 0xffff (RFC 768, RFC 3828 section 3.1)."""
+    new = fold((load16(data, offset) ^ 0xFFFF) + change) ^ 0xFFFF
+    store16(data, offset, new if new != 0 else 0xFFFF)
+
+
+@helper
 def update_udp(data, offset, change):
-    """The same for UDP, where 0 means "no checksum" and stays, and a computed 0 is sent as 0xffff (RFC 768)."""
-    old = load16(data, offset)
-    if old != 0:
-        new = fold((old ^ 0xFFFF) + change) ^ 0xFFFF
-        if new == 0:
-            new = 0xFFFF
-        store16(data, offset, new)
+    """The same for UDP, where moreover 0 means "no checksum" and stays."""
+    if load16(data, offset) != 0:
+        update_nonzero(data, offset, change)
 
 
 @helper

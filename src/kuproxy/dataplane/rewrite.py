@@ -4,7 +4,7 @@ import numpy as np
 
 from kuproxy.codes import PacketFlag, Protocol
 from kuproxy.dataplane._jit import helper, kernel
-from kuproxy.dataplane.checksum import change16, change64, fold, update, update_partial, update_udp
+from kuproxy.dataplane.checksum import change16, change64, fold, update, update_nonzero, update_partial, update_udp
 from kuproxy.dataplane.memory import crc32c, load16, load32, load64, store16, store32, store64, swap16
 from kuproxy.wire import ipv4, ipv6, l4
 
@@ -70,6 +70,8 @@ def _rewrite_l4(data, l4_at, end, family, protocol, flags, address_change, port_
         update_partial(data, l4_at + offset, change)
     elif protocol == Protocol.UDP.value:
         update_udp(data, l4_at + offset, change)
+    elif protocol == l4.UDP_LITE:
+        update_nonzero(data, l4_at + offset, change)
     else:
         update(data, l4_at + offset, change)
 

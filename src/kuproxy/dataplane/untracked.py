@@ -39,11 +39,12 @@ def _would_choose(tables, packet, vip, pod_index, client_hi, client_lo):
 
 @kernel
 def find_untracked(tables, state, packet, pod_hi, pod_lo, client_hi, client_lo):
-    """(VIP index, port to restore) if exactly one VIP's untracked flow can have caused this reply, else (0, 0)."""
+    """(VIP, pod, port to restore) if exactly one VIP's untracked flow can have caused this reply, else zeros."""
     location = tables.header[T_MATCH]
     family = np.int64(packet["family"])
     protocol = np.int64(packet["protocol"])
     found = np.int64(0)
+    pod = np.int64(0)
     port = np.int64(0)
     pod_port = np.int64(packet["src_port"])
     while True:
@@ -63,10 +64,11 @@ def find_untracked(tables, state, packet, pod_hi, pod_lo, client_hi, client_lo):
                 yes, vip_port = _would_choose(tables, packet, vip, index, client_hi, client_lo)
                 if yes and vip_index != found:
                     if found != 0:
-                        return np.int64(0), np.int64(0)
+                        return np.int64(0), np.int64(0), np.int64(0)
                     found = vip_index
+                    pod = index
                     port = vip_port
             index = np.int64(tables.pods[index]["next"])
         if pod_port == 0:
-            return found, port
+            return found, pod, port
         pod_port = np.int64(0)

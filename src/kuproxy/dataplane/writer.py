@@ -17,13 +17,14 @@ from kuproxy.errors import TableFullError
 class Arena:
     """Blocks of 2^n entries in an array of `capacity` entries: freed blocks are kept by size, never split or merged.
 
-    Services come and go with similar ring sizes, so the simple scheme wastes little.
+    Services come and go with similar ring sizes, so the simple scheme wastes little. Offset 0 is never given out: a word
+    of 0 means "nothing" in the tables.
     """
 
     def __init__(self, capacity: int, what: str):
         self._capacity = capacity
         self._what = what
-        self._top = 0
+        self._top = 1
         self._free: dict[int, list[int]] = {}
         self.used = 0  # entries in blocks that are out
 

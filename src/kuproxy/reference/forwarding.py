@@ -134,6 +134,7 @@ class Reference:
         ]
         self.received += len(passages)
         self._released = []
+        self._fragments.begin_vector()
         self._queues[Node.INPUT].extend(passages)
         for node, work in self._nodes().items():
             for passage in self._queues[node]:

@@ -52,6 +52,10 @@ class Fragments:
     def __init__(self) -> None:
         self._first: dict[Datagram, FirstFragment] = {}
         self._held: list[Held] = []
+        self._leaving = 0  # released in this vector: their places are free with the next one
+
+    def begin_vector(self) -> None:
+        self._leaving = 0
 
     def enter_first(self, packet: Packet, expires: int) -> FirstFragment:
         first = FirstFragment(packet.protocol, packet.source_port, packet.destination_port, expires)
@@ -63,7 +67,7 @@ class Fragments:
         return first if first is not None and is_live(first.expires, now) else None
 
     def hold_is_full(self) -> bool:
-        return len(self._held) == HOLD_SLOTS
+        return len(self._held) + self._leaving == HOLD_SLOTS
 
     def hold(self, packet: Packet, expires: int) -> None:
         self._held.append(Held(packet, expires))
@@ -72,6 +76,7 @@ class Fragments:
         """In the order in which they came. Those that waited too long, but were not swept yet, are among them."""
         mine = [held for held in self._held if datagram_of(held.packet) == datagram_of(first)]
         self._held = [held for held in self._held if held not in mine]
+        self._leaving += len(mine)
         return [held.packet for held in mine]
 
     def take_expired(self, now: int) -> list[Packet]:

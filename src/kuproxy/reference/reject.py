@@ -20,7 +20,7 @@ ANSWER_TTL = 64
 # Written out: what `is_loopback` and its like say of IPv4-mapped IPv6 addresses differs between versions of Python.
 UNSPECIFIED = (ip_address("0.0.0.0"), ip_address("::"))
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1"))
-MULTICAST = (ip_network("224.0.0.0/4"), ip_network("ff00::/8"))
+MULTICAST = (ip_network("224.0.0.0/3"), ip_network("ff00::/8"))
 
 
 def is_loopback(address: Address) -> bool:

@@ -28,7 +28,7 @@ class VipState:
         """Pods, ports, size of the ring. Flows and counters stay."""
         self.removed_pods |= {pod.address for pod in self.vip.pods}
         self.removed_pods -= {pod.address for pod in vip.pods}
-        ordered = in_ring_order(vip.pods)
+        ordered = in_ring_order(Pod(pod.address, vip.pod_port(pod)) for pod in vip.pods)
         self.ring = [ordered[position] for position in maglev_ring(ordered, vip.new_len)]
         self.vip = vip
 

@@ -50,11 +50,8 @@ def _identification(data, packet):
     l3 = np.int64(packet["start"]) + np.int64(packet["l3"])
     if packet["family"] == 4:
         return load16(data, l3 + ipv4.IDENTIFICATION)
-    protocol = int(data[l3 + ipv6.NEXT_HEADER])
-    at = l3 + ipv6.HEADER
-    while protocol != ipv6.FRAGMENT:  # kp-input has checked the chain
-        protocol = int(data[at])
-        at += (int(data[at + 1]) + 1) << 3
+    end = np.int64(packet["start"]) + np.int64(packet["end"])
+    _, _, _, at = ipv6.skip_extensions(data, l3, end)
     return load32(data, at + ipv6.FRAGMENT_IDENTIFICATION)
 
 

@@ -63,12 +63,16 @@ def _in2out(frame, tables, state, now, node):
         if slot >= 0:
             flow = state.flows[slot]
             new_hi, new_lo, new_port = flow["vip_hi"], flow["vip_lo"], np.int64(flow["vip_port"])
+            packet["vip"] = state.entries[slot]["vip"]
+            packet["pod"] = state.entries[slot]["pod"]
         else:
-            vip_index, new_port = find_untracked(tables, state, packet, pod_hi, pod_lo, client_hi, client_lo)
+            vip_index, pod, new_port = find_untracked(tables, state, packet, pod_hi, pod_lo, client_hi, client_lo)
             if vip_index == 0:
                 finish(packet, state, node, Outcome.PASS.value, Reason.NO_TRANSLATION.value)
                 continue
             new_hi, new_lo = tables.vips[vip_index]["hi"], tables.vips[vip_index]["lo"]
+            packet["vip"] = vip_index
+            packet["pod"] = pod
         if ttl_of(frame.data, packet) <= 1:
             finish(packet, state, node, Outcome.DROP.value, Reason.TTL_EXPIRED.value)
             continue

@@ -76,16 +76,22 @@ def _may_answer(data, packet):
 
 @kernel
 def _take_token(tables, state, now):
-    """One ICMP answer of the rate limit's bucket, which holds one second's worth."""
+    """One ICMP answer of the rate limit's bucket, which holds one second's worth.
+
+    It is counted in fractions of an answer, one a tick for a rate of one a second, so that slow rates refill too.
+    """
     rate = np.int64(tables.header[T_REJECT_RATE])
-    elapsed = (now - state.header[W_REJECT_TIME]) & 0xFFFFFFFF
-    if elapsed != 0:
-        tokens = state.header[W_REJECT_TOKENS] + elapsed * rate // TICKS_PER_SECOND
-        state.header[W_REJECT_TOKENS] = min(tokens, rate)
-        state.header[W_REJECT_TIME] = now
-    if state.header[W_REJECT_TOKENS] <= 0:
+    full = rate * TICKS_PER_SECOND
+    last = state.header[W_REJECT_TIME] - 1  # 0: never used
+    if last < 0:
+        state.header[W_REJECT_TOKENS] = full
+    else:
+        tokens = state.header[W_REJECT_TOKENS] + ((now - last) & 0xFFFFFFFF) * rate
+        state.header[W_REJECT_TOKENS] = min(tokens, full)
+    state.header[W_REJECT_TIME] = now + 1
+    if state.header[W_REJECT_TOKENS] < TICKS_PER_SECOND:
         return False
-    state.header[W_REJECT_TOKENS] -= 1
+    state.header[W_REJECT_TOKENS] -= TICKS_PER_SECOND
     return True
 
 

@@ -1,0 +1,115 @@
+"""Cases, rounds and figures.
+
+A case is measured once a round, and the rounds of all cases of a suite are interleaved (A B C A B C ...), so that a
+neighbour's load spoils a round of everything rather than every round of one case. Read minimum and median together.
+"""
+
+import fnmatch
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work a run does."""
+
+    name: str
+    rounds: int
+    packets: int  # a timed round sends at least as many
+    flows: tuple[int, ...]  # most to fewest do not matter; each has a table of its own
+    most_vips: int
+    cycles: int  # of adding and deleting
+    pods: int  # of the Maglev table of suites `maglev` and `properties`
+    slots: int
+    trials: int  # of the disruption
+
+
+FULL = Scale("full", 9, 500_000, (1_000, 100_000, 1_000_000), 100_000, 10_000, 1000, 65536, 5)
+QUICK = Scale("quick", 7, 200_000, (1_000, 100_000), 10_000, 1_000, 1000, 65536, 5)
+TINY = Scale("tiny", 2, 500, (64,), 16, 5, 20, 256, 2)  # what the tests run
+
+Sample = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of a result file."""
+
+    case: str
+    metric: str
+    unit: str
+    min: float
+    median: float
+    max: float
+    rounds: int
+    note: str = ""
+
+
+class Case:
+    """Something that can be measured again and again."""
+
+    unit = "ns"
+
+    def __init__(self, name: str, note: str = ""):
+        self.name = name
+        self.note = note
+        self.samples: list[Sample] = []
+
+    def prepare(self) -> None:
+        """Once, before the first round."""
+
+    def sample(self) -> Sample:
+        """One round: value by metric, in `unit`."""
+        raise NotImplementedError
+
+    def rounds(self, scale: Scale) -> int:
+        return scale.rounds
+
+    def figures(self) -> list[Figure]:
+        """What the rounds amount to."""
+        metrics = dict.fromkeys(metric for sample in self.samples for metric in sample)
+        return [self.figure(metric, [s[metric] for s in self.samples if metric in s]) for metric in metrics]
+
+    def figure(self, metric: str, values: list[float], unit: str = "") -> Figure:
+        unit = unit or self.unit
+        return Figure(
+            self.name, metric, unit, min(values), statistics.median(values), max(values), len(values), self.note
+        )
+
+
+class Count(Case):
+    """A case that is counted, not timed: one round."""
+
+    def __init__(self, name: str, unit: str, function: Callable[[], Sample], note: str = ""):
+        super().__init__(name, note)
+        self.unit = unit
+        self._function = function
+
+    def sample(self) -> Sample:
+        return self._function()
+
+    def rounds(self, scale: Scale) -> int:
+        return 1
+
+
+def chosen(cases: Iterable[Case], pattern: str) -> list[Case]:
+    """Cases whose name contains the pattern, or matches it as a shell would."""
+    return [c for c in cases if not pattern or pattern in c.name or fnmatch.fnmatchcase(c.name, pattern)]
+
+
+def measure(cases: list[Case], scale: Scale) -> list[Figure]:
+    """All rounds of all cases, interleaved."""
+    progress = sys.stderr.isatty()
+    for case in cases:
+        case.prepare()
+    for number in range(max((case.rounds(scale) for case in cases), default=0)):
+        for case in cases:
+            if number < case.rounds(scale):
+                case.samples.append(case.sample())
+            if progress:
+                print(f"\r\033[Kround {number + 1}: {case.name}", end="", file=sys.stderr, flush=True)
+    if progress:
+        print("\r\033[K", end="", file=sys.stderr)
+    return [figure for case in cases for figure in case.figures()]

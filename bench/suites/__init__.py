@@ -1,0 +1,16 @@
+"""The suites: by name, the function that lists a suite's cases at a scale."""
+
+from collections.abc import Callable
+
+from bench.harness import Case, Scale
+from bench.suites import control, graph, lookup, maglev, memory, properties, vectors
+
+SUITES: dict[str, Callable[[Scale], list[Case]]] = {
+    "graph": graph.cases,
+    "vectors": vectors.cases,
+    "lookup": lookup.cases,
+    "maglev": maglev.cases,
+    "control": control.cases,
+    "memory": memory.cases,
+    "properties": properties.cases,
+}

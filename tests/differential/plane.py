@@ -1,0 +1,186 @@
+"""The compiled data plane as the machine sees it: store, compiler and graph, without drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
+
+import numpy as np
+
+from differential.strategies import Config
+from kuproxy.codes import InterfaceFlag, Node, Outcome, PacketFlag, Reason, VipCounter
+from kuproxy.control.compile import Compiler
+from kuproxy.control.report import Baselines
+from kuproxy.control.store import Changes, Store
+from kuproxy.dataplane.flow_table import is_occupied, sweep
+from kuproxy.dataplane.layout import (
+    BATCH,
+    HOLD_ROOM,
+    META_COUNT,
+    T_FLOW_TIMEOUT,
+    T_REJECT_RATE,
+    VNET_BYTES,
+    make_frame,
+)
+from kuproxy.engine.local import LocalEngine
+from kuproxy.engine.memory import pod_flows, totals, vip_counters
+from kuproxy.errors import TableFullError
+from kuproxy.model.vip import Address, Vip, VipKey
+from kuproxy.reference import LiveFlow, RefPacket, Result
+
+STRIDE = 16384  # a slot: vnet header, packet, and room behind it
+HEADROOM = 64
+
+
+def address_of(family: int, hi: int, lo: int) -> Address:
+    """From the tables' form."""
+    raw = int(hi).to_bytes(8, "little") + int(lo).to_bytes(8, "little")
+    return IPv4Address(raw[12:]) if family == 4 else IPv6Address(raw)
+
+
+class CompiledPlane:
+    """`Plane` over a LocalEngine."""
+
+    def __init__(self, config: Config):
+        self.engine = LocalEngine(config.buckets.bit_length() - 1)
+        self.store = Store()
+        self.compiler = Compiler(
+            self.engine.tables, decrement_ttl=config.decrement_ttl, any_node_address=config.any_node_address
+        )
+        self.compiler.set_node_addresses(config.node_addresses)
+        self.baselines = Baselines()
+        self.engine.tables.header[T_REJECT_RATE] = config.reject_rate
+        self.set_timeout(config.timeout_ticks)
+        self.frame = make_frame(np.zeros(BATCH * STRIDE + HOLD_ROOM, np.uint8))
+
+    # -------------------------------------------------------------------------------------------- operators
+
+    def _apply(self, changes: Changes) -> None:
+        self.compiler.apply(changes)
+        self.baselines.note(self.compiler.records(), self._counts)
+        self.engine.acknowledge()
+
+    def set_vip(self, vip: Vip) -> None:
+        self._apply(self.store.update("test", add=[vip]))
+
+    def del_vip(self, key: VipKey) -> None:
+        self._apply(self.store.update("test", remove=[key]))
+
+    def close(self) -> None:
+        self.engine.worker.fixed.close()
+        self.engine.worker.flows.close()
+        self.engine.memory.region.close()
+
+    def mark_interface(self, index: int, nat4_in: bool, nat6_in: bool) -> None:
+        flags = InterfaceFlag(0)
+        if nat4_in:
+            flags |= InterfaceFlag.NAT4_IN
+        if nat6_in:
+            flags |= InterfaceFlag.NAT6_IN
+        self.compiler.set_interface(index, int(flags))
+
+    def set_timeout(self, ticks: int) -> None:
+        self.engine.tables.header[T_FLOW_TIMEOUT] = ticks
+
+    def set_buckets(self, buckets: int, now: int) -> None:
+        try:
+            self.engine.resize(buckets.bit_length() - 1, now)
+        except TableFullError as error:
+            raise ValueError(str(error)) from None
+
+    def collect(self, now: int) -> None:
+        sweep(self.engine.tables, self.engine.state, now, len(self.engine.state.entries))
+        self.compiler.collect(self.engine.acknowledged(), lambda index: pod_flows(self.engine.states, index))
+
+    def sweep(self, now: int) -> None:
+        self.engine.maintain(now)
+
+    # ---------------------------------------------------------------------------------------------- packets
+
+    def _put(self, slot: int, packet: RefPacket) -> None:
+        start = slot * STRIDE + HEADROOM
+        size = len(packet.data)
+        assert size + HEADROOM <= STRIDE
+        data = self.frame.data
+        data[start : start + size] = np.frombuffer(packet.data, np.uint8)
+        record = self.frame.packets[slot : slot + 1]
+        record[:] = 0
+        record["start"] = start
+        record["vnet"] = start - VNET_BYTES
+        record["length"] = size
+        record["room"] = min(packet.room, STRIDE - HEADROOM)
+        record["interface"] = packet.interface
+        if packet.partial_checksum:
+            record["flags"] = int(PacketFlag.VNET | PacketFlag.PARTIAL_CHECKSUM)
+            data[start - VNET_BYTES : start] = (1, 0, 0, 0, 0, 0, 34, 0, 6, 0)
+
+    def _result(self, slot: int, keys: dict[int, VipKey]) -> Result:
+        record = self.frame.packets[slot]
+        start, length = int(record["start"]), int(record["length"])
+        pod = self.engine.tables.pods[record["pod"]]
+        return Result(
+            Outcome(int(record["outcome"])),
+            Reason(int(record["reason"])),
+            self.frame.data[start : start + length].tobytes(),
+            keys.get(int(record["vip"])),
+            address_of(int(pod["family"]), pod["hi"], pod["lo"]) if record["pod"] else None,
+            bool(record["flags"] & PacketFlag.PARTIAL_CHECKSUM),
+        )
+
+    def receive(self, packets: list[RefPacket], now: int) -> list[Result]:
+        assert len(packets) <= BATCH
+        for slot, packet in enumerate(packets):
+            self._put(slot, packet)
+        self.frame.meta[META_COUNT] = len(packets)
+        self.engine.process(self.frame, now)
+        keys = {record.index: record.vip.key for record in self.compiler.records()}
+        return [self._result(slot, keys) for slot in range(int(self.frame.meta[META_COUNT]))]
+
+    # ---------------------------------------------------------------------------------------- what is seen
+
+    def _counts(self, index: int) -> np.ndarray:
+        return vip_counters(self.engine.states, index)
+
+    def counters(self) -> Mapping[tuple[Node, Reason], int]:
+        counters = self.engine.state.counters
+        return {
+            (Node(int(node)), Reason(int(reason))): int(counters[node, reason])
+            for node, reason in zip(*np.nonzero(counters), strict=True)
+        }
+
+    def vip_counters(self) -> Mapping[VipKey, Mapping[VipCounter, int]]:
+        result = {}
+        for record in self.compiler.records():
+            if not record.removed:
+                counts = self.baselines.since(record, self._counts)
+                result[record.vip.key] = {counter: int(counts[counter]) for counter in VipCounter}
+        return result
+
+    def outcomes(self) -> Mapping[Outcome, int]:
+        counts = totals(self.engine.states).outcomes
+        return {outcome: counts[outcome] for outcome in Outcome}
+
+    def live_flows(self, now: int) -> list[LiveFlow]:
+        state, tables = self.engine.state, self.engine.tables
+        keys = {record.index: record.vip.key for record in self.compiler.records() if not record.removed}
+        flows = []
+        for slot in np.nonzero(state.entries["pod"])[0].tolist():
+            if not is_occupied(tables, state, slot, now):
+                continue
+            entry, flow = state.entries[slot], state.flows[slot]
+            pod = tables.pods[entry["pod"]]
+            family = int(flow["family"])
+            flows.append(
+                LiveFlow(
+                    int(flow["protocol"]),
+                    address_of(family, flow["client_hi"], flow["client_lo"]),
+                    int(flow["client_port"]),
+                    address_of(family, flow["vip_hi"], flow["vip_lo"]),
+                    int(flow["vip_port"]),
+                    keys[int(entry["vip"])],
+                    address_of(int(pod["family"]), pod["hi"], pod["lo"]),
+                    int(flow["pod_port"]),
+                    int(entry["expires"]),
+                )
+            )
+        return flows
