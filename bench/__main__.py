@@ -19,8 +19,7 @@ def run_suite(name: str, scale: Scale, pattern: str, directory: Path, command: s
     description = machine.describe()
     figures = measure(cases, scale)
     description["load after"] = machine.describe()["load"]
-    # Part of a suite must not take the place of all of it.
-    results.write_csv(directory / (f"{name}-part.csv" if pattern else f"{name}.csv"), description, command, figures)
+    results.write_csv(directory / f"{name}.csv", description, command, figures)
     print(f"## {name}\n\n{results.table(figures)}\n", flush=True)
     return len(figures)
 
@@ -33,7 +32,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--scale", choices=_SCALES, help="full (the default), quick, or tiny (for tests)")
     parser.add_argument("--only", default="", metavar="PATTERN", help="cases whose name contains or matches it")
     parser.add_argument("--list", action="store_true", help="name the cases and measure nothing")
-    parser.add_argument("--results", type=Path, default=results.RESULTS, help="directory of the result files")
+    parser.add_argument("--results", type=Path, metavar="DIRECTORY", help="where the result files go")
     args = parser.parse_args(words)
     unknown = [name for name in args.suites if name not in SUITES]
     if unknown:
@@ -46,11 +45,14 @@ def main(words: list[str] | None = None) -> int:
                 print(f"{name:<12} {case.name}")
         return 0
     command = " ".join(["python -m bench", *(words if words is not None else sys.argv[1:])])
-    found = sum(run_suite(name, scale, args.only, args.results, command) for name in names)
+    directory = args.results or results.RESULTS
+    if args.results is None and (args.only or scale is not FULL):
+        directory /= "part" if args.only else scale.name  # never in the place of a whole run's results
+    found = sum(run_suite(name, scale, args.only, directory, command) for name in names)
     if not found:
         print(f"no case matches {args.only!r}; --list names them", file=sys.stderr)
         return 1
-    print(f"{found} figures; {results.write_summary(args.results)}")
+    print(f"{found} figures; {results.write_summary(directory)}")
     return 0
 
 

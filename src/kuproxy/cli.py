@@ -21,7 +21,9 @@ class Subcommand(NamedTuple):
 
 
 SUBCOMMANDS = {
-    "run": Subcommand("kuproxy.daemon.foreground", "forward live traffic in this network namespace until interrupted"),
+    "run": Subcommand(
+        "kuproxy.daemon.foreground", "forward live traffic in this network namespace until interrupted"
+    ),
     "replay": Subcommand("kuproxy.replay", "run a capture file through the data plane"),
     "ring": Subcommand("kuproxy.ring", "print the new-flow table of some pods"),
     "demo": Subcommand("kuproxy.demo", "show it all on real connections, in namespaces of its own"),
@@ -60,4 +62,4 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"ku: no command {words[0]!r}; there are {known}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", command.module, *words[1:]])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", command.module, *words[1:]])

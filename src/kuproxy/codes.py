@@ -244,7 +244,9 @@ class PacketFlag(IntFlag):
     """Bits of a packet's record, set by the driver (VNET ... GSO) or by the input node (the rest)."""
 
     VNET = 1  # a virtio_net_hdr of 10 bytes lies at the record's `vnet` offset
-    PARTIAL_CHECKSUM = 2  # the L4 checksum field holds only the pseudo-header sum (VIRTIO_NET_HDR_F_NEEDS_CSUM)
+    PARTIAL_CHECKSUM = (
+        2  # the L4 checksum field holds only the pseudo-header sum (VIRTIO_NET_HDR_F_NEEDS_CSUM)
+    )
     GSO = 4  # one of several segments' worth of payload under one header
     FRAGMENT = 8  # any fragment
     LATER_FRAGMENT = 16  # a fragment without an L4 header

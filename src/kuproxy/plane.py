@@ -3,29 +3,15 @@
 `ku replay`, `ku run` and the tests differ only in the engine that they bring.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import numpy as np
 
 from kuproxy.control.compile import Compiler, VipRecord
 from kuproxy.control.report import Baselines, build_report
 from kuproxy.control.store import Changes, Store
-from kuproxy.dataplane.layout import Tables, WorkerState
+from kuproxy.engine.contract import Engine
 from kuproxy.engine.memory import Totals, pod_flows, totals, vip_counters
 from kuproxy.model.config import Config, InterfaceMark, Settings
 from kuproxy.model.report import Report, WorkerReport
-
-
-class Engine(Protocol):
-    """What a plane needs of the workers' owner."""
-
-    tables: Tables
-
-    @property
-    def states(self) -> Sequence[WorkerState]: ...
-
-    def acknowledged(self) -> int: ...
 
 
 class Plane:
@@ -34,7 +20,9 @@ class Plane:
     def __init__(self, engine: Engine, *, decrement_ttl: bool, any_node_address: bool):
         self.engine = engine
         self.store = Store()
-        self.compiler = Compiler(engine.tables, decrement_ttl=decrement_ttl, any_node_address=any_node_address)
+        self.compiler = Compiler(
+            engine.tables, decrement_ttl=decrement_ttl, any_node_address=any_node_address
+        )
         self._baselines = Baselines()
         self._marks: tuple[InterfaceMark, ...] = ()
         self.compiler.set_timeout(self.store.settings.timeout_s)

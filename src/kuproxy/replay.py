@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from kuproxy.codes import InterfaceFlag, Outcome
-from kuproxy.dataplane.layout import MAX_INTERFACES, TICK_MASK, TICKS_PER_SECOND
 from kuproxy.drivers.capture.driver import CaptureDriver
+from kuproxy.engine.contract import MAX_INTERFACES, TICK_MASK, TICKS_PER_SECOND
 from kuproxy.engine.local import LocalEngine
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.load import load_config

@@ -4,33 +4,18 @@ import json
 from collections import Counter
 
 import click
-import numpy as np
 
-from kuproxy.control.compile import address_words
-from kuproxy.dataplane.maglev import fill_ring
+from kuproxy.control.compile import ring_owners
 from kuproxy.errors import ConfigError
 from kuproxy.main import run
 from kuproxy.model.vip import MAX_NEW_LEN, Pod, is_power_of_two, parse_address
 
 
-def ring_of(pods: list[Pod], new_len: int) -> list[Pod]:
-    """Owner of each slot."""
-    order = sorted(set(pods))
-    words = [address_words(pod.address) for pod in order]
-    ring = np.zeros(new_len, np.uint32)
-    fill_ring(
-        np.array([hi for hi, _ in words], np.uint64),
-        np.array([lo for _, lo in words], np.uint64),
-        np.arange(1, len(order) + 1, dtype=np.uint32),
-        np.empty((2, len(order)), np.uint32),
-        ring,
-    )
-    return [order[owner - 1] for owner in ring.tolist()]
-
-
 @click.command(name="ring")
 @click.option("--new-len", default=1024, show_default=True, help="Slots of the table, a power of two.")
-@click.option("--json", "as_json", is_flag=True, help='One object: {"slots": [address, ...], "shares": {...}}.')
+@click.option(
+    "--json", "as_json", is_flag=True, help='One object: {"slots": [address, ...], "shares": {...}}.'
+)
 @click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...")
 def ring(new_len: int, as_json: bool, addresses: tuple[str, ...]) -> None:
     """Print the new-flow table that pods with these addresses share, and each pod's part of it.
@@ -46,7 +31,7 @@ def ring(new_len: int, as_json: bool, addresses: tuple[str, ...]) -> None:
         raise ConfigError(f"ADDRESS: {error}") from None
     if len({pod.address.version for pod in pods}) > 1:
         raise ConfigError("ADDRESS: the pods of a VIP are all IPv4 or all IPv6")
-    slots = [str(pod) for pod in ring_of(pods, new_len)]
+    slots = [str(pod) for pod in ring_owners(pods, new_len)]
     counts = Counter(slots)
     shares = {str(pod): counts[str(pod)] for pod in sorted(set(pods))}
     if as_json:

@@ -26,7 +26,9 @@ def warm() -> None:
     engine = LocalEngine(0)
     plane = Plane(engine, decrement_ttl=True, any_node_address=True)
     key = VipKey(parse_prefix("192.0.2.1/32"), Protocol.ANY, 0)
-    plane.apply(Config(vips=(Vip(key, VipType.IP4_NAT44, new_len=1, pods=(Pod(parse_address("192.0.2.2")),)),)))
+    plane.apply(
+        Config(vips=(Vip(key, VipType.IP4_NAT44, new_len=1, pods=(Pod(parse_address("192.0.2.2")),)),))
+    )
     driver = MemoryDriver([bytes(60)])
     driver.receive(driver.frame)
     engine.process(driver.frame, 1)
@@ -47,7 +49,11 @@ def main() -> int:
     done = cache_directory() / "complete"
     cold = not done.exists()
     if cold:
-        print("compiling the kernels, once for this build (about half a minute) ...", file=sys.stderr, flush=True)
+        print(
+            "compiling the kernels, once for this build (about half a minute) ...",
+            file=sys.stderr,
+            flush=True,
+        )
     started = time.monotonic()
     warm()
     if cold:

@@ -1,13 +1,14 @@
 """The only translator between the model and the tables: what changed in the store becomes what changes in the arrays.
 
-Indices are stable: a VIP and a pod keep theirs as long as they exist, so flows survive every change around them. A new
-ring is written beside the old one and published with one store. Removed pods stay, for their flows ("drain"), until no flow
-refers to them and every worker has passed a quiescent point; their index then starts over with a new generation.
+Indices are stable: a VIP and a pod keep theirs as long as they exist, so flows survive every change around them. A
+new ring is written beside the old one and published with one store. Removed pods stay, for their flows ("drain"),
+until no flow refers to them and every worker has passed a quiescent point; their index then starts over with a new
+generation.
 
 A pod is known by address and port: when a VIP's target port changes, pods that took it are replaced by others.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -64,6 +65,24 @@ def prefix_length(key: VipKey) -> int:
     return key.prefix.prefixlen + (96 if key.family == Family.IPV4 else 0)
 
 
+def _fill(pods: Sequence[Pod], owners: np.ndarray, ring: np.ndarray) -> None:
+    """Write the new-flow table of `pods` (in order) into `ring`, as the numbers in `owners`."""
+    words = [address_words(pod.address) for pod in pods]
+    walk = np.empty((2, len(words)), np.uint32)
+    ring[:] = 0
+    fill_ring(np.array([hi for hi, _ in words]), np.array([lo for _, lo in words]), owners, walk, ring)
+
+
+def ring_owners(pods: Iterable[Pod], new_len: int) -> list[Pod]:
+    """The pod of each of `new_len` slots; empty without pods."""
+    order = sorted(set(pods))
+    if not order:
+        return []
+    ring = np.empty(new_len, np.uint32)
+    _fill(order, np.arange(1, len(order) + 1, dtype=np.uint32), ring)
+    return [order[owner - 1] for owner in ring.tolist()]
+
+
 @dataclass(slots=True)
 class _Ring:
     offset: int
@@ -104,7 +123,9 @@ class Compiler:
         self._by_index: dict[int, VipRecord] = {}
         self._draining: dict[int, _Draining] = {}  # by pod index
         self._chains: dict[tuple[int, int, np.uint64], list[int]] = {}  # pods with the same replies
-        self._references: dict[tuple[int, int, np.uint64], int] = {}  # address entries that several things need
+        self._references: dict[
+            tuple[int, int, np.uint64], int
+        ] = {}  # address entries that several things need
         self._lengths: dict[tuple[int, int, int], int] = {}  # VIP entries by family, prefix length, class
         self._node_addresses: set[Address] = set()
         tables.header[T_DECREMENT_TTL] = int(decrement_ttl)
@@ -441,19 +462,15 @@ class Compiler:
     def _ring_view(self, ring: _Ring) -> np.ndarray:
         return self.tables.rings[ring.offset : ring.offset + (1 << ring.log2)]
 
-    def _set_ring(self, record: VipRecord, pods: Iterable[Pod]) -> None:
+    def _set_ring(self, record: VipRecord, pods: Sequence[Pod]) -> None:
+        """`pods` in order, all of them in record.pods."""
         old = record.ring
-        owners = [record.pods[pod] for pod in pods]
         word = 0
         record.ring = None
-        if owners:
+        if pods:
             log2 = record.vip.new_len.bit_length() - 1
             record.ring = _Ring(self._rings.allocate(log2), log2)
-            ring = self._ring_view(record.ring)
-            ring[:] = 0
-            rows = self.tables.pods[np.array(owners)]
-            walk = np.empty((2, len(owners)), np.uint32)
-            fill_ring(rows["hi"].copy(), rows["lo"].copy(), np.array(owners, np.uint32), walk, ring)
+            _fill(pods, np.array([record.pods[pod] for pod in pods], np.uint32), self._ring_view(record.ring))
             word = record.ring.offset << 8 | log2
         self.tables.vips[record.index]["ring"] = word
         if old is not None:

@@ -1,7 +1,7 @@
 """`ku run`: forward live traffic of this network namespace, in the foreground, until interrupted.
 
-The control process: it reads the configuration, keeps tables and steering equal to it, and waits for signals, the node's
-events and its timer. Packets pass only through the worker process.
+The control process: it reads the configuration, keeps tables and steering equal to it, and waits for signals, the
+node's events and its timer. Packets pass only through the worker process.
 """
 
 import json
@@ -109,8 +109,8 @@ class Foreground:
         due = time.monotonic() + COLLECT_INTERVAL_S
         while True:
             wait = max(0.0, due - time.monotonic())
-            ready, _, _ = select.select([self._signals, self._steering], [], [], wait)
-            if self._signals in ready:
+            ready, _, _ = select.select([self._signals.fileno(), self._steering.fileno()], [], [], wait)
+            if self._signals.fileno() in ready:
                 for number in self._signals.recv(64):
                     if number in (signal.SIGINT, signal.SIGTERM):
                         return
@@ -118,7 +118,7 @@ class Foreground:
                         self._reload()
                     elif number == signal.SIGUSR1:
                         self._write_report()
-            if self._steering in ready:
+            if self._steering.fileno() in ready:
                 for line in self._steering.poll_events():
                     self._log.info("steering", text=line)
                 self._plane.compiler.set_node_addresses(self._steering.node_addresses)
@@ -192,7 +192,9 @@ class Foreground:
     type=click.Path(path_type=Path),
     help="A `ku` script (*.ku) or Kubernetes manifests (*.yaml, *.json). May be repeated.",
 )
-@click.option("--interface", "interfaces", multiple=True, metavar="NAME", help="Attach only here. May be repeated.")
+@click.option(
+    "--interface", "interfaces", multiple=True, metavar="NAME", help="Attach only here. May be repeated."
+)
 @click.option(
     "--report",
     metavar="FILE",

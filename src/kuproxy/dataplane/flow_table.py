@@ -1,11 +1,12 @@
 """The established-flow ("sticky") table of one worker.
 
-A bucket is one cache line of four 16-byte entries (hash, expiry, VIP, pod), as in VPP; a fifth live flow of a bucket is not
-tracked. At the same index as the entry lies the flow's record, which says exactly whose flow it is and what its client
-addressed; a second small hash, keyed by the reply as it leaves the pod, leads back to it.
+A bucket is one cache line of four 16-byte entries (hash, expiry, VIP, pod), as in VPP; a fifth live flow of a bucket
+is not tracked. At the same index as the entry lies the flow's record, which says exactly whose flow it is and what its
+client addressed; a second small hash, keyed by the reply as it leaves the pod, leads back to it.
 
-Nothing is moved while a flow lives: its index (`slot`) is its name. Recycling is lazy: an expired entry, or one whose VIP was
-deleted, counts as free wherever it is met; `sweep` releases the rest, so that pods lose their last reference in time.
+Nothing is moved while a flow lives: its index (`slot`) is its name. Recycling is lazy: an expired entry, or one whose
+VIP was deleted, counts as free wherever it is met; `sweep` releases the rest, so that pods lose their last reference
+in time.
 """
 
 import numpy as np
@@ -70,7 +71,20 @@ def reply_hash(family, pod_hi, pod_lo, pod_port, client_hi, client_lo, client_po
 
 
 @helper
-def find_reply(tables, state, line_hash, pod_hi, pod_lo, pod_port, client_hi, client_lo, client_port, protocol, family, now):
+def find_reply(
+    tables,
+    state,
+    line_hash,
+    pod_hi,
+    pod_lo,
+    pod_port,
+    client_hi,
+    client_lo,
+    client_port,
+    protocol,
+    family,
+    now,
+):
     """The slot of the live flow whose reply this is, or -1."""
     lines = len(state.reverse) // REVERSE_WAYS
     base = (line_hash & (lines - 1)) * REVERSE_WAYS

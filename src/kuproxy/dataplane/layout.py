@@ -27,7 +27,9 @@ TICK_MASK = 0xFFFFFFFF
 
 FRAME_SIZE = 256  # packets a frame can hold
 HOLD_SLOTS = 64  # fragments that may wait for their first one, and be released into one frame
-BATCH = FRAME_SIZE - HOLD_SLOTS  # packets a driver may put into a frame, so that released fragments always fit
+BATCH = (
+    FRAME_SIZE - HOLD_SLOTS
+)  # packets a driver may put into a frame, so that released fragments always fit
 HOLD_BYTES = 9216  # a jumbo frame: longer fragments are not held
 HOLD_ROOM = HOLD_SLOTS * HOLD_BYTES  # bytes at the end of Frame.data that belong to the held fragments
 VNET_BYTES = 10  # struct virtio_net_hdr, without num_buffers
@@ -276,7 +278,9 @@ W_SWEEP = 3  # next bucket to look at for expired flows
 W_REJECT_TOKENS = 4
 W_REJECT_TIME = 5
 W_RECEIVED = 6  # packets put in by drivers
-W_OUTCOMES = 8  # five words, indexed by Outcome: every received packet lands in one (HELD counts those waiting)
+W_OUTCOMES = (
+    8  # five words, indexed by Outcome: every received packet lands in one (HELD counts those waiting)
+)
 W_HELD_NOW = 16  # fragments waiting right now
 W_VECTORS = 17
 W_POLLS = 18
@@ -334,7 +338,9 @@ _MADV_HUGEPAGE = 14
 
 def spec_bytes(spec: Iterable[tuple[str, Any, tuple[int, ...]]]) -> int:
     """Bytes of a region that holds the arrays of `spec`, each on its own pages."""
-    return sum(-(-int(np.prod(shape)) * np.dtype(dtype).itemsize // _PAGE) * _PAGE for _, dtype, shape in spec)
+    return sum(
+        -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // _PAGE) * _PAGE for _, dtype, shape in spec
+    )
 
 
 class Region:
@@ -343,14 +349,18 @@ class Region:
     The file has no name: it lives as long as a process holds the descriptor or the mapping, whatever happens.
     """
 
-    def __init__(self, spec: Iterable[tuple[str, Any, tuple[int, ...]]], fd: int | None = None, *, name: str = "ku"):
+    def __init__(
+        self, spec: Iterable[tuple[str, Any, tuple[int, ...]]], fd: int | None = None, *, name: str = "ku"
+    ):
         self.spec = tuple(spec)
         size = spec_bytes(self.spec)
         if fd is None:
             fd = os.memfd_create(f"kuproxy-{name}", os.MFD_CLOEXEC)
             os.ftruncate(fd, size)
         elif os.fstat(fd).st_size != size:
-            raise ValueError(f"region of {os.fstat(fd).st_size} bytes does not have this layout ({size} bytes)")
+            raise ValueError(
+                f"region of {os.fstat(fd).st_size} bytes does not have this layout ({size} bytes)"
+            )
         self.fd = fd
         self._map = mmap.mmap(fd, size)
         if hasattr(self._map, "madvise") and size >= 1 << 21:

@@ -17,7 +17,8 @@ def fill_ring(hi, lo, owners, walk, ring):
     """Fill `ring` (uint32[2^n]) with `owners` (uint32[p]) of the pods with addresses `hi`, `lo` (uint64[p]).
 
     The pods must come sorted by their 16 address bytes (then port): the table is then the same on every node.
-    `walk` (uint32[2, p]) is scratch; `ring` must be zeroed; `owners` must not contain 0. Without pods the ring stays zero.
+    `walk` (uint32[2, p]) is scratch; `ring` must be zeroed; `owners` must not contain 0. Without pods the ring stays
+    zero.
     """
     pods = len(owners)
     slots = len(ring)

@@ -168,7 +168,9 @@ def find_vip(tables, hi, lo, family, protocol, port):
             plen = 64 * word + bit
             net_hi, net_lo = mask_address(hi, lo, plen)
             classes = np.int64(tables.classes[lengths + plen])
-            vip = _find_in_prefix(tables.match, location, net_hi, net_lo, family, plen, classes, protocol, port)
+            vip = _find_in_prefix(
+                tables.match, location, net_hi, net_lo, family, plen, classes, protocol, port
+            )
             if vip != 0:
                 return vip
     return np.int64(0)
@@ -186,6 +188,11 @@ def vip_address(tables, hi, lo, family):
             bits ^= _ONE << np.uint64(bit)
             plen = 64 * word + bit
             net_hi, net_lo = mask_address(hi, lo, plen)
-            if match_find(tables.match, location, net_hi, net_lo, match_key(KIND_ADDRESS, family, plen, 0, 0)) != 0:
+            if (
+                match_find(
+                    tables.match, location, net_hi, net_lo, match_key(KIND_ADDRESS, family, plen, 0, 0)
+                )
+                != 0
+            ):
                 return True
     return False

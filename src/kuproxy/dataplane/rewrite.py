@@ -4,7 +4,15 @@ import numpy as np
 
 from kuproxy.codes import PacketFlag, Protocol
 from kuproxy.dataplane._jit import helper, kernel
-from kuproxy.dataplane.checksum import change16, change64, fold, update, update_nonzero, update_partial, update_udp
+from kuproxy.dataplane.checksum import (
+    change16,
+    change64,
+    fold,
+    update,
+    update_nonzero,
+    update_partial,
+    update_udp,
+)
 from kuproxy.dataplane.memory import crc32c, load16, load32, load64, store16, store32, store64, swap16
 from kuproxy.wire import ipv4, ipv6, l4
 
@@ -108,7 +116,9 @@ def rewrite_ipv6(data, packet, address_at, hi, lo, port_offset, new_port, decrem
     """The same for IPv6, whose header has no checksum."""
     start = np.int64(packet["start"])
     l3 = start + np.int64(packet["l3"])
-    address_change = change64(load64(data, l3 + address_at), hi) + change64(load64(data, l3 + address_at + 8), lo)
+    address_change = change64(load64(data, l3 + address_at), hi) + change64(
+        load64(data, l3 + address_at + 8), lo
+    )
     store64(data, l3 + address_at, hi)
     store64(data, l3 + address_at + 8, lo)
     if decrement != 0:

@@ -17,8 +17,8 @@ from kuproxy.errors import TableFullError
 class Arena:
     """Blocks of 2^n entries in an array of `capacity` entries: freed blocks are kept by size, never split or merged.
 
-    Services come and go with similar ring sizes, so the simple scheme wastes little. Offset 0 is never given out: a word
-    of 0 means "nothing" in the tables.
+    Services come and go with similar ring sizes, so the simple scheme wastes little. Offset 0 is never given out: a
+    word of 0 means "nothing" in the tables.
     """
 
     def __init__(self, capacity: int, what: str):

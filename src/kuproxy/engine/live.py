@@ -110,7 +110,10 @@ class LiveWorker:
             self._tables.tables.header[word] = COMMAND_RUN
 
     def resize(self, log2_buckets: int) -> None:
-        """Change the flow table's size; live flows move. Raises TableFullError, changing nothing, if they do not fit."""
+        """Change the flow table's size; live flows move.
+
+        Raises TableFullError, changing nothing, if they do not fit.
+        """
         if log2_buckets == self.memory.log2_buckets:
             return
         try:

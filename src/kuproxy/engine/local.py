@@ -1,4 +1,7 @@
-"""A data plane inside the calling process: one worker, no thread, the caller's clock. For captures, simulation and tests."""
+"""A data plane inside the calling process: one worker, no thread, the caller's clock.
+
+For captures, simulation and tests.
+"""
 
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane.graph import run_graph, run_maintenance

@@ -1,6 +1,6 @@
 """The shared memory of a data plane: one region of tables, and per worker one of state and one of flows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,8 +56,8 @@ class WorkerMemory:
     def resize(self, tables: Tables, log2_buckets: int, now: int) -> None:
         """Move every live flow into a table of 2^log2_buckets buckets.
 
-        Only the worker itself, between vectors, may do so. Raises TableFullError, changing nothing, if some bucket of the
-        new table would have to hold more than four live flows.
+        Only the worker itself, between vectors, may do so. Raises TableFullError, changing nothing, if some bucket of
+        the new table would have to hold more than four live flows.
         """
         if log2_buckets == self.log2_buckets:
             return
@@ -86,11 +86,15 @@ class Totals:
     capacity: tuple[int, ...]  # entries of each worker's table
 
 
+def _sum(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    return np.add.reduce(list(arrays), axis=0, dtype=np.uint64)
+
+
 def totals(states: Sequence[WorkerState]) -> Totals:
     """Add up what the workers have counted."""
     headers = [state.header for state in states]
     return Totals(
-        counters=np.sum([state.counters for state in states], axis=0, dtype=np.uint64),
+        counters=_sum(state.counters for state in states),
         outcomes=tuple(sum(int(h[W_OUTCOMES + outcome]) for h in headers) for outcome in Outcome),
         received=sum(int(h[W_RECEIVED]) for h in headers),
         flows=tuple(int(h[W_FLOWS]) for h in headers),
@@ -100,7 +104,7 @@ def totals(states: Sequence[WorkerState]) -> Totals:
 
 def vip_counters(states: Sequence[WorkerState], index: int) -> np.ndarray:
     """uint64[8], columns VipCounter, since the index was first used."""
-    return np.sum([state.vip_counters[index] for state in states], axis=0, dtype=np.uint64)
+    return _sum(state.vip_counters[index] for state in states)
 
 
 def pod_flows(states: Sequence[WorkerState], index: int) -> int:

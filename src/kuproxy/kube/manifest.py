@@ -30,7 +30,7 @@ def _loader() -> Any:
         yaml, "CSafeLoader", yaml.SafeLoader
     )  # libyaml is ten times faster, and may be missing
 
-    class Loader(base):  # type: ignore[misc]
+    class Loader(base):
         """Safe loader with YAML 1.2's scalars that refuses duplicate keys."""
 
         yaml_implicit_resolvers: dict[str, Any] = {}  # none of YAML 1.1's  # noqa: RUF012

@@ -18,7 +18,9 @@ UNREACHABLE6, PORT_UNREACHABLE6 = 1, 4
 def is_error(family, protocol, kind):
     """Messages about another packet: IPv4 types 3, 4, 5, 11, 12; IPv6 types below 128."""
     if family == 4:
-        return protocol == Protocol.ICMP.value and (kind == 3 or kind == 4 or kind == 5 or kind == 11 or kind == 12)
+        return protocol == Protocol.ICMP.value and (
+            kind == 3 or kind == 4 or kind == 5 or kind == 11 or kind == 12
+        )
     return protocol == Protocol.ICMP6.value and kind < 128
 
 

@@ -44,7 +44,12 @@ def skip_extensions(data, l3, end):
     offset = l3 + HEADER
     fragment = 0
     seen = 0
-    while protocol == HOP_BY_HOP or protocol == ROUTING or protocol == FRAGMENT or protocol == DESTINATION_OPTIONS:
+    while (
+        protocol == HOP_BY_HOP
+        or protocol == ROUTING
+        or protocol == FRAGMENT
+        or protocol == DESTINATION_OPTIONS
+    ):
         seen += 1
         if seen > MAX_EXTENSIONS:
             return Reason.EXTENSION_HEADER_LIMIT.value, protocol, offset, fragment

@@ -46,7 +46,9 @@ def check(data, l4, end, family, protocol, fragment):
         needed = UDP_HEADER
     elif protocol == Protocol.SCTP.value:
         needed = SCTP_HEADER
-    elif (protocol == Protocol.ICMP.value and family == 4) or (protocol == Protocol.ICMP6.value and family == 6):
+    elif (protocol == Protocol.ICMP.value and family == 4) or (
+        protocol == Protocol.ICMP6.value and family == 6
+    ):
         needed = ICMP_HEADER
     if left < needed:
         return Reason.FRAGMENT_FIRST_TOO_SHORT.value if fragment else Reason.TRUNCATED_L4.value

@@ -11,7 +11,7 @@ from kuproxy.dataplane import flow_table
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, source, ttl_of
 from kuproxy.dataplane.graph_queue import count, enqueue, finish
-from kuproxy.dataplane.layout import REVERSE_WAYS, T_FLOW_TIMEOUT, W_FLOWS, WAYS
+from kuproxy.dataplane.layout import T_FLOW_TIMEOUT, W_FLOWS, WAYS
 from kuproxy.dataplane.memory import prefetch
 from kuproxy.wire import l4
 

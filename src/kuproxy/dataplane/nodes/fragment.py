@@ -87,7 +87,9 @@ def _find(state, family, protocol, identification, src_hi, src_lo, dst_hi, dst_l
     for index in range(base, base + _ASSOCIATIVITY):
         record = state.fragments[index]
         usable = record["used"] != 0 and is_live(record["expires"], now)
-        if usable and _same_datagram(record, family, protocol, identification, src_hi, src_lo, dst_hi, dst_lo):
+        if usable and _same_datagram(
+            record, family, protocol, identification, src_hi, src_lo, dst_hi, dst_lo
+        ):
             return index
         left = (np.int64(record["expires"]) - now) & 0xFFFFFFFF if usable else np.int64(-1)
         if left < best_left:

@@ -66,7 +66,9 @@ def _in2out(frame, tables, state, now, node):
             packet["vip"] = state.entries[slot]["vip"]
             packet["pod"] = state.entries[slot]["pod"]
         else:
-            vip_index, pod, new_port = find_untracked(tables, state, packet, pod_hi, pod_lo, client_hi, client_lo)
+            vip_index, pod, new_port = find_untracked(
+                tables, state, packet, pod_hi, pod_lo, client_hi, client_lo
+            )
             if vip_index == 0:
                 finish(packet, state, node, Outcome.PASS.value, Reason.NO_TRANSLATION.value)
                 continue
@@ -76,7 +78,9 @@ def _in2out(frame, tables, state, now, node):
         if ttl_of(frame.data, packet) <= 1:
             finish(packet, state, node, Outcome.DROP.value, Reason.TTL_EXPIRED.value)
             continue
-        if port_is_fixed(packet["protocol"], np.int64(packet["flags"]), np.int64(packet["src_port"]), new_port):
+        if port_is_fixed(
+            packet["protocol"], np.int64(packet["flags"]), np.int64(packet["src_port"]), new_port
+        ):
             finish(packet, state, node, Outcome.DROP.value, Reason.SCTP_FRAGMENT.value)
             continue
         if slot >= 0:

@@ -88,7 +88,9 @@ def _parse(data, packet):
     packet["l4"] = l4_at - start
     packet["end"] = end - start
     packet["flags"] = np.int64(packet["flags"]) | flags
-    packet["hash"] = np.uint32(hash_ipv4(data, l3, word)) if family == 4 else np.uint32(hash_ipv6(data, l3, word))
+    packet["hash"] = (
+        np.uint32(hash_ipv4(data, l3, word)) if family == 4 else np.uint32(hash_ipv6(data, l3, word))
+    )
     return Reason.NONE.value
 
 

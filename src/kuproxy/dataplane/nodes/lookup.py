@@ -79,7 +79,12 @@ def kp_lookup(frame, tables, state, now):
             ahead = packets[frame.queue[_NODE, position + _AHEAD]]
             hi, lo = destination(frame.data, ahead)
             prefetch_vip(
-                tables, hi, lo, np.int64(ahead["family"]), np.int64(ahead["protocol"]), np.int64(ahead["dst_port"])
+                tables,
+                hi,
+                lo,
+                np.int64(ahead["family"]),
+                np.int64(ahead["protocol"]),
+                np.int64(ahead["dst_port"]),
             )
         index = frame.queue[_NODE, position]
         packet = packets[index]

@@ -22,7 +22,9 @@ def kp4_nat4(frame, tables, state, now):
     for position in range(frame.queued[_NODE]):
         packet = frame.packets[frame.queue[_NODE, position]]
         new_port = np.int64(packet["new_port"])
-        if port_is_fixed(packet["protocol"], np.int64(packet["flags"]), np.int64(packet["dst_port"]), new_port):
+        if port_is_fixed(
+            packet["protocol"], np.int64(packet["flags"]), np.int64(packet["dst_port"]), new_port
+        ):
             finish(packet, state, _NODE, Outcome.DROP.value, Reason.SCTP_FRAGMENT.value)
             continue
         address = np.int64(tables.pods[packet["pod"]]["lo"] >> np.uint64(32))

@@ -22,12 +22,21 @@ def kp6_nat6(frame, tables, state, now):
     for position in range(frame.queued[_NODE]):
         packet = frame.packets[frame.queue[_NODE, position]]
         new_port = np.int64(packet["new_port"])
-        if port_is_fixed(packet["protocol"], np.int64(packet["flags"]), np.int64(packet["dst_port"]), new_port):
+        if port_is_fixed(
+            packet["protocol"], np.int64(packet["flags"]), np.int64(packet["dst_port"]), new_port
+        ):
             finish(packet, state, _NODE, Outcome.DROP.value, Reason.SCTP_FRAGMENT.value)
             continue
         pod = tables.pods[packet["pod"]]
         rewrite_ipv6(
-            frame.data, packet, ipv6.DESTINATION, pod["hi"], pod["lo"], l4.DESTINATION_PORT, new_port, decrement
+            frame.data,
+            packet,
+            ipv6.DESTINATION,
+            pod["hi"],
+            pod["lo"],
+            l4.DESTINATION_PORT,
+            new_port,
+            decrement,
         )
         packet["outcome"] = _TRANSMIT
         packet["reason"] = _FORWARDED

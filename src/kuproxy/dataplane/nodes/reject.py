@@ -1,7 +1,7 @@
 """kp-reject: a VIP without pods answers for itself, so that clients fail at once instead of waiting.
 
-TCP gets a reset (RFC 9293 section 3.10.7.1), the rest ICMP port unreachable (RFC 792, RFC 4443 section 3.1), built in the
-packet's own buffer. docs/forwarding.md, "kp-reject".
+TCP gets a reset (RFC 9293 section 3.10.7.1), the rest ICMP port unreachable (RFC 792, RFC 4443 section 3.1), built in
+the packet's own buffer. docs/forwarding.md, "kp-reject".
 """
 
 import numpy as np
@@ -19,7 +19,16 @@ from kuproxy.dataplane.layout import (
     W_REJECT_TIME,
     W_REJECT_TOKENS,
 )
-from kuproxy.dataplane.memory import clear_bytes, load16, load32, load64, store16, store32, store64, swap16, swap32
+from kuproxy.dataplane.memory import (
+    clear_bytes,
+    load16,
+    load32,
+    store16,
+    store32,
+    store64,
+    swap16,
+    swap32,
+)
 from kuproxy.wire import icmp, ipv4, ipv6, l4
 
 _NODE = int(Node.REJECT)
@@ -182,7 +191,9 @@ def _reset(data, packet):
     store32(data, tcp + l4.TCP_ACKNOWLEDGEMENT, acknowledgement)
     store32(data, tcp + l4.TCP_OFFSET, (5 << 4) | (answer << 8))  # data offset, flags, window 0
     store32(data, tcp + l4.TCP_CHECKSUM, 0)
-    total = sum_bytes(data, tcp, l4.TCP_HEADER) + _pseudo_sum(data, l3, family, Protocol.TCP.value, l4.TCP_HEADER)
+    total = sum_bytes(data, tcp, l4.TCP_HEADER) + _pseudo_sum(
+        data, l3, family, Protocol.TCP.value, l4.TCP_HEADER
+    )
     store16(data, tcp + l4.TCP_CHECKSUM, fold(total) ^ 0xFFFF)
     return size + l4.TCP_HEADER
 
@@ -252,7 +263,8 @@ def kp_reject(frame, tables, state, now):
         packet["end"] = packet["length"]
         flags = np.int64(packet["flags"])
         if flags & _VNET:
-            clear_bytes(data, np.int64(packet["vnet"]), VNET_BYTES)  # the answer is one whole packet with complete checksums
+            # The answer is one whole packet with complete checksums.
+            clear_bytes(data, np.int64(packet["vnet"]), VNET_BYTES)
             packet["flags"] = flags & ~_OFFLOADS
         packet["outcome"] = Outcome.TRANSMIT.value
         packet["reason"] = Reason.REJECT_SENT.value

@@ -1,0 +1,154 @@
+"""The graph in memory on one core: nanoseconds a packet, for the whole graph and for each node.
+
+Each stage of the graph is timed with everything before it, and the generator alone; a node's figure is the difference
+between two stages. Whatever time the generator's copy saves the next node (the packet is in the cache) is the same
+for every case, and for VPP's packet generator, whose figures stand beside these.
+"""
+
+import functools
+import statistics
+import time
+
+import numpy as np
+
+from bench import loops, traffic
+from bench.harness import Case, Figure, Sample, Scale
+from bench.world import POD_INTERFACE, World, make_vip
+from kuproxy.codes import NODE_NAMES, Node
+from kuproxy.dataplane.layout import BATCH, WAYS
+
+PODS = 64
+RING = 65536
+VPP_LOG2 = 20  # the sticky table of VPP's figures
+_REWRITE = {"nat44": Node.NAT44, "nat66": Node.NAT66}
+_RESTORE = {"nat44": Node.NAT4_IN2OUT, "nat66": Node.NAT6_IN2OUT}
+
+
+def fitting_log2(flows: int) -> int:
+    """Buckets such that at most half of the table is used: 2^10 for 1000 flows, 2^16 for 100,000, 2^19 for a million."""
+    return max(0, (2 * flows // WAYS).bit_length())
+
+
+def count_name(number: int) -> str:
+    """1000 as 1k, a million as 1M."""
+    for size, letter in ((1_000_000, "M"), (1000, "k")):
+        if number >= size and number % size == 0:
+            return f"{number // size}{letter}"
+    return str(number)
+
+
+class Setting:
+    """A world with its packets, shared by the cases that need the same."""
+
+    def __init__(self, kind: str, flows: int, log2: int, payload: int):
+        family = 4 if kind == "nat44" else 6
+        self.world = World(log2, [make_vip(family, 1, range(1, PODS + 1), RING)])
+        self.rows = traffic.udp_rows(family, flows, payload=payload)
+        self.payload = np.zeros(payload, np.uint8)
+        self.back = traffic.replies(self.world.forwarded(self.rows))
+        self.foreign = traffic.udp_rows(family, flows, first_vip=2)
+
+
+@functools.cache
+def setting(kind: str, flows: int, log2: int, payload: int = 0) -> Setting:
+    return Setting(kind, flows, log2, payload)
+
+
+class GraphCase(Case):
+    """One kind of traffic, measured stage by stage."""
+
+    def __init__(
+        self,
+        scale: Scale,
+        kind: str,
+        work: str,
+        flows: int,
+        log2: int,
+        *,
+        size: int = loops.ROW,
+        vector: int = BATCH,
+        stages: bool = True,
+        suffix: str = "",
+    ):
+        name = f"ip{kind[-1]}udp{size}-{kind}-1vip-{PODS}pod-{count_name(flows)}flow-2e{log2}bucket-{work}{suffix}"
+        super().__init__(name, f"vector {vector}")
+        self._key = (kind, flows, log2, size - loops.ROW)
+        self._kind, self._work, self._vector = kind, work, vector
+        self._packets = max(scale.packets, flows)
+        self._stages: dict[int, str] = {loops.GENERATOR: "generator", loops.WHOLE: "graph"}
+        if stages:
+            self._stages = self._nodes()
+
+    def _nodes(self) -> dict[int, str]:
+        names = {loops.GENERATOR: "generator", loops.INPUT: NODE_NAMES[Node.INPUT]}
+        if self._work == "pass":
+            return names | {loops.WHOLE: NODE_NAMES[Node.LOOKUP]}
+        names |= {loops.LOOKUP: NODE_NAMES[Node.LOOKUP]}
+        if self._work == "in2out":
+            return names | {loops.WHOLE: NODE_NAMES[_RESTORE[self._kind]]}
+        return names | {loops.BALANCE: NODE_NAMES[Node.BALANCE], loops.WHOLE: NODE_NAMES[_REWRITE[self._kind]]}
+
+    def prepare(self) -> None:
+        s = setting(*self._key)
+        self._rows = {"in2out": s.back, "pass": s.foreign}.get(self._work, s.rows)
+
+    def _send(self, packets: int, stage: int) -> float:
+        s = setting(*self._key)
+        interface = POD_INTERFACE if self._work == "in2out" else 0
+        begin = time.perf_counter()
+        s.world.drive(
+            self._rows, packets, stage=stage, vector=self._vector, interface=interface, payload=s.payload
+        )
+        return time.perf_counter() - begin
+
+    def _timed(self, stage: int) -> float:
+        """ns a packet up to and including a stage."""
+        flows = len(self._rows)
+        if self._work != "miss":
+            self._send(flows, loops.WHOLE)  # warm what a former case has pushed out
+            return self._send(self._packets, stage) / self._packets * 1e9
+        world = setting(*self._key).world
+        repeats = max(1, min(20, self._packets // flows))
+        seconds = 0.0
+        for _ in range(repeats):
+            world.flush()
+            seconds += self._send(flows, stage)
+        return seconds / (repeats * flows) * 1e9
+
+    def sample(self) -> Sample:
+        # The whole graph comes last: it leaves the flow table filled for the next case.
+        return {str(stage): self._timed(stage) for stage in self._stages}
+
+    def figures(self) -> list[Figure]:
+        low = {s: min(sample[str(s)] for sample in self.samples) for s in self._stages}
+        middle = {s: statistics.median(sample[str(s)] for sample in self.samples) for s in self._stages}
+        high = {s: max(sample[str(s)] for sample in self.samples) for s in self._stages}
+        # Noise only ever adds time: taking off the generator's minimum leaves all of it to the graph.
+        generator = low[loops.GENERATOR]
+        whole = [at[loops.WHOLE] - generator for at in (low, middle, high)]
+        rounds = len(self.samples)
+        figures = [Figure(self.name, "graph", "ns", *whole, rounds, self.note)]
+        stages = list(self._stages)
+        for before, stage in zip(stages, stages[1:], strict=False):
+            if self._stages[stage] != "graph":
+                steps = [at[stage] - at[before] for at in (low, middle, high)]
+                figures.append(Figure(self.name, self._stages[stage], "ns", *steps, rounds, "difference of stages"))
+        spread = (low[loops.GENERATOR], middle[loops.GENERATOR], high[loops.GENERATOR])
+        return [*figures, Figure(self.name, "generator", "ns", *spread, rounds, "already subtracted")]
+
+
+def cases(scale: Scale) -> list[Case]:
+    """Both families, all numbers of flows, a fitting table and VPP's; then what VPP's table has besides."""
+    vpp_log2 = VPP_LOG2 if scale.packets > 10_000 else 8
+    found: list[Case] = []
+    for kind in ("nat44", "nat66"):
+        for flows in scale.flows:
+            for log2 in dict.fromkeys((fitting_log2(flows), vpp_log2)):
+                for work in ("hit", "in2out", "miss"):
+                    found.append(GraphCase(scale, kind, work, flows, log2))
+        found.append(GraphCase(scale, kind, "pass", scale.flows[0], fitting_log2(scale.flows[0])))
+    middle = scale.flows[min(1, len(scale.flows) - 1)]
+    found.append(GraphCase(scale, "nat44", "hit", middle, fitting_log2(middle), size=1500))
+    # Sixteen times as many flows as the table has entries: nearly every packet finds its bucket full.
+    found.append(GraphCase(scale, "nat44", "full", middle, max(0, fitting_log2(middle) - 5)))
+    return found

@@ -1,0 +1,23 @@
+"""What those above need of an engine, and the numbers of the data plane that they have to respect."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from kuproxy.dataplane.layout import MAX_INTERFACES, TICK_MASK, TICKS_PER_SECOND, Tables, WorkerState
+
+__all__ = ["MAX_INTERFACES", "TICKS_PER_SECOND", "TICK_MASK", "Engine"]
+
+
+class Engine(Protocol):
+    """The owner of the workers, local or live."""
+
+    tables: Tables
+
+    @property
+    def states(self) -> Sequence[WorkerState]:
+        """The state bundles of all workers."""
+        ...
+
+    def acknowledged(self) -> int:
+        """The generation that every worker has seen at a quiescent point."""
+        ...
