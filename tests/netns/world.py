@@ -9,11 +9,15 @@ The Services:
 
 from __future__ import annotations
 
+import functools
 import http.client
+import itertools
+import os
 import shutil
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +26,7 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
-from kuproxy.demo.manifest import CLUSTER4, CLUSTER6, ECHO, HTTP, Endpoint, Port, service
+from kuproxy.demo.manifest import CLUSTER4, CLUSTER6, ECHO, HTTP, Port, service
 from kuproxy.demo.plane import DataPlane
 from kuproxy.demo.story import start_pods
 from kuproxy.demo.topology import Host, Network, addresses, remove_stale
@@ -34,6 +38,7 @@ BULK = ("10.96.0.90", "fd00:10:96::90")
 NONE = ("10.96.0.99", "fd00:10:96::99")
 BULK_PORT = Port("bulk", "TCP", 5001, 5001, 30501)
 TIMEOUT_S = 3.0
+_numbers = itertools.count(1)
 
 
 def plain(network: int, host: int) -> tuple[str, str]:
@@ -66,6 +71,8 @@ class World:
         ]
 
     def start(self) -> None:
+        """`ku run`; returns when it forwards."""
+        _warm()
         self.plane = DataPlane(self.node, self.directory, self.documents())
         self.plane.wait_for("forwarding")
 
@@ -74,11 +81,18 @@ class World:
         self.plane.change(self.documents(names))
 
 
+@functools.cache
+def _warm() -> None:
+    """So that no test waits for the compiler."""
+    subprocess.run([sys.executable, "-m", "kuproxy.warm"], check=True, timeout=280)
+
+
 @contextmanager
 def world(pods: int = 3) -> Iterator[World]:
     """Without `ku run`, so far."""
     remove_stale(PREFIX)
-    with Network(PREFIX, pods) as network, tempfile.TemporaryDirectory(prefix=f"{PREFIX}-") as directory:
+    files = tempfile.TemporaryDirectory(prefix=f"{PREFIX}-")
+    with files as directory, Network(f"{PREFIX}{next(_numbers)}", pods) as network:
         yield World(network, Path(directory))
 
 
@@ -180,7 +194,9 @@ def listener(host: Host, port: int, serve: Callable[[socket.socket, str], None])
                 connection, peer = opened.accept()
             except OSError:
                 return
-            thread = threading.Thread(target=one, args=(connection, peer[0].removeprefix("::ffff:")), daemon=True)
+            thread = threading.Thread(
+                target=one, args=(connection, peer[0].removeprefix("::ffff:")), daemon=True
+            )
             thread.start()
             threads.append(thread)
 
@@ -194,6 +210,16 @@ def listener(host: Host, port: int, serve: Callable[[socket.socket, str], None])
         accepting.join()
         for thread in threads:
             thread.join()
+
+
+def listens(host: Host, port: int) -> bool:
+    """Whether something listens at a TCP port in a host, without connecting to it (proc(5))."""
+
+    def read() -> str:
+        return "".join(Path("/proc/thread-self/net", name).read_text() for name in ("tcp", "tcp6"))
+
+    rows = [line.split() for line in host.call(read).splitlines() if ":" in line]
+    return any(row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port for row in rows)
 
 
 def read_exactly(opened: socket.socket, number: int) -> bytearray:
@@ -292,13 +318,9 @@ def programs_of(process_id: int) -> set[int]:
 
 def program_exists(number: int) -> bool:
     """Whether the kernel still has a BPF program."""
-    import os
-
     try:
-        fd, _ = _bpf(13, struct.pack("=3I", number, 0, 0))  # type: ignore[arg-type]  # BPF_PROG_GET_FD_BY_ID
+        fd, _ = _bpf(13, struct.pack("=3I", number, 0, 0))  # BPF_PROG_GET_FD_BY_ID
     except FileNotFoundError:
         return False
     os.close(fd)
     return True
-
-

@@ -41,6 +41,7 @@ from kuproxy.dataplane.layout import (
 )
 from kuproxy.dataplane.maglev import fill_ring
 from kuproxy.dataplane.writer import Arena, IndexPool, MatchWriter, Retirement
+from kuproxy.errors import TableFullError
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
 
 HOST = 128
@@ -157,6 +158,20 @@ class Compiler:
         for vip in changes.added:
             self._add(vip)
         return self._publish()
+
+    def check(self, changes: Changes) -> None:
+        """Raise TableFullError if the tables may not hold these changes, before any of them is made."""
+        touched = [*changes.added, *(new for _, new in changes.changed)]
+        pods = sum(len(vip.pods) for vip in touched)
+        needs = (
+            (len(changes.added), self._vip_indices.room, "VIPs"),
+            (pods, self._pod_indices.room, "pods"),
+            (sum(vip.new_len for vip in touched if vip.pods), self._rings.room, "ring slots"),
+            (8 * len(touched) + 2 * pods, self._match.room, "match entries"),
+        )
+        for needed, room, what in needs:
+            if needed > room:
+                raise TableFullError(f"{needed} more {what} are asked for, and {room} are free")
 
     def set_timeout(self, seconds: float) -> int:
         """The flow timeout, from the next packet of each flow on."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kuproxy.dataplane.layout import MATCH_ARENA, T_MATCH, Tables
+from kuproxy.dataplane.layout import T_MATCH, Tables
 from kuproxy.dataplane.match import match_clear, match_copy, match_delete, match_put
 from kuproxy.errors import TableFullError
 
@@ -27,6 +27,11 @@ class Arena:
         self._top = 1
         self._free: dict[int, list[int]] = {}
         self.used = 0  # entries in blocks that are out
+
+    @property
+    def room(self) -> int:
+        """Entries that were never given out: what is certain to be allocated, in whatever sizes."""
+        return self._capacity - self._top
 
     def allocate(self, log2: int) -> int:
         """Offset of a block of 2^log2 entries, with whatever its last use left in it."""
@@ -61,6 +66,11 @@ class IndexPool:
     def used(self) -> int:
         """Indices that are out."""
         return self._next - 1 - len(self._free)
+
+    @property
+    def room(self) -> int:
+        """Indices that are left."""
+        return self._capacity - 1 - self.used
 
     def allocate(self) -> int:
         """The index freed last, or a new one."""
@@ -101,7 +111,7 @@ class MatchWriter:
     def __init__(self, tables: Tables, retire: Callable[[Callable[[], None]], None]):
         self._tables = tables
         self._retire = retire
-        self._arena = Arena(MATCH_ARENA, "match entries")
+        self._arena = Arena(len(tables.match), "match entries")
         self._log2 = 6
         self._location = self._new_table(self._log2)
         self._taken = 0  # slots that are not empty: entries and tombstones
@@ -125,6 +135,11 @@ class MatchWriter:
         self._log2 = log2
         self._tables.header[T_MATCH] = self._location
         self._retire(lambda: self._arena.free(int(old) >> 8, old_log2))
+
+    @property
+    def room(self) -> int:
+        """Entries that are certain to find a place, growth included: the table and its successor are half empty."""
+        return self._arena.room // 8
 
     def put(self, hi: np.uint64, lo: np.uint64, key: np.uint64, value: int) -> None:
         """Insert or change an entry."""

@@ -30,8 +30,8 @@ AT_ONCE = 48  # new connections under way; beyond, the rate falls
 LARGE_EVERY = 20
 TELL_EVERY_S = 0.25
 MAX_EXAMPLES = 10
-# Datagrams of their own get ports of their own, below Linux's ephemeral range (32768): a port that the kernel gave twice
-# within 40 s would be one flow, with one pod, and no new one.
+# Sockets for one datagram get ports of their own, below Linux's ephemeral range (32768): a port that the kernel
+# gave twice within 40 s would be one flow, with one pod, and no new one.
 FIRST_PORT, LAST_PORT = 12000, 32000
 
 
