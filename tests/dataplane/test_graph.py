@@ -3,9 +3,14 @@
 import inspect
 from pathlib import Path
 
+import numpy as np
+import pytest
+from numba.core.errors import NumbaError
+
 import kuproxy.dataplane.graph as graph
 from kuproxy.codes import N_REASONS, NODE_NAMES, REASON_TEXT, VIP_COUNTER_TEXT, Node, Reason, VipCounter
 from kuproxy.dataplane import nodes
+from kuproxy.dataplane._jit import COMPILED, kernel
 from kuproxy.reference import forwarding
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "forwarding.md").read_text()
@@ -44,3 +49,15 @@ def test_the_reference_knows_every_reason():
     text = "".join(path.read_text() for path in Path(forwarding.__file__).parent.glob("*.py"))
     missing = [reason.name for reason in Reason if reason and f"Reason.{reason.name}" not in text]
     assert not missing
+
+
+@pytest.mark.skipif(not COMPILED, reason="the compiler is off")
+def test_kernels_cannot_allocate():
+    """docs/adr/002: with Numba's reference counts in them kernels would run several times slower."""
+
+    @kernel
+    def greedy(size):
+        return np.empty(size, np.uint8)[0]
+
+    with pytest.raises(NumbaError):
+        greedy(3)
