@@ -12,19 +12,20 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP, in4_chksum, in4_pseudoheader
 from scapy.layers.inet6 import IPv6, in6_chksum, in6_pseudoheader
 from scapy.layers.l2 import Ether
-from scapy.packet import Raw
+from scapy.packet import Packet, Raw
 from scapy.utils import checksum
 
 from kuproxy.demo.manifest import ECHO, HTTP
 from kuproxy.demo.pods import LARGE
 from kuproxy.demo.topology import Host
-from netns.world import CLIENT, NODE, NONE, WEB, Capture, Captured, Kept, World, connect, echo, ping, world
+from netns.world import CLIENT, NODE, NONE, WEB, Captured, Kept, World, connect, echo, ping, world
 
 pytestmark = pytest.mark.netns
 
@@ -39,10 +40,10 @@ def busy() -> Iterator[World]:
         yield made
 
 
-def judge(captured: Captured) -> str:
+def judge(seen: Captured) -> str:
     """What kind of checksum a frame has: "complete TCP" and so on, with "BAD " before it if it is wrong."""
-    frame = Ether(captured.frame)
-    kind = "partial" if captured.partial else "complete"
+    frame = Ether(seen.frame)
+    kind = "partial" if seen.partial else "complete"
     if IP in frame:
         packet = frame[IP]
         if checksum(bytes(packet)[: packet.ihl * 4]):
@@ -64,7 +65,7 @@ def judge(captured: Captured) -> str:
     name = f"{kind} {({TCP_NUMBER: 'TCP', UDP_NUMBER: 'UDP'}).get(protocol, 'ICMPv6')}"
     at = CHECKSUM_AT[protocol]
     (found,) = struct.unpack_from(">H", payload, at)
-    if captured.partial:
+    if seen.partial:
         four = IP in frame
         header = in4_pseudoheader(protocol, packet, len(payload)) if four else None
         if header is None:
@@ -133,48 +134,48 @@ def _load(world: World) -> None:
         ping(world.client, address)
 
 
-def _send_complete(client: Host, family: int) -> list[int]:
-    """Datagrams whose checksums scapy has computed, past the kernel's sockets. Returns their source ports."""
-    sending = client.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
-    sending.bind(("eth0", 0))
-    mac = client.call(lambda: Path("/proc/thread-self/net/arp").read_text())
-    node_mac = next(line.split()[3] for line in mac.splitlines() if line.startswith(f"{NODE[0]} "))
-    ports = list(range(40_000, 40_200))
-    with sending:
-        for port in ports:
-            ip = (IP, IPv6)[family](src=CLIENT[family], dst=WEB[family])
-            data = struct.pack(">I", port * 65_537) * (port % 7 + 1)
-            sending.send(bytes(Ether(dst=node_mac) / ip / UDP(sport=port, dport=ECHO.port) / Raw(data)))
-        if family == 0:  # without a checksum, which only IPv4 allows
-            ip = IP(src=CLIENT[0], dst=WEB[0])
-            sending.send(
-                bytes(Ether(dst=node_mac) / ip / UDP(sport=40_200, dport=ECHO.port, chksum=0) / Raw(b"none"))
-            )
-    return ports
+def _ask_complete(client: Host, family: int) -> None:
+    """Datagrams whose checksums scapy has computed, past the kernel's sockets; each is answered."""
+    ip = (IP, IPv6)[family](src=CLIENT[family], dst=WEB[family])
+    ports = range(40_000, 40_200)
+    packets = [
+        ip / UDP(sport=port, dport=ECHO.port) / Raw(struct.pack(">I", port * 65_537) * (port % 7 + 1))
+        for port in ports
+    ]
+    if family == 0:  # without a checksum, which only IPv4 allows
+        packets.append(ip / UDP(sport=40_200, dport=ECHO.port, chksum=0) / Raw(b"none"))
+    with ExitStack() as stack:
+        sockets = []  # that hold the ports, so that the client's kernel does not refuse the answers
+        for packet in packets:
+            opened = client.call(socket.socket, (socket.AF_INET, socket.AF_INET6)[family], socket.SOCK_DGRAM)
+            sockets.append(stack.enter_context(opened))
+            opened.settimeout(3)
+            opened.bind((CLIENT[family], packet[UDP].sport))
+        _send(client, packets)
+        for opened in sockets:
+            assert opened.recv(2048).startswith(b"pod")
+
+
+def _send(client: Host, packets: list[Packet], damage: int = 0) -> None:
+    """To the node, as they are; `damage` is flipped in the last byte."""
+    arp = client.call(Path("/proc/thread-self/net/arp").read_text)
+    mac = next(line.split()[3] for line in arp.splitlines() if line.startswith(f"{NODE[0]} "))
+    with client.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0) as sending:
+        sending.bind(("eth0", 0))
+        for packet in packets:
+            frame = bytearray(bytes(Ether(dst=mac) / packet))
+            frame[-1] ^= damage
+            sending.send(frame)
 
 
 def test_every_checksum_that_arrives_is_right(busy: World) -> None:
     hosts = (busy.client, *busy.pods)
     before = {host.name: counters(host) for host in (*hosts, busy.node)}
-    captures = {host.name: Capture(host) for host in hosts}
-    _load(busy)
-    held = []
-    for family in (0, 1):
-        # Sockets that hold the ports, so that the client's kernel does not refuse the answers.
-        for port in range(40_000, 40_201):
-            opened = busy.client.call(
-                socket.socket, (socket.AF_INET, socket.AF_INET6)[family], socket.SOCK_DGRAM
-            )
-            opened.settimeout(3)
-            opened.bind(("", port) if family == 0 else (CLIENT[1], port))
-            held.append(opened)
-        ports = _send_complete(busy.client, family)
-        for opened in held[-201:]:
-            if opened.getsockname()[1] in ports or family == 0:
-                assert opened.recv(2048).startswith(b"pod")
-    for opened in held:
-        opened.close()
-    at_client, *at_pods = ([judge(each) for each in capture.close()] for capture in captures.values())
+    with captured(*hosts) as captures:
+        _load(busy)
+        for family in (0, 1):
+            _ask_complete(busy.client, family)
+        at_client, *at_pods = ([judge(each) for each in capture.close()] for capture in captures)
     pods = Counter(kind for kinds in at_pods for kind in kinds)
     client = Counter(at_client)
     assert not [kind for kind in (*client, *pods) if kind.startswith("BAD")], (client, pods)
@@ -243,20 +244,14 @@ def counters(host: Host) -> dict[str, int]:
 def test_the_counters_see_a_bad_checksum(busy: World) -> None:
     """And a damaged packet stays damaged: kuproxy does not make its checksum good."""
     before = [counters(pod) for pod in busy.pods]
-    connection = Kept(busy.client, NODE[0], HTTP.node_port)  # so that the node's MAC address is known
-    connection.close()
-    arp = busy.client.call(lambda: Path("/proc/thread-self/net/arp").read_text())
-    node_mac = next(line.split()[3] for line in arp.splitlines() if line.startswith(f"{NODE[0]} "))
-    sending = busy.client.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
-    sending.bind(("eth0", 0))
-    with sending:
-        for family in (0, 1):
-            ip = (IP, IPv6)[family](src=CLIENT[family], dst=WEB[family])
-            frame = bytearray(
-                bytes(Ether(dst=node_mac) / ip / UDP(sport=41_000, dport=ECHO.port) / Raw(b"damaged"))
-            )
-            frame[-1] ^= 0x10
-            sending.send(frame)
+    ping(busy.client, NODE[0])  # so that the node's MAC address is known
+    packets = [
+        (IP, IPv6)[family](src=CLIENT[family], dst=WEB[family])
+        / UDP(sport=41_000, dport=ECHO.port)
+        / Raw(b"damaged")
+        for family in (0, 1)
+    ]
+    _send(busy.client, packets, damage=0x10)
     assert echo(busy.client, WEB[0])  # after them
     assert echo(busy.client, WEB[1])
     for name in ("UdpInCsumErrors", "Udp6InCsumErrors"):

@@ -26,9 +26,9 @@ from netns.world import (
     NONE,
     POD1,
     WEB,
-    Capture,
     Kept,
     World,
+    captured,
     connect,
     echo,
     listener,
@@ -204,20 +204,22 @@ def test_foreign_traffic_is_not_touched(shared: World) -> None:
 
 
 def test_nothing_untranslated_is_seen_by_pods_or_clients(shared: World) -> None:
-    captures = {host.name: Capture(host) for host in (shared.client, *shared.pods)}
-    for address in WEB:
-        for _ in range(20):
-            web(shared.client, address)
-            echo(shared.client, address, data=b"x" * 4000)
-            web(shared.node, address)
-    for address in NODE:
-        web(shared.client, address, HTTP.node_port)
-    frames = {name: [each.frame for each in capture.close()] for name, capture in captures.items()}
+    hosts = (shared.client, *shared.pods)
+    with captured(*hosts) as captures:
+        for address in WEB:
+            for _ in range(20):
+                web(shared.client, address)
+                echo(shared.client, address, data=b"x" * 4000)
+                web(shared.node, address)
+        for address in NODE:
+            web(shared.client, address, HTTP.node_port)
+        seen = [[each.frame for each in capture.close()] for capture in captures]
+    frames = {host.name: each for host, each in zip(hosts, seen, strict=True)}
     of_client = _addresses(frames.pop(shared.client.name))
     assert {source for source, _ in of_client} <= {*WEB, *NODE, *CLIENT}
     assert any(source in WEB for source, _ in of_client)
-    for number, (name, seen) in enumerate(frames.items(), 1):
-        at_pod = _addresses(seen)
+    for number, (name, each) in enumerate(frames.items(), 1):
+        at_pod = _addresses(each)
         assert {destination for _, destination in at_pod} == set(plain(number, 2)), name
         assert {source for source, _ in at_pod} == {*CLIENT, *NODE}, name
 

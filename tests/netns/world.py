@@ -272,6 +272,8 @@ class Capture:
                 if self._ending:
                     return
                 continue
+            except OSError:  # the interface is gone, or `close` was never called
+                return
             if address[2] == _OUTGOING:
                 continue
             ((_, _, auxdata),) = [each for each in ancillary if each[:2] == (_SOL_PACKET, _PACKET_AUXDATA)]
@@ -279,13 +281,26 @@ class Capture:
             self.frames.append(Captured(frame, bool(status & _TP_STATUS_CSUMNOTREADY)))
 
     def close(self) -> list[Captured]:
-        """All frames. The kernel has dropped none."""
+        """All frames; the kernel has dropped none. Idempotent."""
+        if self._ending:
+            return self.frames
         self._ending = True
         self._thread.join()
         _, dropped = struct.unpack("=2I", self._socket.getsockopt(_SOL_PACKET, 6, 8))  # PACKET_STATISTICS
         self._socket.close()
         assert dropped == 0
         return self.frames
+
+
+@contextmanager
+def captured(*hosts: Host) -> Iterator[list[Capture]]:
+    """A capture at each host, which ends at the latest with the block."""
+    captures = [Capture(host) for host in hosts]
+    try:
+        yield captures
+    finally:
+        for each in captures:
+            each.close()
 
 
 def state(host: Host) -> list[str]:

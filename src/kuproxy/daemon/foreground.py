@@ -21,7 +21,7 @@ import structlog
 from kuproxy.codes import InterfaceFlag, Outcome
 from kuproxy.daemon.targets import steering_targets
 from kuproxy.engine.live import Attachment, LiveEngine
-from kuproxy.errors import DriverError, KuError
+from kuproxy.errors import DriverError, KuError, TableFullError
 from kuproxy.load import load_config
 from kuproxy.main import run
 from kuproxy.model.config import Config, Show, ShowKind
@@ -91,6 +91,9 @@ class Foreground:
             self._steering.close()
             self._engine.stop()
         self._write_report()
+        report = self._plane.report()
+        for show in self._config.shows:
+            print(render(report, show), end="")
         self._log.info("stopped")
 
     def _listen(self) -> None:
@@ -143,8 +146,12 @@ class Foreground:
         """Publish a configuration: tables first, then the traffic that needs them."""
         for note in config.notes:
             self._log.info("config", text=str(note))
-        self._engine.resize(config.settings.buckets.bit_length() - 1)
         changes = self._plane.apply(config)
+        try:
+            self._engine.resize(config.settings.buckets.bit_length() - 1)
+        except TableFullError:
+            self._plane.apply(self._config)
+            raise
         self._config = config
         self._steer()
         if config.flush_flows:
@@ -178,8 +185,11 @@ class Foreground:
             "shows": [render(report, show) for show in shows],
         }
         temporary = self._report_path.with_name(f"{self._report_path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(content))
-        temporary.replace(self._report_path)
+        try:
+            temporary.write_text(json.dumps(content))
+            temporary.replace(self._report_path)
+        except OSError as error:
+            self._log.error("report not written", file=str(self._report_path), text=str(error.strerror))
 
 
 @click.command(name="run")

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
+from typing import Any
 
 from kuproxy.demo.pods import LARGE, large_body
 
@@ -112,7 +113,7 @@ class Load:
     # --- orders and reports --------------------------------------------------------------------------------
 
     def _order(self, line: str) -> None:
-        order = json.loads(line) if line else {"finish": True}  # whoever gave orders is gone
+        order: dict[str, Any] = json.loads(line) if line else {"finish": True}  # whoever gave orders is gone
         self._phase = order.get("phase", self._phase)
         self._drained |= frozenset(order.get("drained", ()))
         if order.get("finish"):

@@ -119,6 +119,7 @@ def start_pods(network: Network) -> list[Endpoint]:
         command = (sys.executable, "-m", "kuproxy.demo.pods", name, *ports)
         servers.append(host.start(*command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE))
     for server in servers:
+        assert server.stdout is not None
         if server.stdout.readline() != b"ready\n":
             raise KuError(f"a pod's server ended with status {server.wait()}")
     return endpoints
