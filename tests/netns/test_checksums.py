@@ -25,7 +25,7 @@ from scapy.utils import checksum
 from kuproxy.demo.manifest import ECHO, HTTP
 from kuproxy.demo.pods import LARGE
 from kuproxy.demo.topology import Host
-from netns.world import CLIENT, NODE, NONE, WEB, Captured, Kept, World, connect, echo, ping, world
+from netns.world import CLIENT, NODE, NONE, WEB, Captured, Kept, World, captured, connect, echo, ping, world
 
 pytestmark = pytest.mark.netns
 

@@ -164,6 +164,7 @@ T_WORDS = T_COMMAND + MAX_WORKERS
 COMMAND_RUN = 0
 COMMAND_STOP = 1
 COMMAND_CALL = 2  # leave the compiled loop and look at the control socket
+COMMAND_HOLD = 3  # do not forward yet
 
 # Bits of Tables.classes: which kinds of VIP keys exist for a family and prefix length
 CLASS_PORT = 1  # protocol and port

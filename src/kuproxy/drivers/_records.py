@@ -38,9 +38,9 @@ def vnet_flags(data, vnet):
 def complete_sctp(data, vnet, start, length):
     """Fill in the CRC32C that an SCTP sender has left to the hardware, and say so in the header.
 
-    A virtio_net_hdr cannot tell CRC32C from the Internet checksum: handed back to the kernel as it came, the packet would
-    get a 16-bit sum in its place. SCTP is recognised by where its checksum lies, at offset 8 (RFC 9260 section 3.1);
-    TCP's lies at 16, UDP's at 6. Returns whether it was one.
+    A virtio_net_hdr cannot tell CRC32C from the Internet checksum: handed back to the kernel as it came, the packet
+    would get a 16-bit sum in its place. SCTP is recognised by where its checksum lies, at offset 8 (RFC 9260 section
+    3.1); TCP's lies at 16, UDP's at 6. Returns whether it was one.
     """
     if load16(data, vnet + CHECKSUM_OFFSET) != SCTP_CHECKSUM:
         return False
