@@ -22,7 +22,7 @@ SHAPES = {
 
 
 def ku(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from kuproxy.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "kuproxy", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 

@@ -23,7 +23,7 @@ from kuproxy.daemon.targets import steering_targets
 from kuproxy.engine.live import Attachment, LiveEngine
 from kuproxy.errors import DriverError, KuError, TableFullError
 from kuproxy.load import load_config
-from kuproxy.main import run
+from kuproxy.main import config_option, run
 from kuproxy.model.config import Config, Show, ShowKind
 from kuproxy.plane import Plane
 from kuproxy.steering.links import KU0_MAC, KU1, KU1_MAC
@@ -193,15 +193,7 @@ class Foreground:
 
 
 @click.command(name="run")
-@click.option(
-    "--config",
-    "configs",
-    multiple=True,
-    required=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="A `ku` script (*.ku) or Kubernetes manifests (*.yaml, *.json). May be repeated.",
-)
+@config_option
 @click.option(
     "--interface", "interfaces", multiple=True, metavar="NAME", help="Attach only here. May be repeated."
 )
