@@ -1,7 +1,9 @@
 """Cases, rounds and figures.
 
 A case is measured once a round, and the rounds of all cases of a suite are interleaved (A B C A B C ...), so that a
-neighbour's load spoils a round of everything rather than every round of one case. Read minimum and median together.
+neighbour's load spoils a round of everything rather than every round of one case. Times are processor time of the
+measuring thread: being preempted costs nothing, but a neighbour's traffic in the shared cache still does. Read minimum
+and median together.
 """
 
 import fnmatch

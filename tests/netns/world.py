@@ -103,11 +103,14 @@ def family_of(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
 
 
-def connect(host: Host, address: str, port: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+def connect(
+    host: Host, address: str, port: int, kind: int = socket.SOCK_STREAM, source_port: int = 0
+) -> socket.socket:
     """A connected socket of a host's. Raises OSError."""
     opened = host.call(socket.socket, family_of(address), kind)
     opened.settimeout(TIMEOUT_S)
     try:
+        opened.bind(("", source_port))
         opened.connect((address, port))
     except BaseException:
         opened.close()
@@ -118,10 +121,10 @@ def connect(host: Host, address: str, port: int, kind: int = socket.SOCK_STREAM)
 class Kept(http.client.HTTPConnection):
     """An HTTP connection from a host, which `get` uses again and again."""
 
-    def __init__(self, host: Host, address: str, port: int) -> None:
+    def __init__(self, host: Host, address: str, port: int, source_port: int = 0) -> None:
         super().__init__(address, port, timeout=TIMEOUT_S)
         self.auto_open = 0  # a connection that broke is not made anew behind our back
-        self.sock = connect(host, address, port)
+        self.sock = connect(host, address, port, source_port=source_port)
 
     def get(self, path: str = "/") -> tuple[str, bytes]:
         """The pod's name and the body. Raises OSError or HTTPException."""
@@ -132,9 +135,9 @@ class Kept(http.client.HTTPConnection):
         return response.headers["X-Pod"], body
 
 
-def web(host: Host, address: str, port: int = HTTP.port) -> str:
+def web(host: Host, address: str, port: int = HTTP.port, source_port: int = 0) -> str:
     """The pod that answers an HTTP request over a new connection."""
-    connection = Kept(host, address, port)
+    connection = Kept(host, address, port, source_port)
     try:
         return connection.get()[0]
     finally:
