@@ -142,7 +142,9 @@ def cases(scale: Scale) -> list[Case]:
     for kind in ("nat44", "nat66"):
         for flows in scale.flows:
             for log2 in dict.fromkeys((fitting_log2(flows), vpp_log2)):
-                for work in ("hit", "in2out", "miss"):
+                # A thousand first packets after the flush of a large table would measure cold caches alone.
+                cold = flows < 10_000 and log2 == VPP_LOG2
+                for work in ("hit", "in2out") if cold else ("hit", "in2out", "miss"):
                     found.append(GraphCase(scale, kind, work, flows, log2))
         found.append(GraphCase(scale, kind, "pass", scale.flows[0], fitting_log2(scale.flows[0])))
     middle = scale.flows[min(1, len(scale.flows) - 1)]

@@ -198,9 +198,9 @@ def test_foreign_traffic_is_not_touched(shared: World) -> None:
     assert shared.plane.report()["received"] == before["received"]
     # Straight to a pod's served port: its replies come up, and are passed on as they are. From ports that no
     # flow to a VIP has had: the pod could not tell the two apart, nor can its replies.
-    for address in POD1:
-        assert web(shared.client, address, HTTP.target, source_port=20001) == "pod1"
-        assert echo(shared.client, address, ECHO.target, source_port=20002) == "pod1"
+    for family, address in enumerate(POD1):
+        assert web(shared.client, address, HTTP.target, source_port=20001 + family) == "pod1"
+        assert echo(shared.client, address, ECHO.target, source_port=20001 + family) == "pod1"
     assert shared.plane.report()["outcomes"]["drop"] == before["outcomes"]["drop"]
 
 

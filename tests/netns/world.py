@@ -110,7 +110,8 @@ def connect(
     opened = host.call(socket.socket, family_of(address), kind)
     opened.settimeout(TIMEOUT_S)
     try:
-        opened.bind(("", source_port))
+        if source_port:
+            opened.bind(("", source_port))
         opened.connect((address, port))
     except BaseException:
         opened.close()
