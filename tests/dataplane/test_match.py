@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from kuproxy.control.compile import address_words
 from kuproxy.dataplane.layout import MATCH, T_MATCH, Region, Tables
 from kuproxy.dataplane.match import TOMBSTONE, mask_address, match_find
-from kuproxy.dataplane.writer import MatchWriter
+from kuproxy.dataplane.writer import MatchWriter, match_arena
 from kuproxy.errors import TableFullError
 
 SMALL_ARENA = 1 << 16
@@ -35,7 +35,7 @@ class MatchMachine(RuleBasedStateMachine):
         super().__init__()
         self.retired = []
         self.tables = small_tables()
-        self.writer = MatchWriter(self.tables, self.retired.append)
+        self.writer = MatchWriter(self.tables, T_MATCH, match_arena(self.tables), self.retired.append)
         self.model = {}
 
     @rule(key=keys, value=st.integers(1, 2**32 - 1))
@@ -92,7 +92,7 @@ def longest_run(tables: Tables) -> int:
 
 def test_growth_keeps_the_table_half_empty_and_probes_short():
     tables = small_tables()
-    writer = MatchWriter(tables, lambda action: action())
+    writer = MatchWriter(tables, T_MATCH, match_arena(tables), lambda action: action())
     for number in range(4000):
         writer.put(np.uint64(number), np.uint64(number * 7), np.uint64(1 << 56 | 80), number + 1)
     location = int(tables.header[T_MATCH])
@@ -102,7 +102,7 @@ def test_growth_keeps_the_table_half_empty_and_probes_short():
 
 def test_tombstones_are_cleared_by_rebuilding():
     tables = small_tables()
-    writer = MatchWriter(tables, lambda action: action())
+    writer = MatchWriter(tables, T_MATCH, match_arena(tables), lambda action: action())
     for number in range(20_000):
         writer.put(np.uint64(1), np.uint64(number), np.uint64(5), 1)
         writer.delete(np.uint64(1), np.uint64(number), np.uint64(5))
@@ -133,7 +133,7 @@ def test_region_pages_appear_when_touched():
 def test_a_full_arena_is_refused_and_the_table_stays():
     tables = small_tables()
     tables = tables._replace(match=tables.match[:512])
-    writer = MatchWriter(tables, lambda action: None)
+    writer = MatchWriter(tables, T_MATCH, match_arena(tables), lambda action: None)
     with pytest.raises(TableFullError, match="match entries"):
         for number in range(512):
             writer.put(np.uint64(1), np.uint64(number), np.uint64(5), number + 1)

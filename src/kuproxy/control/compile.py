@@ -33,14 +33,16 @@ from kuproxy.dataplane.layout import (
     T_DECREMENT_TTL,
     T_FLOW_TIMEOUT,
     T_GENERATION,
+    T_MATCH,
     T_N_NODEPORTS,
     T_PREFIXES,
     T_REJECT_RATE,
+    T_VIP_MATCH,
     TICKS_PER_SECOND,
     Tables,
 )
 from kuproxy.dataplane.maglev import fill_ring
-from kuproxy.dataplane.writer import Arena, IndexPool, MatchWriter, Retirement
+from kuproxy.dataplane.writer import Arena, IndexPool, MatchWriter, Retirement, match_arena
 from kuproxy.errors import TableFullError
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
 
@@ -116,7 +118,9 @@ class Compiler:
         self.tables = tables
         self._generation = 0
         self._retirement = Retirement()
-        self._match = MatchWriter(tables, self._retire)
+        arena = match_arena(tables)
+        self._vip_match = MatchWriter(tables, T_VIP_MATCH, arena, self._retire)
+        self._match = MatchWriter(tables, T_MATCH, arena, self._retire)
         self._rings = Arena(RING_ARENA, "ring slots")
         self._vip_indices = IndexPool(MAX_VIPS, "VIPs")
         self._pod_indices = IndexPool(MAX_PODS, "pods")
@@ -244,7 +248,7 @@ class Compiler:
             "vips": self._vip_indices.used,
             "pods": self._pod_indices.used,
             "ring_slots": self._rings.used,
-            "match_entries": self._match.entries,
+            "match_entries": self._vip_match.entries + self._match.entries,
             "address_references": len(self._references),
             "retired": len(self._retirement),
         }
@@ -332,7 +336,7 @@ class Compiler:
             if protocol != key.protocol and VipKey(key.prefix, protocol, key.port) in self._records:
                 continue
             word = key_word(KIND_VIP, key.family, prefix_length(key), protocol, key.port)
-            self._match.put(hi, lo, word, record.index)
+            self._vip_match.put(hi, lo, word, record.index)
         self._count_length(key, 1)
 
     def _leave_key(self, record: VipRecord) -> None:
@@ -346,9 +350,9 @@ class Compiler:
                 continue
             word = key_word(KIND_VIP, key.family, prefix_length(key), protocol, key.port)
             if general is not None and protocol in PROTOCOLS_WITH_PORTS:
-                self._match.put(hi, lo, word, general.index)
+                self._vip_match.put(hi, lo, word, general.index)
             else:
-                self._match.delete(hi, lo, word)
+                self._vip_match.delete(hi, lo, word)
         self._count_length(key, -1)
 
     def _count_length(self, key: VipKey, change: int) -> None:

@@ -143,7 +143,7 @@ assert POD.itemsize == 32
 
 MAX_VIPS = 1 << 18
 MAX_PODS = 1 << 20
-MATCH_ARENA = 1 << 22  # entries: holds the live table and the one that a growth builds beside it
+MATCH_ARENA = 1 << 24  # entries: holds both live tables and those that growth builds beside them
 RING_ARENA = 1 << 30  # entries
 MAX_INTERFACES = 1 << 12
 MAX_WORKERS = 64
@@ -151,12 +151,13 @@ PREFIX_LENGTHS = 129
 
 # Words of Tables.header
 T_GENERATION = 0  # bumped after every published change; workers echo it when they have seen it
-T_MATCH = 1  # offset of the live match table << 8 | log2(entries)
+T_MATCH = 1  # offset of the live match table << 8 | log2(entries); all kinds but KIND_VIP
 T_FLOW_TIMEOUT = 2  # ticks
 T_DECREMENT_TTL = 3  # 1: we are the router; 0: the kernel's routing behind us lowers the TTL
 T_ANY_NODE_ADDRESS = 4  # 1: every address counts as a node address (captures, where nobody knows the node's)
 T_N_NODEPORTS = 5
 T_REJECT_RATE = 6  # ICMP answers per second and worker
+T_VIP_MATCH = 7  # the same for KIND_VIP alone: what every packet asks stays small and dense
 T_PREFIXES = 8  # 6 words: for IPv4 then IPv6, bit n of word n // 64 set when a VIP of prefix length n exists
 T_COMMAND = 64  # one word a worker, see COMMAND_*
 T_WORDS = T_COMMAND + MAX_WORKERS

@@ -11,7 +11,7 @@ from kuproxy.dataplane import flow_table
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, source, ttl_of
 from kuproxy.dataplane.graph_queue import count, enqueue, finish
-from kuproxy.dataplane.layout import T_FLOW_TIMEOUT, W_FLOWS, WAYS
+from kuproxy.dataplane.layout import REVERSE_WAYS, T_FLOW_TIMEOUT, W_FLOWS, WAYS
 from kuproxy.dataplane.memory import prefetch
 from kuproxy.wire import l4
 
@@ -83,6 +83,7 @@ def _reply_is_taken(tables, state, frame, packet, pod, line_hash, client_hi, cli
     slot = flow_table.find_reply(
         tables,
         state,
+        np.int64(-1),
         line_hash,
         pod["hi"],
         pod["lo"],
@@ -110,7 +111,7 @@ def _line_hash(packet, pod, client_hi, client_lo):
     )
 
 
-@kernel
+@helper
 def _choose(tables, state, frame, packet, now):
     """(pod, line hash) of a new flow; pod 0 if every reply would be ambiguous."""
     vip = tables.vips[packet["vip"]]
@@ -130,7 +131,7 @@ def _choose(tables, state, frame, packet, now):
     return np.int64(0), np.int64(0)
 
 
-@kernel
+@helper
 def _enter(tables, state, frame, packet, slot, back, index, line_hash, now):
     """Write the new flow into its slot."""
     entry = state.entries[slot]
@@ -160,7 +161,7 @@ def _enter(tables, state, frame, packet, slot, back, index, line_hash, now):
     state.header[W_FLOWS] += 1
 
 
-@kernel
+@helper
 def _new_flow(tables, state, frame, packet, now):
     """Choose a pod and enter the flow; returns the reason that describes what happened, and fills the record."""
     vip_index = packet["vip"]
@@ -201,17 +202,29 @@ def _prepare(frame, tables, state):
         packet = frame.packets[frame.queue[_NODE, position]]
         flow_hash = packet["hash"]
         base = (np.int64(flow_hash) & bucket_mask) * WAYS
+        # A sum of comparisons, without branches whose outcomes nobody could predict. Free entries have hash 0.
         guess = np.int64(-1)
         for way in range(WAYS):
-            entry = state.entries[base + way]
-            if entry["hash"] == flow_hash and entry["pod"] != 0:
-                guess = base + way
-                break
+            guess = max(
+                guess, np.int64(state.entries[base + way]["hash"] == flow_hash) * (base + way + 1) - 1
+            )
         if guess >= 0:
             prefetch(state.flows, guess)
             prefetch(tables.pods, np.int64(state.entries[guess]["pod"]))
         else:
-            prefetch(state.flows, base)
+            for way in range(WAYS):
+                if state.entries[base + way]["pod"] == 0:
+                    prefetch(state.flows, base + way)
+                    break
+            vip = tables.vips[packet["vip"]]
+            if vip["ring"] != 0:
+                mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
+                index = np.int64(
+                    tables.rings[np.int64(vip["ring"] >> np.uint64(8)) + (np.int64(flow_hash) & mask)]
+                )
+                client_hi, client_lo = source(frame.data, packet)
+                back = _line_hash(packet, tables.pods[index], client_hi, client_lo)
+                prefetch(state.reverse, (back & (len(state.reverse) // REVERSE_WAYS - 1)) * REVERSE_WAYS)
         packet["slot"] = guess + 1
 
 

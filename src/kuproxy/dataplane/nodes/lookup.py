@@ -9,14 +9,8 @@ from kuproxy.codes import Node, Outcome, PacketFlag, Reason
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, source
 from kuproxy.dataplane.graph_queue import count, enqueue, finish
-from kuproxy.dataplane.layout import (
-    KIND_NODEPORT,
-    REVERSE_WAYS,
-    T_MATCH,
-    T_N_NODEPORTS,
-    WAYS,
-)
-from kuproxy.dataplane.match import HOST, find_vip, match_find, match_key, prefetch_vip, vip_address
+from kuproxy.dataplane.layout import KIND_NODEPORT, REVERSE_WAYS, T_MATCH, T_N_NODEPORTS, T_VIP_MATCH, WAYS
+from kuproxy.dataplane.match import HOST, find_vip, match_find, match_key, prepare_vip, vip_address
 from kuproxy.dataplane.membership import is_marked, is_node_address, is_pod_address
 from kuproxy.dataplane.memory import prefetch
 from kuproxy.wire import icmp, l4
@@ -27,7 +21,6 @@ _PASS = int(Outcome.PASS)
 _LATER = int(PacketFlag.LATER_FRAGMENT)
 _NODEPORT = int(PacketFlag.NODEPORT)
 _ZERO = np.uint64(0)
-_AHEAD = 4
 
 
 @helper
@@ -66,6 +59,23 @@ def _icmp_verdict(frame, tables, packet):
     return Reason.NONE.value
 
 
+@helper
+def _prepare(frame, tables, location):
+    """First pass: fetch the entries that the second will read; `slot` keeps their places until then."""
+    for position in range(frame.queued[_NODE]):
+        packet = frame.packets[frame.queue[_NODE, position]]
+        hi, lo = destination(frame.data, packet)
+        packet["slot"] = prepare_vip(
+            tables,
+            location,
+            hi,
+            lo,
+            np.int64(packet["family"]),
+            np.int64(packet["protocol"]),
+            np.int64(packet["dst_port"]),
+        )
+
+
 @kernel
 def kp_lookup(frame, tables, state, now):
     """Classify every waiting packet."""
@@ -74,18 +84,9 @@ def kp_lookup(frame, tables, state, now):
     bucket_mask = len(state.entries) // WAYS - 1
     line_mask = len(state.reverse) // REVERSE_WAYS - 1
     matched = 0
+    location = tables.header[T_VIP_MATCH]
+    _prepare(frame, tables, location)
     for position in range(waiting):
-        if position + _AHEAD < waiting:
-            ahead = packets[frame.queue[_NODE, position + _AHEAD]]
-            hi, lo = destination(frame.data, ahead)
-            prefetch_vip(
-                tables,
-                hi,
-                lo,
-                np.int64(ahead["family"]),
-                np.int64(ahead["protocol"]),
-                np.int64(ahead["dst_port"]),
-            )
         index = frame.queue[_NODE, position]
         packet = packets[index]
         family = np.int64(packet["family"])
@@ -97,10 +98,14 @@ def kp_lookup(frame, tables, state, now):
                 finish(packet, state, _NODE, _DROP if dropped else _PASS, reason)
                 continue
         hi, lo = destination(frame.data, packet)
-        vip = find_vip(tables, hi, lo, family, protocol, np.int64(packet["dst_port"]))
+        place = np.int64(packet["slot"])
+        packet["slot"] = 0
+        vip = find_vip(tables, location, place, hi, lo, family, protocol, np.int64(packet["dst_port"]))
         if vip != 0:
             packet["vip"] = vip
             prefetch(state.entries, (np.int64(packet["hash"]) & bucket_mask) * WAYS)
+            prefetch(tables.vips, vip)
+            prefetch(state.vip_counters, vip * 8)
             enqueue(frame, Node.BALANCE.value, index)
             matched += 1
             continue
