@@ -1,7 +1,7 @@
 """A data plane to measure: tables, one worker, a frame, and the control that fills them."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import numpy as np
@@ -27,7 +27,7 @@ def pod(family: int, number: int) -> Pod:
     return Pod(IPv4Address(POD4 + number) if family == 4 else IPv6Address("2001::") + number)
 
 
-def make_vip(family: int, number: int, pods: range, new_len: int) -> Vip:
+def make_vip(family: int, number: int, pods: Iterable[int], new_len: int) -> Vip:
     """VIP `number` (UDP, one port) with these pods, of nat44 or nat66."""
     address = IPv4Address(VIP4 + number) if family == 4 else IPv6Address("9000::") + number
     return Vip(
@@ -55,14 +55,13 @@ def _frame(row_bytes: int) -> tuple[Frame, int]:
 class World:
     """One worker with 2^log2_buckets buckets, and these VIPs."""
 
-    def __init__(self, log2_buckets: int, vips: Iterator[Vip] | list[Vip]):
+    def __init__(self, log2_buckets: int, vips: Iterable[Vip]):
         self.engine = LocalEngine(log2_buckets)
         self.compiler = Compiler(self.engine.tables, decrement_ttl=True, any_node_address=False)
         self.store = Store()
         self.compiler.set_timeout(TIMEOUT_S)
         self.compiler.set_interface(POD_INTERFACE, int(InterfaceFlag.NAT4_IN | InterfaceFlag.NAT6_IN))
-        self.compiler.apply(self.store.replace("bench", list(vips)))
-        self.engine.acknowledge()
+        self.publish(list(vips))
 
     def drive(
         self,
@@ -83,14 +82,19 @@ class World:
             frame, tables, state, flat, payload, first, packets, vector, stride, interface, stage, NOW
         )
 
-    def forwarded(self, rows: np.ndarray) -> np.ndarray:
+    def forwarded(self, rows: np.ndarray, now: int = NOW) -> np.ndarray:
         """The rows as they leave the graph."""
         frame, stride = _frame(loops.ROW)
         out = np.zeros_like(rows)
-        loops.collect(
-            frame, self.engine.tables, self.engine.state, rows.reshape(-1), loops.NO_PAYLOAD, out.reshape(-1), stride, NOW
-        )
+        tables, state = self.engine.tables, self.engine.state
+        flat = rows.reshape(-1)
+        loops.collect(frame, tables, state, flat, loops.NO_PAYLOAD, out.reshape(-1), stride, now)
         return out
+
+    def publish(self, vips: list[Vip]) -> None:
+        """Make these all the VIPs there are, and let the worker see them."""
+        self.compiler.apply(self.store.replace("bench", vips))
+        self.engine.acknowledge()
 
     def collect(self) -> int:
         """Let control free what no flow refers to any more."""

@@ -122,7 +122,13 @@ VIP = np.dtype(
         ("type", "u1"),  # VipType
         ("family", "u1"),
         ("plen", "u1"),  # prefix length in the 128-bit form (IPv4 /8 is 104)
-        ("spare", "u1", 22),
+        ("encap", "u1"),  # codes.Encap
+        ("dscp", "u1"),
+        ("hash_mode", "u1"),
+        ("affinity", "<u4"),  # ticks, 0 = none
+        ("ranges", "<u4"),
+        ("session_cap", "<u4"),
+        ("spare", "u1", 7),
     ]
 )
 assert VIP.itemsize == 64
@@ -217,7 +223,10 @@ FLOW = np.dtype(
         ("reverse", "<u4"),  # index of the reverse entry
         ("reverse_hash", "<u4"),
         ("created", "<u4"),
-        ("spare", "<u8"),
+        ("source", "<u4"),  # our address in the packets to the pod
+        ("source_port", "<u2"),
+        ("state", "u1"),
+        ("flags", "u1"),
     ]
 )
 assert FLOW.itemsize == 64
