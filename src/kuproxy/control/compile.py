@@ -254,7 +254,13 @@ class Compiler:
             int(vip.type),
             int(vip.key.family),
             prefix_length(vip.key),
-            np.zeros(22, np.uint8),
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            np.zeros(7, np.uint8),
         )
         self._records[vip.key] = record
         self._by_index[index] = record
