@@ -175,7 +175,7 @@ class Reason(IntEnum):
     IN2OUT_UNTRACKED = 56
 
 
-N_REASONS = 64
+N_REASONS = 128
 
 REASON_TEXT = {
     Reason.NONE: "nothing",
