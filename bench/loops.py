@@ -12,12 +12,11 @@ import numpy as np
 from kuproxy.dataplane import memory
 from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.graph import run_graph
-from kuproxy.dataplane.layout import META_COUNT, N_NODES
+from kuproxy.dataplane.layout import HEADROOM, META_COUNT, N_NODES
 from kuproxy.dataplane.nodes.balance import kp_balance
 from kuproxy.dataplane.nodes.input import kp_input
 from kuproxy.dataplane.nodes.lookup import kp_lookup
 from kuproxy.drivers._records import describe
-from kuproxy.drivers._slots import HEADROOM
 
 ROW = 64  # bytes of a row: every header that the graph reads or writes
 
