@@ -115,7 +115,7 @@ class VethPair:
         A frame of several segments cannot enter a tunnel: virtio_net_hdr has no words for segments inside GRE, IPIP or
         UDP, and packet sockets refuse what it cannot say. With `gso_max_segs` 1 `netif_skb_features()` takes
         segmentation from ku0's features for every frame with more, so that the kernel splits it on its way out of
-        ku0, whoever redirected it there. TCP's own senders on this node build no larger frames towards ku0 then, either.
+        ku0, whoever redirected it there. Then TCP on this node builds no larger frames towards ku0, either.
         """
         self._ask("link", "set", index=self.ifindex, gso_max_segs=1 if split else _GSO_MAX_SEGS)
 
