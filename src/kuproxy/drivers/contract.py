@@ -27,7 +27,8 @@ HOLD_ROOM bytes of frame.data, is not the driver's.
 `start` down into the headroom, the vnet header with it; appended packets lie in the hold area, with their vnet header
 directly before `start` when they have the flag.  Whoever changes a packet's length also clears its vnet header.  It
 returns how many were sent and how many could not be; it never waits for longer than some milliseconds, and counts
-nothing in WorkerState: that is the caller's.  Afterwards meta[META_COUNT] is 0: the records' buffers may be overwritten at any time.
+nothing in WorkerState: that is the caller's.  Afterwards meta[META_COUNT] is 0: the records' buffers may be overwritten
+at any time.
 
 A `receive` that follows another without a `transmit` gives the former packets' buffers back unsent.
 
