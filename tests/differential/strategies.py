@@ -284,7 +284,7 @@ def make_hold(rng: Random) -> list[RefPacket]:
 
 def make_packets(rng: Random) -> list[RefPacket]:
     """One frame, or the fragments of one datagram."""
-    if one_in(rng, 200):
+    if one_in(rng, 100):
         return make_hold(rng)
     kind = rng.randrange(10)
     if kind == 0:

@@ -180,7 +180,7 @@ ku pod 2005::/16 2001::1
     assert problems(script) == [
         "s.ku:1: prefix: '90.0.0.1/8' has bits set beyond its length; the prefix is 90.0.0.0/8",
         "s.ku:2: prefix: no VIP 90.0.0.0/8",
-        "s.ku:3: 'frob' is not known here; possible: conf, pod, set, show, test or vip",
+        "s.ku:3: 'frob' is not known here; possible: conf, pod, set, show, test, trace or vip",
         "s.ku:4: new_len: 1000 is not a size for the new-flow table; it is a power of two, 1 to 16777216",
         # not line 5: that its VIP is missing is line 4's fault
         "s.ku:7: address: pod 10.0.0.1 is IPv4, but VIP 2004::/16 is ip6-nat66: its pods are IPv6",
