@@ -77,7 +77,7 @@ def test_problems_of_all_files_in_order(write) -> None:
         f__ku="ku vip 90.0.0.0/8 port x",
     )
     assert refused([*names, "g.ku"]) == [
-        "a.ku:2: 'frob' is not known here; possible: conf, pod, set, show, test or vip",
+        "a.ku:2: 'frob' is not known here; possible: conf, pod, set, show, test, trace or vip",
         "b.yaml:6: Service shop/web: spec.ports[0].port: 80000 is not a port; a port is 1 to 65535",
         "c.json:1: 'kind' is given twice; a key may stand once in an object",
         "d.txt: unknown kind of file '.txt'; it is one of .ku, .yaml, .yml, .json",
@@ -113,7 +113,7 @@ def test_conflicts_between_files(write) -> None:
 def test_conflicts_are_told_beside_other_problems(write) -> None:
     twice = SERVICE + "---\n" + SERVICE.replace("web", "api").replace(", nodePort: 30080", "")
     assert refused(write(a__ku="ku frob", b__yaml=twice)) == [
-        "a.ku:1: 'frob' is not known here; possible: conf, pod, set, show, test or vip",
+        "a.ku:1: 'frob' is not known here; possible: conf, pod, set, show, test, trace or vip",
         "VIP 10.96.0.1/32 protocol tcp port 80 belongs to shop/web:http; shop/api:http asks for it too",
     ]
 

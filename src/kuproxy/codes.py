@@ -52,6 +52,23 @@ class VipType(IntEnum):
         return Family.IPV4 if self in (VipType.IP4_NAT44, VipType.IP6_NAT64) else Family.IPV6
 
 
+class Encap(IntEnum):
+    """How packets get to the pods of a VIP. All but NAT are direct return: replies do not come back through us.
+
+    The family of a tunnel is that of the pods, which the VIP's type tells.
+    """
+
+    NAT = 0  # destination address and port are rewritten, replies are restored
+    GRE = 1  # RFC 2784
+    IPIP = 2  # RFC 2003, 2473, 4213
+    GUE = 3  # Generic UDP Encapsulation, version 0 (draft-ietf-intarea-gue)
+    L3DSR = 4  # destination address rewritten; the DSCP tells the pod which VIP was addressed
+
+    @property
+    def is_tunnel(self) -> bool:
+        return self in (Encap.GRE, Encap.IPIP, Encap.GUE)
+
+
 class VipFlag(IntFlag):
     """Per-VIP bits that a kernel must see."""
 
@@ -96,6 +113,10 @@ class Node(IntEnum):
     NAT4_IN2OUT = 8
     NAT6_IN2OUT = 9
     REJECT = 10
+    GRE = 21
+    IPIP = 22
+    GUE = 23
+    L3DSR = 24
 
     @property
     def label(self) -> str:
@@ -115,6 +136,10 @@ NODE_NAMES = {
     Node.NAT4_IN2OUT: "kp-nat4-in2out",
     Node.NAT6_IN2OUT: "kp-nat6-in2out",
     Node.REJECT: "kp-reject",
+    Node.GRE: "kp-gre",
+    Node.IPIP: "kp-ipip",
+    Node.GUE: "kp-gue",
+    Node.L3DSR: "kp-l3dsr",
 }
 
 
@@ -173,9 +198,14 @@ class Reason(IntEnum):
     UNTRACKED = 54
     CLASH_AVOIDED = 55
     IN2OUT_UNTRACKED = 56
+    # --- direct return -----------------------------------------------------------------------------------
+    ENCAPSULATED = 96  # TRANSMIT
+    TUNNEL_NO_SOURCE = 97  # DROP
+    TUNNEL_GSO = 98  # DROP
+    TUNNEL_TOO_LONG = 99  # DROP
 
 
-N_REASONS = 64
+N_REASONS = 128
 
 REASON_TEXT = {
     Reason.NONE: "nothing",
@@ -220,6 +250,10 @@ REASON_TEXT = {
     Reason.UNTRACKED: "untracked packet",
     Reason.CLASH_AVOIDED: "first packets moved to another pod because the reply would be ambiguous",
     Reason.IN2OUT_UNTRACKED: "in2out packets restored without a flow entry",
+    Reason.ENCAPSULATED: "packets sent to a pod through a tunnel",
+    Reason.TUNNEL_NO_SOURCE: "no source address is configured for tunnels of the pod's family",
+    Reason.TUNNEL_GSO: "several segments under one header do not fit into a tunnel's packet",
+    Reason.TUNNEL_TOO_LONG: "packet would exceed 65535 bytes, or the place for headers before it, in a tunnel",
 }
 
 
@@ -230,6 +264,9 @@ class VipCounter(IntEnum):
     FIRST_PACKET = 1
     UNTRACKED_PACKET = 2
     NO_SERVER = 3
+    TO_POD_BYTES = 4  # of the packets that the first three columns count; IP total length as received
+    FROM_POD_PACKETS = 5
+    FROM_POD_BYTES = 6
 
 
 VIP_COUNTER_TEXT = {
@@ -237,6 +274,28 @@ VIP_COUNTER_TEXT = {
     VipCounter.FIRST_PACKET: "first session packet",
     VipCounter.UNTRACKED_PACKET: "untracked packet",
     VipCounter.NO_SERVER: "no server configured",
+    VipCounter.TO_POD_BYTES: "bytes to pods",
+    VipCounter.FROM_POD_PACKETS: "packets from pods",
+    VipCounter.FROM_POD_BYTES: "bytes from pods",
+}
+
+
+class PodCounter(IntEnum):
+    """Columns of ``WorkerState.pod_counters``. Bytes are IP total lengths as received."""
+
+    TO_POD_PACKETS = 0
+    TO_POD_BYTES = 1
+    FROM_POD_PACKETS = 2
+    FROM_POD_BYTES = 3
+    FLOWS = 4  # created, not alive
+
+
+POD_COUNTER_TEXT = {
+    PodCounter.TO_POD_PACKETS: "packets to the pod",
+    PodCounter.TO_POD_BYTES: "bytes to the pod",
+    PodCounter.FROM_POD_PACKETS: "packets from the pod",
+    PodCounter.FROM_POD_BYTES: "bytes from the pod",
+    PodCounter.FLOWS: "flows created",
 }
 
 
@@ -252,3 +311,6 @@ class PacketFlag(IntFlag):
     LATER_FRAGMENT = 16  # a fragment without an L4 header
     NODEPORT = 32  # addressed to a node address and a node port
     UNTRACKED = 64  # translated without an entry in the flow table
+    CLASH_AVOIDED = 0x2000  # went to another pod than the ring's, because the reply would be ambiguous
+    NEW_FLOW = 0x4000  # the first packet of its flow
+    TRACED = 0x8000  # a trace record is written at each node

@@ -8,8 +8,10 @@ import numpy as np
 from kuproxy.control.compile import Compiler, VipRecord
 from kuproxy.control.report import Baselines, build_report
 from kuproxy.control.store import Changes, Store
+from kuproxy.control.trace import build_trace
 from kuproxy.engine.contract import Engine
-from kuproxy.engine.memory import Totals, pod_flows, totals, vip_counters
+from kuproxy.engine.memory import Totals, pod_counters, pod_flows, totals, vip_counters
+from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, InterfaceMark, Settings
 from kuproxy.model.report import Report, WorkerReport
@@ -48,7 +50,9 @@ class Plane:
         self.store.settings = config.settings
         self._marks = config.interfaces
         self.compiler.set_timeout(config.settings.timeout_s)
+        self.compiler.set_tunnel_sources(config.settings.ip4_src_address, config.settings.ip6_src_address)
         self.compiler.apply(changes)
+        self._baselines.note_pods(self.compiler.take_new_pods(), self._pod_counts)
         self._baselines.note(self.compiler.records(), self._vip_counts)
         self.collect()
         return changes
@@ -70,11 +74,13 @@ class Plane:
             counters=sums.counters,
             vip_counters=self._own_counts,
             pod_flows=self._pod_flows,
+            pod_counters=self._own_pod_counts,
             workers=[
                 WorkerReport(index, flows, capacity)
                 for index, (flows, capacity) in enumerate(zip(sums.flows, sums.capacity, strict=True))
             ],
             interfaces=self._marks,
+            trace=build_trace(self.compiler, trace_rows(self.engine.states)),
         )
 
     def _vip_counts(self, index: int) -> np.ndarray:
@@ -82,6 +88,12 @@ class Plane:
 
     def _own_counts(self, record: VipRecord) -> np.ndarray:
         return self._baselines.since(record, self._vip_counts)
+
+    def _pod_counts(self, index: int) -> np.ndarray:
+        return pod_counters(self.engine.states, index)
+
+    def _own_pod_counts(self, index: int) -> np.ndarray:
+        return self._baselines.pod_since(index, self._pod_counts)
 
     def _pod_flows(self, index: int) -> int:
         return pod_flows(self.engine.states, index)

@@ -38,6 +38,7 @@ class Replay:
         self.notes: list[Problem] = list(config.notes)
         self._mark(config)
         self.plane.apply(config)
+        self.engine.trace(config.trace)
         self.packets = 0
 
     def _mark(self, config: Config) -> None:

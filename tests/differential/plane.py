@@ -8,13 +8,14 @@ from ipaddress import IPv4Address, IPv6Address
 import numpy as np
 
 from differential.strategies import Config
-from kuproxy.codes import InterfaceFlag, Node, Outcome, PacketFlag, Reason, VipCounter
+from kuproxy.codes import InterfaceFlag, Node, Outcome, PacketFlag, PodCounter, Reason, VipCounter
 from kuproxy.control.compile import Compiler
 from kuproxy.control.report import Baselines
 from kuproxy.control.store import Changes, Store
 from kuproxy.dataplane.flow_table import is_occupied, sweep
 from kuproxy.dataplane.layout import (
     BATCH,
+    HEADROOM,
     HOLD_ROOM,
     META_COUNT,
     T_FLOW_TIMEOUT,
@@ -23,13 +24,12 @@ from kuproxy.dataplane.layout import (
     make_frame,
 )
 from kuproxy.engine.local import LocalEngine
-from kuproxy.engine.memory import pod_flows, totals, vip_counters
+from kuproxy.engine.memory import pod_counters, pod_flows, totals, vip_counters
 from kuproxy.errors import TableFullError
-from kuproxy.model.vip import Address, Vip, VipKey
+from kuproxy.model.vip import Address, Pod, Vip, VipKey
 from kuproxy.reference import LiveFlow, RefPacket, Result
 
 STRIDE = 16384  # a slot: vnet header, packet, and room behind it
-HEADROOM = 64
 
 
 def address_of(family: int, hi: int, lo: int) -> Address:
@@ -47,6 +47,7 @@ class CompiledPlane:
         self.compiler = Compiler(
             self.engine.tables, decrement_ttl=config.decrement_ttl, any_node_address=config.any_node_address
         )
+        self.compiler.set_tunnel_sources(config.ip4_src_address, config.ip6_src_address)
         self.compiler.set_node_addresses(config.node_addresses)
         self.baselines = Baselines()
         self.engine.tables.header[T_REJECT_RATE] = config.reject_rate
@@ -57,6 +58,7 @@ class CompiledPlane:
 
     def _apply(self, changes: Changes) -> None:
         self.compiler.apply(changes)
+        self.baselines.note_pods(self.compiler.take_new_pods(), self._pod_counts)
         self.baselines.note(self.compiler.records(), self._counts)
         self.engine.acknowledge()
 
@@ -112,6 +114,8 @@ class CompiledPlane:
         record["interface"] = packet.interface
         if packet.partial_checksum:
             record["flags"] = int(PacketFlag.VNET | PacketFlag.PARTIAL_CHECKSUM)
+        if packet.gso:
+            record["flags"] |= int(PacketFlag.GSO)
             data[start - VNET_BYTES : start] = (1, 0, 0, 0, 0, 0, 34, 0, 6, 0)
 
     def _result(self, slot: int, keys: dict[int, VipKey]) -> Result:
@@ -154,6 +158,20 @@ class CompiledPlane:
             if not record.removed:
                 counts = self.baselines.since(record, self._counts)
                 result[record.vip.key] = {counter: int(counts[counter]) for counter in VipCounter}
+        return result
+
+    def _pod_counts(self, index: int) -> np.ndarray:
+        return pod_counters(self.engine.states, index)
+
+    def pod_counters(self) -> Mapping[VipKey, Mapping[Pod, Mapping[PodCounter, int]]]:
+        result = {}
+        for record in self.compiler.records():
+            if not record.removed:
+                result[record.vip.key] = {
+                    pod: {each: int(counts[each]) for each in PodCounter}
+                    for pod, index in (*record.pods.items(), *record.draining.items())
+                    for counts in [self.baselines.pod_since(index, self._pod_counts)]
+                }
         return result
 
     def outcomes(self) -> Mapping[Outcome, int]:

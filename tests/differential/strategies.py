@@ -20,8 +20,8 @@ from typing import TypeVar
 from hypothesis import strategies as st
 
 import packets
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Family, Protocol
-from kuproxy.model.vip import Pod, Vip, VipKey, vip_type
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, Protocol
+from kuproxy.model.vip import ENCAP_WORDS, Pod, Vip, VipKey, encap_of, vip_type
 from kuproxy.reference import RefPacket
 
 Address = IPv4Address | IPv6Address
@@ -49,8 +49,11 @@ class Config:
     any_node_address: bool = True
     node_addresses: tuple[Address, ...] = ()
     reject_rate: int = 1000
+    ip4_src_address: Address | None = None
+    ip6_src_address: Address | None = None
 
 
+TUNNEL_SOURCES = (ip_address("40.0.0.250"), ip_address("4000::fa"))
 NODE_ADDRESSES = (ip_address("40.0.0.254"), ip_address("4000::fe"))
 
 configs = st.builds(
@@ -61,6 +64,8 @@ configs = st.builds(
     any_node_address=st.booleans(),
     node_addresses=st.just(NODE_ADDRESSES),
     reject_rate=st.sampled_from([1000, 3, 1, 0]),
+    ip4_src_address=st.sampled_from([TUNNEL_SOURCES[0]] * 2 + [None]),
+    ip6_src_address=st.sampled_from([TUNNEL_SOURCES[1]] * 2 + [None]),
 )
 start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
 
@@ -101,6 +106,8 @@ def make_vip(rng: Random) -> Vip:
     protocol = rng.choice([Protocol.ANY] * 4 + [*PROTOCOLS_WITH_PORTS, icmp])
     has_ports = protocol == Protocol.ANY or protocol in PROTOCOLS_WITH_PORTS
     port = rng.choice([0, 80, 80, 81]) if has_ports else 0
+    if not other_family and one_in(rng, 4):
+        return make_direct_vip(rng, VipKey(prefix, protocol, port))
     kind = vip_type(prefix, f"nat{'64' if version == 6 else '46'}" if other_family else None)
     return Vip(
         VipKey(prefix, protocol, port),
@@ -110,6 +117,21 @@ def make_vip(rng: Random) -> Vip:
         new_len=rng.choice([1, 2, 16, 128]),
         pods=make_pods(rng, 4 if kind.pod_family == Family.IPV4 else 6, bool(port)),
         reject=one_in(rng, 2),
+    )
+
+
+def make_direct_vip(rng: Random, key: VipKey) -> Vip:
+    """Pods answer the client themselves."""
+    encap, kind = encap_of(key.prefix, rng.choice([word for word in ENCAP_WORDS if word[:3] != "nat"]))
+    return Vip(
+        key,
+        kind,
+        new_len=rng.choice([1, 2, 16, 128]),
+        pods=make_pods(rng, 4 if kind.pod_family == Family.IPV4 else 6, False),
+        reject=one_in(rng, 2),
+        encap=encap,
+        dscp=rng.choice([0, 1, 46, 63]) if encap is Encap.L3DSR else 0,
+        gue_port=rng.choice([0, 5555]) if encap is Encap.GUE else 0,
     )
 
 
@@ -262,7 +284,7 @@ def make_hold(rng: Random) -> list[RefPacket]:
 
 def make_packets(rng: Random) -> list[RefPacket]:
     """One frame, or the fragments of one datagram."""
-    if one_in(rng, 200):
+    if one_in(rng, 100):
         return make_hold(rng)
     kind = rng.randrange(10)
     if kind == 0:
@@ -273,7 +295,8 @@ def make_packets(rng: Random) -> list[RefPacket]:
         frames = [make_frame(rng)]
     interface = INSIDE if one_in(rng, 8) else OUTSIDE
     partial = one_in(rng, 10)
-    return [RefPacket(data, interface, partial) for data in frames]
+    gso = one_in(rng, 6)
+    return [RefPacket(data, interface, partial, gso=gso) for data in frames]
 
 
 MOST_IN_A_VECTOR = 150  # below what a frame takes beside the fragments that it may release

@@ -20,7 +20,7 @@ from kuproxy.drivers.af_packet import AfPacketRing, make_ring, receive
 from kuproxy.errors import DriverError
 
 FRAME_BYTES = 1024
-MAC = 82  # where the kernel puts an Ethernet header
+MAC = 146  # where the kernel puts an Ethernet header
 
 
 def fake_ring(frames: int) -> tuple[AfPacketRing, Frame]:

@@ -15,6 +15,7 @@ from kuproxy.codes import Outcome, PacketFlag
 from kuproxy.dataplane._jit import COMPILED
 from kuproxy.dataplane.layout import (
     BATCH,
+    HEADROOM,
     HOLD_BYTES,
     HOLD_ROOM,
     META_COUNT,
@@ -61,11 +62,10 @@ def check_received(frame: Frame, n: int) -> None:
         start, length, room = (int(record[name]) for name in ("start", "length", "room"))
         assert room >= max(MIN_ROOM, length) and start + room <= hold_base
         assert room >= length + ANSWER_ROOM
-        first = start
         if record["flags"] & PacketFlag.VNET:
-            assert int(record["vnet"]) + VNET_BYTES <= start
-            first = int(record["vnet"])
-        taken.append((first, start + room))
+            assert start - HEADROOM <= int(record["vnet"]) <= start - VNET_BYTES
+        assert start >= HEADROOM
+        taken.append((start - HEADROOM, start + room))
         for name in record.dtype.names:
             assert name in SET_BY_DRIVER or record[name] == 0, name
     taken.sort()
@@ -146,6 +146,26 @@ def test_an_answer_may_be_longer_or_shorter(rig: Rig) -> None:
 
     rig.run(graph, 2)
     assert rig.taken(2) == [p[:15] + b"\xee" * (n - 15) for p, n in zip(packets, (188, 70), strict=True)]
+
+
+def test_a_packet_may_grow_at_its_front(rig: Rig) -> None:
+    """By everything but the place of the vnet header, which moves along."""
+    packets = [packet(length, Outcome.TRANSMIT, length) for length in (60, 1514, 9000, 61)]
+    rig.put(packets)
+    grown = HEADROOM - VNET_BYTES
+
+    def graph(frame: Frame, n: int) -> None:
+        by_mark(frame, n)
+        for record in frame.packets[:n]:
+            start = int(record["start"]) - grown
+            frame.data[start : start + grown] = frame.data[start + grown : start + 2 * grown].copy()
+            if record["flags"] & PacketFlag.VNET:
+                frame.data[start - VNET_BYTES : start] = 0
+                record["vnet"] = start - VNET_BYTES
+            record["start"], record["length"] = start, int(record["length"]) + grown
+
+    rig.run(graph, len(packets))
+    assert rig.taken(len(packets)) == [each[:grown] + each for each in packets]
 
 
 def test_released_fragments_follow(rig: Rig) -> None:

@@ -6,7 +6,7 @@ import packets
 from kuproxy.codes import Node, Outcome, Reason, VipCounter
 from kuproxy.reference import RefPacket
 from packets import echo, frame, reply_to, sctp, tcp, udp, verify_checksums
-from reference.worlds import key, send, verdict, vip, world
+from reference.worlds import key, packet_counts, send, verdict, vip, world
 
 RESTORED = (Outcome.TRANSMIT, Reason.IN2OUT)
 UNKNOWN = (Outcome.PASS, Reason.NO_TRANSLATION)
@@ -174,7 +174,7 @@ class TestUntracked:
         assert verdict(reference, reply, interface=INSIDE) == RESTORED
         send(reference, frame(tcp("40.0.0.1", "90.0.0.2", 100, 80)))
         assert verdict(reference, reply, interface=INSIDE) == UNKNOWN
-        assert reference.vip_counters[two.key] == {VipCounter.UNTRACKED_PACKET: 1}
+        assert packet_counts(reference)[two.key] == {VipCounter.UNTRACKED_PACKET: 1}
 
     def test_prefix_cannot_tell(self):
         reference = self.full(vip("90.0.0.0/8", FIVE[:1], port=80))

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kuproxy.codes import Outcome, Protocol, Reason
-from kuproxy.model.vip import DEFAULT_NEW_LEN, Pod, Vip, VipKey, parse_address, parse_prefix, vip_type
+from kuproxy.codes import Encap, Outcome, Protocol, Reason, VipCounter
+from kuproxy.model.vip import (
+    DEFAULT_NEW_LEN,
+    Pod,
+    Vip,
+    VipKey,
+    encap_of,
+    parse_address,
+    parse_prefix,
+    vip_type,
+)
 from kuproxy.reference import Reference, RefPacket, Result
 
 
@@ -35,16 +44,23 @@ def vip(
     kind: str | None = None,
     new_len: int = DEFAULT_NEW_LEN,
     reject: bool = False,
+    encap: str | None = None,
+    **direct: int,
 ) -> Vip:
-    """`kind` is a word of the command language (`nat46`); without it there is no translation."""
+    """`kind` and `encap` are words of the command language (`nat46`, `gre4`); without them there is no translation."""
+    way, vip_kind = Encap.NAT, vip_type(parse_prefix(prefix), kind)
+    if encap is not None:
+        way, vip_kind = encap_of(parse_prefix(prefix), encap)
     return Vip(
         key(prefix, protocol, port),
-        vip_type(parse_prefix(prefix), kind),
+        vip_kind,
         target_port,
         node_port,
         new_len,
         tuple(pod(text) for text in pods),
         reject,
+        encap=way,
+        **direct,
     )
 
 
@@ -66,3 +82,11 @@ def send(reference: Reference, data: bytes, now: int = 0, **how: object) -> Resu
 
 def verdict(reference: Reference, data: bytes, now: int = 0, **how: object) -> tuple[Outcome, Reason]:
     return send(reference, data, now, **how)[:2]
+
+
+def packet_counts(reference: Reference) -> dict[VipKey, dict[VipCounter, int]]:
+    """The VIPs' counters but for bytes and replies."""
+    return {
+        of: {each: count for each, count in counts.items() if each <= VipCounter.NO_SERVER}
+        for of, counts in reference.vip_counters.items()
+    }

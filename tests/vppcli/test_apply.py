@@ -180,7 +180,7 @@ ku pod 2005::/16 2001::1
     assert problems(script) == [
         "s.ku:1: prefix: '90.0.0.1/8' has bits set beyond its length; the prefix is 90.0.0.0/8",
         "s.ku:2: prefix: no VIP 90.0.0.0/8",
-        "s.ku:3: 'frob' is not known here; possible: conf, pod, set, show, test or vip",
+        "s.ku:3: 'frob' is not known here; possible: conf, pod, set, show, test, trace or vip",
         "s.ku:4: new_len: 1000 is not a size for the new-flow table; it is a power of two, 1 to 16777216",
         # not line 5: that its VIP is missing is line 4's fault
         "s.ku:7: address: pod 10.0.0.1 is IPv4, but VIP 2004::/16 is ip6-nat66: its pods are IPv6",
@@ -219,3 +219,16 @@ def test_settings_interfaces_shows() -> None:
     assert config.shows == (Show(ShowKind.VIPS, True),)
     assert config.flush_flows
     assert config.sources == ("x.ku",)
+
+
+def test_a_tunnel_needs_a_source_address_first() -> None:
+    """As VPP refuses `lb vip ... encap gre4` before `lb conf ip4-src-address`."""
+    desired = Desired()
+    with pytest.raises(ConfigError, match="say `ku conf ip6-src-address ADDRESS` first"):
+        desired.run("ku conf ip4-src-address 192.0.2.1\nku vip 90.0.0.0/8 encap gre6")
+    desired.run("ku conf ip6-src-address 2001:db8::1\nku vip 90.0.0.0/8 encap gre6\nku pod 90.0.0.0/8 2001::2")
+    assert [vip.label for vip in desired.vips] == ["ip4-gre6"]
+    with pytest.raises(ConfigError, match="is not an IPv4 address"):
+        desired.run("ku conf ip4-src-address 2001:db8::1")
+    with pytest.raises(ConfigError, match="leaves the port alone"):
+        desired.run("ku conf ip4-src-address 192.0.2.1\nku vip 91.0.0.1 encap gre4\nku pod 91.0.0.1 10.0.0.1:80")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuproxy.codes import Family, Protocol, VipType
+from kuproxy.codes import Encap, Family, Protocol, VipType
 from kuproxy.errors import ConfigError
 from kuproxy.model.config import Show, ShowKind
 from kuproxy.model.vip import Pod, Vip, VipKey, vip_type
@@ -38,8 +38,8 @@ def pods(*texts: str) -> tuple[Pod, ...]:
     return tuple(Pod(ip_address(text)) for text in texts)
 
 
-def vip(prefix: str, kind: VipType, protocol: Protocol = Protocol.ANY, port: int = 0, **rest: int) -> AddVip:
-    return AddVip(Vip(VipKey(NET(prefix), protocol, port), kind, **rest))
+def vip(prefix: str, kind: VipType, protocol: Protocol = Protocol.ANY, port: int = 0, **rest: object) -> AddVip:
+    return AddVip(Vip(VipKey(NET(prefix), protocol, port), kind, **rest))  # type: ignore[arg-type]
 
 
 GENERAL = ShowAction(Show(ShowKind.GENERAL))
@@ -90,7 +90,17 @@ EXAMPLES = [
     ("ku show node counters", NODES),
     ("test kube-proxy flowtable flush", FlushFlows()),
     ("ku test flowtable flush", FlushFlows()),
+    ("ku conf ip4-src-address 192.0.2.1", SetConf(ip4_src_address=ip_address("192.0.2.1"))),
+    ("ku vip 90.0.0.0/8 encap gre4", vip("90.0.0.0/8", VipType.IP4_NAT44, encap=Encap.GRE)),
+    ("ku vip 90.0.0.0/8 encap gre6 new_len 1024", vip("90.0.0.0/8", VipType.IP4_NAT46, encap=Encap.GRE)),
+    ("ku vip 2003::/16 encap gre4", vip("2003::/16", VipType.IP6_NAT64, encap=Encap.GRE)),
+    ("ku vip 90.0.0.0/8 encap l3dsr dscp 2", vip("90.0.0.0/8", VipType.IP4_NAT44, encap=Encap.L3DSR, dscp=2)),
+    ("ku vip 90.0.0.0/8 encap nat6", vip("90.0.0.0/8", VipType.IP4_NAT46)),
     # ours
+    ("ku vip 2003::/16 encap ipip", vip("2003::/16", VipType.IP6_NAT66, encap=Encap.IPIP)),
+    ("ku vip 90.0.0.0/8 encap ipip6", vip("90.0.0.0/8", VipType.IP4_NAT46, encap=Encap.IPIP)),
+    ("ku vip 90.0.0.0/8 encap gue", vip("90.0.0.0/8", VipType.IP4_NAT44, encap=Encap.GUE, gue_port=6080)),
+    ("ku vip 90.0.0.0/8 encap gue4 gue_port 99", vip("90.0.0.0/8", VipType.IP4_NAT44, encap=Encap.GUE, gue_port=99)),
     ("ku vip 90.0.0.1 protocol udp port 53", vip("90.0.0.1/32", VipType.IP4_NAT44, Protocol.UDP, 53)),
     ("ku vip 90.0.0.0/8 protocol any", vip("90.0.0.0/8", VipType.IP4_NAT44)),
     ("ku vip 90.0.0.0/8 del protocol tcp port 0", DelVip(VipSelector(P90, 0, Protocol.TCP))),
@@ -128,7 +138,7 @@ def test_ku_is_kube_proxy(line, action) -> None:
         ("sh k", GENERAL),
         ("k sh v", VIPS),
         ("sho no c", NODES),
-        ("t k f f", FlushFlows()),
+        ("te k f f", FlushFlows()),
         ("se int nat4 i eth0", IN4),
         ("ku se i nat6 in eth0", IN6),
         ("ku c t 5", SetConf(None, 5.0)),
@@ -156,8 +166,8 @@ def test_abbreviations(line, action) -> None:
             "ku vip 90.0.0.0/8 protocol icmp",
             "protocol: 'icmp' is not known here; possible: any, sctp, tcp or udp",
         ),
-        ("frob", "'frob' is not known here; possible: comment, kube-proxy, set, show or test"),
-        ("ku", "'ku' is not complete; next: conf, pod, set, show, test, vip"),
+        ("frob", "'frob' is not known here; possible: comment, kube-proxy, set, show, test or trace"),
+        ("ku", "'ku' is not complete; next: conf, pod, set, show, test, trace, vip"),
         ("show node", "'show node' is not complete; next: counters"),
         ("show ku vips verbose again", "'again' is not known here; possible: verbose"),
         ("show node counters x", "'x' is too much; the command ends before it"),
@@ -176,7 +186,7 @@ def test_abbreviations(line, action) -> None:
             "ku vip 90.0.0.0/8 nat66",
             "type: nat66 does not fit the prefix 90.0.0.0/8; with these pods it is nat46",
         ),
-        ("ku conf", "nothing to set; say buckets, buckets-log2 or timeout"),
+        ("ku conf", "nothing to set; say buckets, buckets-log2, timeout, ip4-src-address or ip6-src-address"),
         ("ku conf buckets-log2 25", "buckets-log2: 25 is too high; it is 0 to 24"),
         ("ku conf buckets 8 buckets-log2 4", "buckets-log2: 2^4 is not 8; give one of the two"),
         ("ku conf timeout -1", "timeout: '-1' is not a number of seconds; write for example 40 or 0.5"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from ipaddress import ip_address, ip_network
 
-from kuproxy.codes import Node, Protocol, Reason, VipCounter, VipType
+from kuproxy.codes import Node, PodCounter, Protocol, Reason, VipCounter, VipType
 from kuproxy.model.config import InterfaceMark, Settings, Show, ShowKind
 from kuproxy.model.report import NodeCount, PodReport, Report, VipReport, WorkerReport
 from kuproxy.model.vip import Vip, VipKey
@@ -17,9 +17,15 @@ REPORT = Report(
         VipReport(
             1,
             Vip(VipKey(ip_network("90.0.0.0/8"), port=3306), VipType.IP4_NAT44, 3307, 30964),
-            counters={VipCounter.FIRST_PACKET: 4, VipCounter.NEXT_PACKET: 17},
+            counters={
+                VipCounter.FIRST_PACKET: 4, VipCounter.NEXT_PACKET: 17, VipCounter.TO_POD_BYTES: 2100,
+                VipCounter.FROM_POD_PACKETS: 20, VipCounter.FROM_POD_BYTES: 2000,
+            },
             pods=(
-                PodReport(ip_address("10.0.0.1"), 0, 512, 3),
+                PodReport(
+                    ip_address("10.0.0.1"), 0, 512, 3, False,
+                    {PodCounter.TO_POD_PACKETS: 21, PodCounter.TO_POD_BYTES: 2100, PodCounter.FLOWS: 4},
+                ),
                 PodReport(ip_address("10.0.0.2"), 9090, 512, 0),
                 PodReport(ip_address("10.0.0.3"), 0, 0, 1, draining=True),
             ),
@@ -88,8 +94,12 @@ ip4-nat44 [1] 90.0.0.0/8
     first session packet: 4
     untracked packet: 0
     no server configured: 0
+    bytes to pods: 2100
+    packets from pods: 20
+    bytes from pods: 2000
   #pod:2
     10.0.0.1 512 buckets   3 flows  used
+      packets to the pod: 21, bytes to the pod: 2100, flows created: 4
     10.0.0.2:9090 512 buckets   0 flows  used
     10.0.0.3 0 buckets   1 flows  removed
 ip6-nat66 [2] 2003::1/128 removed
@@ -101,6 +111,9 @@ ip6-nat66 [2] 2003::1/128 removed
     first session packet: 0
     untracked packet: 0
     no server configured: 2
+    bytes to pods: 0
+    packets from pods: 0
+    bytes from pods: 0
   #pod:0
     [2001::2]:8053 0 buckets   5 flows  removed
 """
@@ -138,6 +151,9 @@ def test_json_has_the_same_and_is_json() -> None:
     }
     assert told["vips"][0]["pods"][1] == {
         "address": "10.0.0.2", "port": 9090, "buckets": 512, "flows": 0, "removed": False,
+        "counters": dict.fromkeys(
+            ("to_pod_packets", "to_pod_bytes", "from_pod_packets", "from_pod_bytes", "flows"), 0
+        ),
     }  # fmt: skip
     del told["vips"][1]["pods"]
     assert told["vips"][1] == {
@@ -152,5 +168,11 @@ def test_json_has_the_same_and_is_json() -> None:
         "reject": True,
         "owner": "shop/dns:dns",
         "removed": True,
-        "counters": {"next_packet": 0, "first_packet": 0, "untracked_packet": 0, "no_server": 2},
+        "encap": "nat",
+        "dscp": 0,
+        "gue_port": 0,
+        "counters": {
+            "next_packet": 0, "first_packet": 0, "untracked_packet": 0, "no_server": 2,
+            "to_pod_bytes": 0, "from_pod_packets": 0, "from_pod_bytes": 0,
+        },
     }

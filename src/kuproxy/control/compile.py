@@ -37,6 +37,7 @@ from kuproxy.dataplane.layout import (
     T_N_NODEPORTS,
     T_PREFIXES,
     T_REJECT_RATE,
+    T_TUNNEL_SOURCE,
     T_VIP_MATCH,
     TICKS_PER_SECOND,
     Tables,
@@ -133,6 +134,7 @@ class Compiler:
         ] = {}  # address entries that several things need
         self._lengths: dict[tuple[int, int, int], int] = {}  # VIP entries by family, prefix length, class
         self._node_addresses: set[Address] = set()
+        self._new_pods: list[int] = []
         tables.header[T_DECREMENT_TTL] = int(decrement_ttl)
         tables.header[T_ANY_NODE_ADDRESS] = int(any_node_address)
         tables.header[T_REJECT_RATE] = DEFAULT_REJECT_RATE
@@ -154,7 +156,7 @@ class Compiler:
                 self._leave_node_port(self._records[old.key], old.node_port)
                 self._records[old.key].vip = replace(old, node_port=0)
         for old, new in changes.changed:
-            if old.type != new.type:
+            if old.type != new.type or old.encap != new.encap:
                 self._remove(self._records[old.key].vip)
                 self._add(new)
             else:
@@ -180,6 +182,14 @@ class Compiler:
     def set_timeout(self, seconds: float) -> int:
         """The flow timeout, from the next packet of each flow on."""
         self.tables.header[T_FLOW_TIMEOUT] = max(1, round(seconds * TICKS_PER_SECOND))
+        return self._publish()
+
+    def set_tunnel_sources(self, ipv4: Address | None, ipv6: Address | None) -> int:
+        """Our address in the outer headers of tunnels; None: such tunnels carry nothing."""
+        zeros = (np.uint64(0), np.uint64(0))
+        _, lo4 = address_words(ipv4) if ipv4 is not None else zeros
+        hi6, lo6 = address_words(ipv6) if ipv6 is not None else zeros
+        self.tables.header[T_TUNNEL_SOURCE : T_TUNNEL_SOURCE + 3] = (lo4, hi6, lo6)
         return self._publish()
 
     def set_interface(self, index: int, flags: int) -> int:
@@ -230,9 +240,18 @@ class Compiler:
         for index in sorted(self._by_index):
             yield self._by_index[index]
 
+    def record_at(self, index: int) -> VipRecord | None:
+        """The VIP that has this index now."""
+        return self._by_index.get(index)
+
     def record(self, key: VipKey) -> VipRecord | None:
         """The VIP in use under this key."""
         return self._records.get(key)
+
+    def take_new_pods(self) -> list[int]:
+        """Indices that were given to pods since the last call: their counters may hold an earlier pod's counts."""
+        taken, self._new_pods = self._new_pods, []
+        return taken
 
     def slots_of(self, record: VipRecord) -> dict[int, int]:
         """Ring slots by pod index."""
@@ -273,8 +292,16 @@ class Compiler:
             int(vip.type),
             int(vip.key.family),
             prefix_length(vip.key),
-            np.zeros(22, np.uint8),
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            np.zeros(5, np.uint8),
         )
+        self._set_encap(record)
         self._records[vip.key] = record
         self._by_index[index] = record
         self._set_pods(record, vip)
@@ -289,6 +316,7 @@ class Compiler:
         if old.pods != new.pods or old.target_port != new.target_port or old.new_len != new.new_len:
             self._set_pods(record, new)
         row["target_port"] = new.target_port
+        self._set_encap(record)
         row["flags"] = self._flags(new)
         if old.node_port != new.node_port:
             row["node_port"] = new.node_port
@@ -314,6 +342,10 @@ class Compiler:
     def _free_vip(self, record: VipRecord) -> None:
         if self._by_index.pop(record.index, None) is not None:
             self._vip_indices.free(record.index)
+
+    def _set_encap(self, record: VipRecord) -> None:
+        row, vip = self.tables.vips[record.index], record.vip
+        row["encap"], row["dscp"], row["gue_port"] = vip.encap, vip.dscp, vip.gue_port
 
     @staticmethod
     def _flags(vip: Vip) -> int:
@@ -422,6 +454,7 @@ class Compiler:
         hi, lo = address_words(pod.address)
         generation = int(row["generation"]) + 1
         self.tables.pods[index] = (hi, lo, record.index, generation, 0, pod.port, 1, pod.address.version)
+        self._new_pods.append(index)
         self._enter_chain(pod, index)
         self._reference(KIND_POD_ADDRESS, pod.address)
         return index

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from kuproxy.codes import Node, Reason, VipCounter
+from kuproxy.codes import Node, PodCounter, Reason, VipCounter
 from kuproxy.control.compile import Compiler, VipRecord
 from kuproxy.model.config import InterfaceMark, Settings
-from kuproxy.model.report import NodeCount, PodReport, Report, VipReport, WorkerReport
+from kuproxy.model.report import NodeCount, PodReport, Report, TracedPacket, VipReport, WorkerReport
 
 
 class Baselines:
@@ -16,6 +16,7 @@ class Baselines:
     def __init__(self) -> None:
         self._owners: dict[int, VipRecord] = {}
         self._before: dict[int, np.ndarray] = {}
+        self._pods_before: dict[int, np.ndarray] = {}
 
     def note(self, records: Iterable[VipRecord], counters: Callable[[int], np.ndarray]) -> None:
         """Call after each change: indices that have a new owner start from here."""
@@ -30,13 +31,31 @@ class Baselines:
         now = counters(record.index)
         return now if before is None else now - before
 
+    def note_pods(self, indices: Iterable[int], counters: Callable[[int], np.ndarray]) -> None:
+        """The same for pods: call it with the indices that have just been given out."""
+        for index in indices:
+            self._pods_before[index] = counters(index).copy()
 
-def _pod_reports(compiler: Compiler, record: VipRecord, flows: Callable[[int], int]) -> Iterable[PodReport]:
+    def pod_since(self, index: int, counters: Callable[[int], np.ndarray]) -> np.ndarray:
+        """uint64[8]: the pod's own counts."""
+        before = self._pods_before.get(index)
+        now = counters(index)
+        return now if before is None else now - before
+
+
+def _pod_reports(
+    compiler: Compiler,
+    record: VipRecord,
+    flows: Callable[[int], int],
+    counters: Callable[[int], np.ndarray],
+) -> Iterable[PodReport]:
     slots = compiler.slots_of(record)
     for pods, draining in ((record.pods, False), (record.draining, True)):
         for pod, index in sorted(pods.items()):
             shown = 0 if pod.port == record.vip.target_port else pod.port
-            yield PodReport(pod.address, shown, slots.get(index, 0), flows(index), draining)
+            counts = counters(index)
+            told = {each: int(counts[each]) for each in PodCounter}
+            yield PodReport(pod.address, shown, slots.get(index, 0), flows(index), draining, told)
 
 
 def _nodes(counters: np.ndarray) -> Iterable[NodeCount]:
@@ -51,10 +70,14 @@ def build_report(
     counters: np.ndarray,
     vip_counters: Callable[[VipRecord], np.ndarray],
     pod_flows: Callable[[int], int],
+    pod_counters: Callable[[int], np.ndarray],
     workers: Iterable[WorkerReport],
     interfaces: Iterable[InterfaceMark] = (),
+    trace: Iterable[TracedPacket] = (),
 ) -> Report:
-    """`counters` is uint64[nodes, reasons]; `vip_counters` gives uint64[8] in the order of VipCounter."""
+    """`counters` is uint64[nodes, reasons]; `vip_counters` gives uint64[8] in the order of VipCounter, `pod_counters`
+    gives uint64[8] of a pod index in the order of PodCounter.
+    """
     vips = []
     for record in compiler.records():
         if record.removed and not record.draining:
@@ -66,7 +89,7 @@ def build_report(
                 record.vip,
                 record.removed,
                 {counter: int(counts[counter]) for counter in VipCounter},
-                tuple(_pod_reports(compiler, record, pod_flows)),
+                tuple(_pod_reports(compiler, record, pod_flows, pod_counters)),
             )
         )
-    return Report(settings, tuple(vips), tuple(_nodes(counters)), tuple(workers), tuple(interfaces))
+    return Report(settings, tuple(vips), tuple(_nodes(counters)), tuple(workers), tuple(interfaces), tuple(trace))

@@ -154,6 +154,8 @@ class Foreground:
             raise
         self._config = config
         self._steer()
+        if config.trace:
+            self._engine.trace(config.trace)
         if config.flush_flows:
             self._log.info("flushed", flows=self._engine.flush())
         self._log.info(

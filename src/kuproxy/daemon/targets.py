@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from kuproxy.codes import Encap
 from kuproxy.control.compile import Compiler
 from kuproxy.model.config import InterfaceMark
 from kuproxy.steering.keys import MARK4, MARK6
@@ -18,13 +19,19 @@ def steering_marks(marks: tuple[InterfaceMark, ...]) -> Mapping[str, int] | None
 def steering_targets(compiler: Compiler, marks: tuple[InterfaceMark, ...]) -> Targets:
     """VIPs in use, their node ports, and every pod that still has flows: draining ones answer too."""
     vips, node_ports, pods = set(), set(), set()
+    tunnels = False
     for record in compiler.records():
         key = record.vip.key
         protocol = int(key.protocol)
         if not record.removed:
+            tunnels = tunnels or record.vip.encap.is_tunnel
             vips.add((key.prefix, protocol, key.port))
             if record.vip.node_port:
                 node_ports.add((int(key.family), protocol, record.vip.node_port))
+        if record.vip.encap is not Encap.NAT:
+            continue  # direct return: their replies are none of ours
         for pod in (*record.pods, *record.draining):
             pods.add((pod.address, protocol, pod.port))
-    return Targets(frozenset(vips), frozenset(node_ports), frozenset(pods), steering_marks(marks))
+    return Targets(
+        frozenset(vips), frozenset(node_ports), frozenset(pods), steering_marks(marks), tunnels=tunnels
+    )

@@ -209,6 +209,7 @@ def migrate(tables, old, new, now):
             release(old, slot)
             continue
         flow = old.flows[slot]
+        direct = tables.vips[entry["vip"]]["encap"] != 0  # no way back to keep
         target = np.int64(-1)
         base = (np.int64(entry["hash"]) & (buckets - 1)) * WAYS
         for way in range(WAYS):
@@ -221,11 +222,14 @@ def migrate(tables, old, new, now):
             if new.reverse[line + way]["slot"] == 0:
                 back = line + way
                 break
-        if target < 0 or back < 0:
+        if target < 0 or (back < 0 and not direct):
             lost += 1
             continue
         new.entries[target] = entry
         new.flows[target] = flow
+        if direct:
+            new.flows[target]["reverse"] = 0
+            continue
         new.flows[target]["reverse"] = back
         new.reverse[back]["hash"] = flow["reverse_hash"]
         new.reverse[back]["slot"] = target + 1

@@ -10,13 +10,18 @@ from kuproxy.dataplane.flow_table import sweep
 from kuproxy.dataplane.layout import N_NODES, W_NOW, W_VECTORS
 from kuproxy.dataplane.nodes.balance import kp_balance
 from kuproxy.dataplane.nodes.fragment import expire_held, kp_fragment, recycle_held
+from kuproxy.dataplane.nodes.gre import kp_gre
+from kuproxy.dataplane.nodes.gue import kp_gue
 from kuproxy.dataplane.nodes.in2out import kp_nat4_in2out, kp_nat6_in2out
 from kuproxy.dataplane.nodes.input import kp_input
+from kuproxy.dataplane.nodes.ipip import kp_ipip
+from kuproxy.dataplane.nodes.l3dsr import kp_l3dsr
 from kuproxy.dataplane.nodes.lookup import kp_lookup
 from kuproxy.dataplane.nodes.nat44 import kp4_nat4
 from kuproxy.dataplane.nodes.nat66 import kp6_nat6
 from kuproxy.dataplane.nodes.nodeport import kp4_nodeport, kp6_nodeport
 from kuproxy.dataplane.nodes.reject import kp_reject
+from kuproxy.dataplane.trace import begin_trace, trace_node
 
 # The table that the completeness test, the documentation and the drawing read. run_graph below is the same, spelled
 # out, because a compiled loop over functions would cost an indirect call a node.
@@ -32,8 +37,13 @@ NODES = {
     Node.NAT4_IN2OUT: kp_nat4_in2out,
     Node.NAT6_IN2OUT: kp_nat6_in2out,
     Node.REJECT: kp_reject,
+    Node.GRE: kp_gre,
+    Node.IPIP: kp_ipip,
+    Node.GUE: kp_gue,
+    Node.L3DSR: kp_l3dsr,
 }
 
+_INPUT = int(Node.INPUT)
 _FRAGMENT = int(Node.FRAGMENT)
 _LOOKUP = int(Node.LOOKUP)
 _NODEPORT4 = int(Node.NODEPORT4)
@@ -44,6 +54,10 @@ _NAT66 = int(Node.NAT66)
 _NAT4_IN2OUT = int(Node.NAT4_IN2OUT)
 _NAT6_IN2OUT = int(Node.NAT6_IN2OUT)
 _REJECT = int(Node.REJECT)
+_GRE = int(Node.GRE)
+_IPIP = int(Node.IPIP)
+_GUE = int(Node.GUE)
+_L3DSR = int(Node.L3DSR)
 
 
 @kernel
@@ -58,27 +72,66 @@ def run_graph(frame, tables, state, now):
     for node in range(N_NODES):
         frame.queued[node] = 0
     recycle_held(state)
+    traced = begin_trace(frame, state)
     kp_input(frame, tables, state, now)
+    if traced:
+        trace_node(frame, tables, state, now, _INPUT)
     if frame.queued[_FRAGMENT] != 0:
         kp_fragment(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _FRAGMENT)
     if frame.queued[_LOOKUP] != 0:
         kp_lookup(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _LOOKUP)
     if frame.queued[_NODEPORT4] != 0:
         kp4_nodeport(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _NODEPORT4)
     if frame.queued[_NODEPORT6] != 0:
         kp6_nodeport(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _NODEPORT6)
     if frame.queued[_BALANCE] != 0:
         kp_balance(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _BALANCE)
     if frame.queued[_NAT44] != 0:
         kp4_nat4(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _NAT44)
     if frame.queued[_NAT66] != 0:
         kp6_nat6(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _NAT66)
     if frame.queued[_NAT4_IN2OUT] != 0:
         kp_nat4_in2out(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _NAT4_IN2OUT)
     if frame.queued[_NAT6_IN2OUT] != 0:
         kp_nat6_in2out(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _NAT6_IN2OUT)
     if frame.queued[_REJECT] != 0:
         kp_reject(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _REJECT)
+    if frame.queued[_GRE] != 0:
+        kp_gre(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _GRE)
+    if frame.queued[_IPIP] != 0:
+        kp_ipip(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _IPIP)
+    if frame.queued[_GUE] != 0:
+        kp_gue(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _GUE)
+    if frame.queued[_L3DSR] != 0:
+        kp_l3dsr(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _L3DSR)
 
 
 @kernel

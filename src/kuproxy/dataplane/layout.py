@@ -30,9 +30,12 @@ HOLD_SLOTS = 64  # fragments that may wait for their first one, and be released 
 BATCH = (
     FRAME_SIZE - HOLD_SLOTS
 )  # packets a driver may put into a frame, so that released fragments always fit
-HOLD_BYTES = 9216  # a jumbo frame: longer fragments are not held
+HOLD_LONGEST = 9206  # a jumbo frame: longer fragments are not held
+HOLD_HEADROOM = 64  # before a held fragment, as before every packet: see drivers.contract
+HOLD_BYTES = HOLD_HEADROOM + 9216
 HOLD_ROOM = HOLD_SLOTS * HOLD_BYTES  # bytes at the end of Frame.data that belong to the held fragments
 VNET_BYTES = 10  # struct virtio_net_hdr, without num_buffers
+HEADROOM = HOLD_HEADROOM  # bytes before `start` that are the packet's own: a tunnel's headers, a vnet header
 
 PACKET = np.dtype(
     [
@@ -77,7 +80,7 @@ class Frame(NamedTuple):
     queued: np.ndarray  # int64[N_NODES]: how many
 
 
-N_NODES = len(Node)
+N_NODES = max(Node) + 1  # rows by number
 
 
 def make_frame(data: np.ndarray) -> Frame:
@@ -122,7 +125,14 @@ VIP = np.dtype(
         ("type", "u1"),  # VipType
         ("family", "u1"),
         ("plen", "u1"),  # prefix length in the 128-bit form (IPv4 /8 is 104)
-        ("spare", "u1", 22),
+        ("encap", "u1"),  # codes.Encap
+        ("dscp", "u1"),
+        ("hash_mode", "u1"),
+        ("affinity", "<u4"),  # ticks, 0 = none
+        ("ranges", "<u4"),
+        ("session_cap", "<u4"),
+        ("gue_port", "<u2"),  # destination port of Encap.GUE
+        ("spare", "u1", 5),
     ]
 )
 assert VIP.itemsize == 64
@@ -158,6 +168,7 @@ T_ANY_NODE_ADDRESS = 4  # 1: every address counts as a node address (captures, w
 T_N_NODEPORTS = 5
 T_REJECT_RATE = 6  # ICMP answers per second and worker
 T_VIP_MATCH = 7  # the same for KIND_VIP alone: what every packet asks stays small and dense
+T_TUNNEL_SOURCE = 50  # 3 words: IPv4 as in POD["lo"], then IPv6 hi and lo; 0 = none
 T_PREFIXES = 8  # 6 words: for IPv4 then IPv6, bit n of word n // 64 set when a VIP of prefix length n exists
 T_COMMAND = 64  # one word a worker, see COMMAND_*
 T_WORDS = T_COMMAND + MAX_WORKERS
@@ -219,7 +230,10 @@ FLOW = np.dtype(
         ("reverse", "<u4"),  # index of the reverse entry
         ("reverse_hash", "<u4"),
         ("created", "<u4"),
-        ("spare", "<u8"),
+        ("source", "<u4"),  # our address in the packets to the pod
+        ("source_port", "<u2"),
+        ("state", "u1"),
+        ("flags", "u1"),
     ]
 )
 assert FLOW.itemsize == 64
@@ -292,7 +306,51 @@ W_TRANSMITTED = 21  # packets that the driver handed on (TRANSMIT and PASS)
 W_TRANSMIT_FAILED = 22
 W_RECEIVE_DROPPED = 23  # lost before us, as the driver's socket tells
 W_HELD_SEQUENCE = 24  # numbers held fragments in order of arrival
+W_TUNNEL_IDENTIFICATION = 56  # of the last IPv4 tunnel header that may be fragmented
+W_TRACE_LEFT = 57  # packets still to be traced
+W_TRACE_PACKETS = 58  # packets traced so far; also the last one's number
+W_TRACE_NEXT = 59  # trace records ever written
+W_TRACE_RECEIVED = 60  # packets that the driver put into the present frame
 W_WORDS = 64
+
+# What a node left of a traced packet. Headers are read from the packet, the pod is copied: it may be gone when somebody
+# looks.
+TRACE = np.dtype(
+    [
+        ("source_hi", "<u8"),
+        ("source_lo", "<u8"),
+        ("destination_hi", "<u8"),
+        ("destination_lo", "<u8"),
+        ("pod_hi", "<u8"),
+        ("pod_lo", "<u8"),
+        ("packet", "<u4"),  # numbers from 1
+        ("now", "<u4"),
+        ("hash", "<u4"),
+        ("slot", "<u4"),  # of the flow
+        ("bytes", "<u4"),  # of the frame
+        ("length", "<u4"),  # of the IP packet
+        ("vip", "<u4"),
+        ("vip_generation", "<u4"),
+        ("pod", "<u4"),
+        ("ring_slots", "<u4"),  # of the new-flow table; 0 = it was not asked
+        ("ring_slot", "<u4"),
+        ("source_port", "<u2"),
+        ("destination_port", "<u2"),
+        ("pod_port", "<u2"),
+        ("interface", "<u2"),
+        ("flags", "<u2"),
+        ("node", "u1"),
+        ("outcome", "u1"),
+        ("reason", "u1"),
+        ("family", "u1"),  # 0 = the packet was not understood; then no header field counts
+        ("protocol", "u1"),
+        ("pod_family", "u1"),
+        ("spare", "u1", 4),
+    ]
+)
+assert TRACE.itemsize == 112
+TRACE_SLOTS = 1 << 13
+MAX_TRACED = 1000  # packets at once: eight nodes each fit
 
 
 class WorkerState(NamedTuple):
@@ -302,6 +360,9 @@ class WorkerState(NamedTuple):
     counters: np.ndarray  # uint64[N_NODES, N_REASONS]
     vip_counters: np.ndarray  # uint64[MAX_VIPS, 8], columns VipCounter
     pod_refs: np.ndarray  # int32[MAX_PODS]: flows in the table that refer to the pod
+    pod_counters: np.ndarray  # uint64[MAX_PODS, 8], columns PodCounter: one cache line a pod
+    trace: np.ndarray  # TRACE[TRACE_SLOTS], a ring
+    trace_numbers: np.ndarray  # uint32[FRAME_SIZE]: numbers of the present frame's traced packets
     fragments: np.ndarray  # FRAGMENT[FRAGMENT_SLOTS]
     held: np.ndarray  # HELD[HOLD_SLOTS]
     entries: np.ndarray  # ENTRY[buckets * WAYS]
@@ -314,6 +375,9 @@ STATE_SPEC: tuple[tuple[str, Any, tuple[int, ...]], ...] = (
     ("counters", "<u8", (N_NODES, N_REASONS)),
     ("vip_counters", "<u8", (MAX_VIPS, 8)),
     ("pod_refs", "<i4", (MAX_PODS,)),
+    ("pod_counters", "<u8", (MAX_PODS, 8)),
+    ("trace", TRACE, (TRACE_SLOTS,)),
+    ("trace_numbers", "<u4", (FRAME_SIZE,)),
     ("fragments", FRAGMENT, (FRAGMENT_SLOTS,)),
     ("held", HELD, (HOLD_SLOTS,)),
 )

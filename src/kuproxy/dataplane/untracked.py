@@ -58,6 +58,7 @@ def find_untracked(tables, state, packet, pod_hi, pod_lo, client_hi, client_lo):
                 np.int64(vip["flags"]) & _USED
                 and vip["plen"] == HOST
                 and vip["ring"] != _ZERO
+                and vip["encap"] == 0
                 and (vip["protocol"] == 0 or vip["protocol"] == protocol)
                 and state.vip_counters[vip_index, _UNTRACKED] != _ZERO
             ):

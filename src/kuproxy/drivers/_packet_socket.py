@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kuproxy.dataplane.layout import HOLD_ROOM
+from kuproxy.dataplane.layout import HEADROOM, HOLD_ROOM
 from kuproxy.errors import DriverError, PrivilegeError
 
 SOL_PACKET = 263
 PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION = 5, 6, 10
-PACKET_VNET_HDR, PACKET_FANOUT, PACKET_IGNORE_OUTGOING = 15, 18, 23
+PACKET_RESERVE, PACKET_VNET_HDR, PACKET_FANOUT, PACKET_IGNORE_OUTGOING = 12, 15, 18, 23
 TPACKET_V2 = 1
 FANOUT_QM = 5
 ETH_P_ALL = 3
@@ -95,6 +95,7 @@ class PacketSockets:
             for option, value in (
                 (PACKET_VERSION, TPACKET_V2),
                 (PACKET_VNET_HDR, 1),  # before the ring: it changes where packets lie in their frames
+                (PACKET_RESERVE, HEADROOM),  # between the ring frame's own header and the packet's
                 (PACKET_IGNORE_OUTGOING, 1),  # or we would hear ourselves
             ):
                 self.rx.setsockopt(SOL_PACKET, option, value)

@@ -9,6 +9,7 @@ import numpy as np
 from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.layout import (
     BATCH,
+    HEADROOM,
     HOLD_ROOM,
     META_COUNT,
     TICKS_PER_SECOND,
@@ -33,7 +34,6 @@ INDEX = np.dtype(
 )
 assert INDEX.itemsize == 32
 
-HEADROOM = 64
 LINE = 64
 DEFAULT_SLOT = 2048
 NS_PER_TICK = 1_000_000_000 // TICKS_PER_SECOND

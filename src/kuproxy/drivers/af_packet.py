@@ -5,7 +5,7 @@ segments of up to 64 KiB stay whole and partial checksums are known as such; `se
 packets from where they lie.  No packet is copied in user space.  (V3's blocks cost latency, transmit rings
 and qdisc bypass gained nothing.)
 
-    frame of the ring: [tpacket2_hdr ... | virtio_net_hdr 10 | Ethernet ... packet ... | room ...]
+    frame of the ring: [tpacket2_hdr ... | headroom | virtio_net_hdr 10 | Ethernet ... packet ... | room ...]
                         ^ offsets[i]                          ^ + tp_mac
 
 The kernels `receive`, `transmit`, `wait` and `kernel_drops` take an AfPacketRing and release the GIL; an
@@ -24,7 +24,15 @@ import numpy as np
 
 from kuproxy.codes import Outcome, PacketFlag
 from kuproxy.dataplane._jit import COMPILED, kernel
-from kuproxy.dataplane.layout import BATCH, FRAME_SIZE, META_COUNT, VNET_BYTES, Frame, make_frame
+from kuproxy.dataplane.layout import (
+    BATCH,
+    FRAME_SIZE,
+    HEADROOM,
+    META_COUNT,
+    VNET_BYTES,
+    Frame,
+    make_frame,
+)
 from kuproxy.dataplane.memory import acquire32, load16, load32, release32
 from kuproxy.drivers import _libc
 from kuproxy.drivers._libc import now_ns
@@ -34,7 +42,7 @@ from kuproxy.errors import DriverError
 
 __all__ = ["AfPacketDriver", "AfPacketRing", "kernel_drops", "now_ns", "receive", "transmit", "wait"]
 
-FRAME_BYTES = 65_792  # a 64 KiB segment with headers and room for an answer: 65,536 + 256
+FRAME_BYTES = 65_856  # a 64 KiB segment with headers, headroom, and room for an answer: 65,536 + 64 + 256
 FRAMES = 512
 
 # Fields of struct tpacket2_hdr
@@ -162,7 +170,7 @@ def receive(ring, frame):
             cursor = 0
         mac = load16(data, base + TP_MAC)
         length = load32(data, base + TP_SNAPLEN)
-        if mac < TPACKET2_BYTES + VNET_BYTES or length < 1 or mac + length > frame_bytes:
+        if mac < TPACKET2_BYTES + HEADROOM or length < 1 or mac + length > frame_bytes:
             stats[S_NONSENSE] += 1
             continue
         # TP_STATUS_COPY and _LOSING are no reason to drop: the first cannot come without PACKET_COPY_THRESH,

@@ -10,7 +10,9 @@ A driver owns the memory that packets lie in and lends it to the graph for one v
 
 - `start`, `length`: the packet, from its Ethernet header on, at frame.data[start : start + length];
 - `room`: bytes that may be written from `start`; at least 256, and at least 128 more than `length` where the
-  medium allows it, so that an answer (TCP RST, ICMP error) always fits; no two packets share room;
+  medium allows it, so that an answer (TCP RST, ICMP error) always fits;
+- `start` has HEADROOM bytes before it that belong to the packet too, for the headers of a tunnel and a vnet header;
+  no two packets share headroom or room;
 - `interface`: index of the interface that it came in by;
 - `flags` and `vnet`: with VNET, a virtio_net_hdr of 10 bytes at frame.data[vnet : vnet + 10] says whether the
   checksum is partial (PARTIAL_CHECKSUM) and whether this is a segment to be split (GSO);
@@ -21,11 +23,12 @@ is nothing (yet: `finished` tells whether more can come).  What lies past the dr
 HOLD_ROOM bytes of frame.data, is not the driver's.
 
 **transmit** sends packets[0 : meta[META_COUNT]] whose outcome is TRANSMIT or PASS, in index order, from their
-`start` and current `length`, and gives all buffers back.  DROP and HELD packets vanish.  `start` stays as
-received; appended packets lie in the hold area, with their vnet header directly before `start` when they have
-the flag.  Whoever changes a packet's length also clears its vnet header.  It returns how many were sent and
-how many could not be; it never waits for longer than some milliseconds, and counts nothing in WorkerState:
-that is the caller's.  Afterwards meta[META_COUNT] is 0: the records' buffers may be overwritten at any time.
+`start` and current `length`, and gives all buffers back.  DROP and HELD packets vanish.  The graph may have moved
+`start` down into the headroom, the vnet header with it; appended packets lie in the hold area, with their vnet header
+directly before `start` when they have the flag.  Whoever changes a packet's length also clears its vnet header.  It
+returns how many were sent and how many could not be; it never waits for longer than some milliseconds, and counts
+nothing in WorkerState: that is the caller's.  Afterwards meta[META_COUNT] is 0: the records' buffers may be overwritten
+at any time.
 
 A `receive` that follows another without a `transmit` gives the former packets' buffers back unsent.
 
@@ -38,7 +41,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from kuproxy.dataplane.layout import Frame
 from kuproxy.errors import DriverError
 
-ANSWER_ROOM = 128  # an ICMPv6 error adds 48 bytes, an IPv4 one 28; the rest is for encapsulations to come
+ANSWER_ROOM = 128  # an ICMPv6 error adds 48 bytes, an IPv4 one 28; tunnels grow into the headroom
 MIN_ROOM = 256
 
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kuproxy.codes import Outcome, PacketFlag
-from kuproxy.dataplane.layout import FRAME_SIZE, META_COUNT, VNET_BYTES, Frame
-from kuproxy.drivers._slots import HEADROOM, INDEX, load, slot_frame
+from kuproxy.dataplane.layout import FRAME_SIZE, HEADROOM, META_COUNT, VNET_BYTES, Frame
+from kuproxy.drivers._slots import INDEX, load, slot_frame
 from kuproxy.drivers.contract import ANSWER_ROOM
 from kuproxy.errors import DriverError
 

@@ -131,6 +131,10 @@ class LiveWorker:
         reply, _ = self._call({"do": "flush"})
         return int(str(reply["flows"]))
 
+    def trace(self, packets: int) -> None:
+        """Trace that many packets more, from the next one on."""
+        self._call({"do": "trace", "packets": packets})
+
     def ended(self) -> int | None:
         """Exit status if the process has ended by itself, else None."""
         return None if self._process is None else self._process.poll()
@@ -193,6 +197,11 @@ class LiveEngine:
         """See LiveWorker.resize."""
         for worker in self.workers:
             worker.resize(log2_buckets)
+
+    def trace(self, packets: int) -> None:
+        """Trace that many packets more at each worker."""
+        for worker in self.workers:
+            worker.trace(packets)
 
     def flush(self) -> int:
         """Forget all flows; returns how many."""

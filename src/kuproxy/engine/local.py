@@ -7,6 +7,7 @@ from kuproxy.dataplane import flow_table
 from kuproxy.dataplane.graph import run_graph, run_maintenance
 from kuproxy.dataplane.layout import T_GENERATION, W_ACK, Frame, WorkerState
 from kuproxy.engine.memory import TablesMemory, WorkerMemory
+from kuproxy.engine.trace import start_trace
 
 
 class LocalEngine:
@@ -48,6 +49,10 @@ class LocalEngine:
     def resize(self, log2_buckets: int, now: int) -> None:
         """See WorkerMemory.resize."""
         self.worker.resize(self.tables, log2_buckets, now)
+
+    def trace(self, packets: int) -> None:
+        """Trace that many packets more, from the next one on."""
+        start_trace(self.worker.state, packets)
 
     def flush(self) -> int:
         """Forget all flows; returns how many."""

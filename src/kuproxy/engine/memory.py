@@ -107,6 +107,11 @@ def vip_counters(states: Sequence[WorkerState], index: int) -> np.ndarray:
     return _sum(state.vip_counters[index] for state in states)
 
 
+def pod_counters(states: Sequence[WorkerState], index: int) -> np.ndarray:
+    """uint64[8], columns PodCounter, since the index was first used."""
+    return _sum(state.pod_counters[index] for state in states)
+
+
 def pod_flows(states: Sequence[WorkerState], index: int) -> int:
     """Flows that refer to the pod."""
     return sum(int(state.pod_refs[index]) for state in states)

@@ -17,6 +17,7 @@ from kuproxy.dataplane.layout import COMMAND_CALL, COMMAND_HOLD, T_COMMAND
 from kuproxy.drivers.af_packet import AfPacketDriver
 from kuproxy.engine.loop import BROKEN, forward_af_packet, tick_now
 from kuproxy.engine.memory import TablesMemory, WorkerMemory
+from kuproxy.engine.trace import start_trace
 from kuproxy.errors import KuError
 
 _PR_SET_PDEATHSIG = 1
@@ -90,6 +91,9 @@ class Worker:
                 self._reply({"ok": True}, (self._memory.flows.fd,))
             elif request["do"] == "flush":
                 self._reply({"ok": True, "flows": int(flow_table.flush(self._memory.state))})
+            elif request["do"] == "trace":
+                start_trace(self._memory.state, request["packets"])
+                self._reply({"ok": True})
             else:
                 self._reply({"ok": False, "error": f"unknown request {request['do']!r}"})
         except KuError as error:

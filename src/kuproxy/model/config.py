@@ -10,11 +10,12 @@ import math
 from dataclasses import dataclass
 
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.vip import Vip, is_power_of_two
+from kuproxy.model.vip import Address, Vip, is_power_of_two
 
-__all__ = ["MAX_BUCKETS", "MAX_TIMEOUT_S", "Config", "InterfaceMark", "Settings", "Show", "ShowKind"]
+__all__ = ["MAX_BUCKETS", "MAX_TIMEOUT_S", "MAX_TRACED", "Config", "InterfaceMark", "Settings", "Show", "ShowKind"]
 
 MAX_BUCKETS = 1 << 24  # of 4 entries and one 64-byte line each: 1 GiB per worker
+MAX_TRACED = 1000  # packets at once that a worker's trace ring holds with all their nodes
 MAX_TIMEOUT_S = 1_000_000.0  # 11.6 days: below half the period of a 32-bit clock in milliseconds, 24.8 days
 
 
@@ -24,6 +25,8 @@ class Settings:
 
     buckets: int = 1024  # VPP's default; four flows each
     timeout_s: float = 40.0  # VPP's default: how long a flow without packets is remembered
+    ip4_src_address: Address | None = None  # outer source of tunnels to IPv4 pods
+    ip6_src_address: Address | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -43,6 +46,10 @@ class Settings:
                     hint=f"it is a number of seconds above 0, at most {MAX_TIMEOUT_S:.0f}",
                 )
             )
+        for field, version in (("ip4-src-address", 4), ("ip6-src-address", 6)):
+            address = getattr(self, field.replace("-", "_"))
+            if address is not None and address.version != version:
+                problems.append(Problem(f"{address} is not an IPv{version} address", field=field))
         if problems:
             raise ConfigError(problems)
 
@@ -62,6 +69,7 @@ class ShowKind(enum.Enum):
     GENERAL = "general"
     VIPS = "vips"
     NODES = "nodes"
+    TRACE = "trace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,5 +89,6 @@ class Config:
     interfaces: tuple[InterfaceMark, ...] = ()
     shows: tuple[Show, ...] = ()
     flush_flows: bool = False  # a script contains `test kube-proxy flowtable flush`
+    trace: int = 0  # packets to trace
     sources: tuple[str, ...] = ()  # the files, as they were named
     notes: tuple[Problem, ...] = ()  # what was skipped, or is not honoured yet; never an error

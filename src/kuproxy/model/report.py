@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kuproxy.codes import Node, Reason, VipCounter
+from kuproxy.codes import Node, Outcome, PodCounter, Reason, VipCounter
 from kuproxy.model.config import InterfaceMark, Settings
-from kuproxy.model.vip import Address, Vip
+from kuproxy.model.vip import Address, Vip, VipKey
 
-__all__ = ["NodeCount", "PodReport", "Report", "VipReport", "WorkerReport"]
+__all__ = ["NodeCount", "PodReport", "Report", "TraceStep", "TracedPacket", "VipReport", "WorkerReport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class PodReport:
     slots: int  # of the VIP's new-flow table
     flows: int  # that the workers remember
     draining: bool = False  # removed from the VIP, serving its remaining flows
+    counters: Mapping[PodCounter, int] = field(default_factory=dict)  # absent: 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,42 @@ class NodeCount:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceStep:
+    """What one node left of a traced packet. Ports are 0 where there are none, `family` 0 before there is a header."""
+
+    node: Node
+    time_s: float  # since the first record
+    outcome: Outcome  # NONE: it went on
+    reason: Reason
+    interface: int
+    bytes: int  # of the frame
+    family: int
+    protocol: int
+    source: Address | None
+    source_port: int
+    destination: Address | None
+    destination_port: int
+    hash: int
+    fragment: bool
+    vip_index: int  # 0: none so far
+    vip: VipKey | None  # None also if it was deleted since
+    pod: Address | None
+    pod_port: int
+    event: Reason  # how kp-balance came by the pod: EXISTING_SESSION, FIRST_PACKET, UNTRACKED, NONE
+    clash_avoided: bool
+    flow: int  # place in the established-flow table
+    ring_slot: int
+    ring_slots: int  # 0: the new-flow table was not asked
+
+
+@dataclass(frozen=True, slots=True)
+class TracedPacket:
+    worker: int
+    number: int
+    steps: tuple[TraceStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerReport:
     index: int
     flows: int  # live entries of its established-flow table
@@ -54,3 +91,4 @@ class Report:
     nodes: tuple[NodeCount, ...] = ()
     workers: tuple[WorkerReport, ...] = ()
     interfaces: tuple[InterfaceMark, ...] = ()
+    trace: tuple[TracedPacket, ...] = ()

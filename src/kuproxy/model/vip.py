@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from operator import attrgetter
 
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Family, Protocol, VipType
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, Protocol, VipType
 from kuproxy.errors import ConfigError, Problem
 
 __all__ = [
     "DEFAULT_NEW_LEN",
+    "ENCAP_WORDS",
+    "GUE_PORT",
     "MAX_NEW_LEN",
     "MAX_PORT",
     "VIP_TYPE_WORDS",
@@ -29,6 +31,7 @@ __all__ = [
     "Vip",
     "VipKey",
     "address_text",
+    "encap_of",
     "is_power_of_two",
     "parse_address",
     "parse_prefix",
@@ -52,6 +55,24 @@ VIP_TYPE_WORDS: dict[str, tuple[Family | None, Family]] = {
     "nat66": (Family.IPV6, Family.IPV6),
 }
 """The words for a VIP's type: the family that its prefix must have (None: any), and the family of its pods."""
+
+GUE_PORT = 6080  # IANA's for Generic UDP Encapsulation
+MAX_DSCP = 63
+
+ENCAP_WORDS: dict[str, tuple[Encap, Family | None]] = {
+    "nat4": (Encap.NAT, Family.IPV4),
+    "nat6": (Encap.NAT, Family.IPV6),
+    "gre4": (Encap.GRE, Family.IPV4),
+    "gre6": (Encap.GRE, Family.IPV6),
+    "ipip": (Encap.IPIP, None),
+    "ipip4": (Encap.IPIP, Family.IPV4),
+    "ipip6": (Encap.IPIP, Family.IPV6),
+    "gue": (Encap.GUE, None),
+    "gue4": (Encap.GUE, Family.IPV4),
+    "gue6": (Encap.GUE, Family.IPV6),
+    "l3dsr": (Encap.L3DSR, None),
+}
+"""The words behind `encap`: how packets get to the pods, and the pods' family (None: the prefix's)."""
 
 _TYPE_OF = {(kind.vip_family, kind.pod_family): kind for kind in VipType}
 _PROTOCOLS_FOR_PORTS = (Protocol.ANY, *PROTOCOLS_WITH_PORTS)
@@ -101,6 +122,13 @@ def vip_type(prefix: Prefix, word: str | None = None) -> VipType:
         right = _TYPE_OF[family, pods].label.partition("-")[2]
         raise ValueError(f"{word} does not fit the prefix {prefix}; with these pods it is {right}")
     return _TYPE_OF[family, pods]
+
+
+def encap_of(prefix: Prefix, word: str) -> tuple[Encap, VipType]:
+    """What a word behind `encap` means for this prefix."""
+    encap, pods = ENCAP_WORDS[word]
+    family = Family(prefix.version)
+    return encap, _TYPE_OF[family, pods or family]
 
 
 def address_text(address: Address, port: int = 0) -> str:
@@ -207,11 +235,16 @@ class Vip:
     pods: tuple[Pod, ...] = ()
     reject: bool = False  # without pods: answer with a reset or port unreachable instead of dropping
     owner: str = "ku"  # who asked for it, in the user's words: `ku`, or `namespace/service:port`
+    encap: Encap = Encap.NAT
+    dscp: int = 0  # of L3DSR
+    gue_port: int = 0  # destination port of GUE, where it is never 0
 
     def __post_init__(self) -> None:
         key = self.key
         target_port = self.target_port or key.port
         object.__setattr__(self, "target_port", target_port)
+        if self.encap is Encap.GUE and not self.gue_port:
+            object.__setattr__(self, "gue_port", GUE_PORT)
         object.__setattr__(self, "pods", _canonical_pods(self.pods, target_port))
         problems = self._problems()
         if problems:
@@ -242,6 +275,7 @@ class Vip:
                     hint=f"it is a power of two, 1 to {MAX_NEW_LEN}",
                 )
             )
+        problems += self._direct_problems()
         for pod in self.pods:
             message = pod_family_message(key, self.type, pod.address)
             if message is not None:
@@ -252,13 +286,58 @@ class Vip:
                 )
         return problems
 
+    def _direct_problems(self) -> list[Problem]:
+        """What direct return cannot do: pods must answer in the VIP's name, so they must be addressed by it."""
+        problems: list[Problem] = []
+        if not 0 <= self.dscp <= MAX_DSCP:
+            problems.append(Problem(f"{self.dscp} is not a DSCP", field="dscp", hint=f"it is 0 to {MAX_DSCP}"))
+        elif self.dscp and self.encap is not Encap.L3DSR:
+            problems.append(Problem("only encap l3dsr has a DSCP", field="dscp"))
+        _check_port(problems, "gue_port", self.gue_port)
+        if self.gue_port and self.encap is not Encap.GUE:
+            problems.append(Problem("only encap gue has a port of its own", field="gue_port"))
+        if self.encap is Encap.NAT:
+            return problems
+        if self.encap is Encap.L3DSR and self.type.vip_family != self.type.pod_family:
+            problems.append(
+                Problem(f"l3dsr keeps the family, so that the pods are IPv{self.type.vip_family}", field="type")
+            )
+        if self.target_port != self.key.port:
+            problems.append(
+                Problem(f"{self.encap.name.lower()} leaves the port alone", field="target_port", hint="leave it out")
+            )
+        if self.node_port:
+            problems.append(
+                Problem(
+                    f"{self.encap.name.lower()} cannot serve a node port: pods answer from the VIP",
+                    field="node_port",
+                )
+            )
+        if any(pod.port for pod in self.pods):
+            problems.append(Problem(f"{self.encap.name.lower()} leaves the port alone, pods have none", field="pods"))
+        return problems
+
+    @property
+    def label(self) -> str:
+        """VPP's spelling: `ip4-nat44`, `ip4-gre6`, `ip6-l3dsr`."""
+        if self.encap is Encap.NAT:
+            return self.type.label
+        family = int(self.type.pod_family) if self.encap.is_tunnel else ""
+        return f"ip{int(self.type.vip_family)}-{self.encap.name.lower()}{family}"
+
     def pod_port(self, pod: Pod) -> int:
         """The destination port of packets to this pod; 0: as it was."""
         return pod.port or self.target_port
 
     def describe(self) -> str:
         """Everything but the pods, in the words of the command language; for messages."""
-        parts = [str(self.key), self.type.label.partition("-")[2]]
+        parts = [str(self.key), self.label.partition("-")[2]]
+        if self.encap is not Encap.NAT:
+            parts.insert(1, "encap")
+        if self.encap is Encap.L3DSR:
+            parts.append(f"dscp {self.dscp}")
+        if self.encap is Encap.GUE:
+            parts.append(f"gue_port {self.gue_port}")
         if self.target_port != self.key.port:
             parts.append(f"target_port {self.target_port}")
         if self.node_port:

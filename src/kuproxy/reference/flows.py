@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from kuproxy.codes import Encap
 from kuproxy.model.vip import Pod
 from kuproxy.reference.packet import Endpoints
 from kuproxy.reference.vips import VipState
@@ -87,10 +88,12 @@ class FlowTable:
     def enter(self, flow: Flow, now: int) -> None:
         """There must be room in both directions, and no other live flow with the same reply."""
         assert not self.bucket_is_full(flow.forward, now)
-        assert not self.line_is_full(flow.reply, now)
-        assert self.find_reply(flow.reply, now) is None
+        if flow.vip.vip.encap is Encap.NAT:
+            assert not self.line_is_full(flow.reply, now)
+            assert self.find_reply(flow.reply, now) is None
         self._bucket(flow.forward, now).append(flow)
-        self._line(flow.reply, now).append(flow)
+        if flow.vip.vip.encap is Encap.NAT:  # else no reply comes by
+            self._line(flow.reply, now).append(flow)
 
     def live(self, now: int) -> list[Flow]:
         return [flow for bucket in self._forward.values() for flow in bucket if flow.is_live(now)]
@@ -99,7 +102,9 @@ class FlowTable:
         """The live flows in a table of another size.  Raises ValueError if some bucket or line overflows."""
         table = FlowTable(buckets)
         for flow in self.live(now):
-            if table.bucket_is_full(flow.forward, now) or table.line_is_full(flow.reply, now):
+            direct = flow.vip.vip.encap is not Encap.NAT
+            full = table.bucket_is_full(flow.forward, now)
+            if full or (not direct and table.line_is_full(flow.reply, now)):
                 raise ValueError(f"{buckets} buckets do not hold the {len(self.live(now))} live flows")
             table.enter(flow, now)
         return table

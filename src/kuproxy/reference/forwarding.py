@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from kuproxy.codes import Family, InterfaceFlag, Node, Outcome, Reason, VipCounter, VipType
+from kuproxy.codes import Encap, Family, InterfaceFlag, Node, Outcome, PodCounter, Reason, VipCounter, VipType
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
-from kuproxy.reference import reject, rewrite
+from kuproxy.reference import direct, reject, rewrite
 from kuproxy.reference.flows import TICK_MASK, Flow, FlowTable, reply_of
 from kuproxy.reference.fragments import FRAGMENT_TICKS, HOLD_BYTES, Fragments
 from kuproxy.reference.packet import Endpoints, Packet, Refused, parse
@@ -37,6 +37,8 @@ class Reference:
     any_node_address: bool = True
     node_addresses: Iterable[Address] = ()
     reject_rate: int = 1000
+    ip4_src_address: Address | None = None  # outer sources of tunnels
+    ip6_src_address: Address | None = None
 
     counters: Counter[tuple[Node, Reason]] = field(default_factory=Counter)
     outcomes: Counter[Outcome] = field(default_factory=Counter)  # add up to `received`; HELD: waiting now
@@ -49,6 +51,7 @@ class Reference:
         self._interfaces: dict[int, InterfaceFlag] = {}
         self._fragments = Fragments()
         self._reject_limit = reject.RateLimit(self.reject_rate)
+        self._tunnels = direct.Tunnels(self.ip4_src_address, self.ip6_src_address)
         self._queues: dict[Node, list[Passage]] = {node: [] for node in Node}
         self._released: list[Passage] = []
         self._now = 0
@@ -86,6 +89,11 @@ class Reference:
     def vip_counters(self) -> dict[VipKey, Counter[VipCounter]]:
         return {key: state.counters for key, state in self._vips.by_key.items()}
 
+    @property
+    def pod_counters(self) -> dict[VipKey, dict[Pod, Counter[PodCounter]]]:
+        """Of the pods that serve, or still have flows; ports are those at the pod."""
+        return {key: dict(state.pod_counters) for key, state in self._vips.by_key.items()}
+
     def live_flows(self, now: int) -> list[LiveFlow]:
         return sorted(
             (
@@ -120,6 +128,9 @@ class Reference:
     def collect(self, now: int) -> None:
         """Removed pods without live flows stop being pods."""
         for state in self._vips.by_key.values():
+            kept = state.serving | {flow.pod for flow in self._flows.live(now) if flow.vip is state}
+            for pod in state.pod_counters.keys() - kept:
+                del state.pod_counters[pod]
             serving = {flow.pod.address for flow in self._flows.live(now) if flow.vip is state}
             state.removed_pods &= serving
 
@@ -129,7 +140,7 @@ class Reference:
         """One vector.  A result for each packet received, then one for each held fragment that was released."""
         self._now = now & TICK_MASK
         passages = [
-            Passage(Packet(bytearray(packet.data), packet.interface, packet.partial_checksum, packet.room))
+            Passage(Packet(bytearray(packet.data), packet.interface, packet.partial_checksum, packet.room, packet.gso))
             for packet in packets
         ]
         self.received += len(passages)
@@ -158,6 +169,10 @@ class Reference:
             Node.NAT4_IN2OUT: lambda passage: self._in2out(passage, Node.NAT4_IN2OUT),
             Node.NAT6_IN2OUT: lambda passage: self._in2out(passage, Node.NAT6_IN2OUT),
             Node.REJECT: self._reject,
+            Node.GRE: lambda passage: self._tunnel(passage, Node.GRE),
+            Node.IPIP: lambda passage: self._tunnel(passage, Node.IPIP),
+            Node.GUE: lambda passage: self._tunnel(passage, Node.GUE),
+            Node.L3DSR: self._l3dsr,
         }
 
     def _send(self, passage: Passage, node: Node) -> None:
@@ -287,7 +302,7 @@ class Reference:
         state = passage.vip
         assert state is not None
         forward = passage.packet.endpoints
-        refusal = _refusal(passage.packet, state.vip.type)
+        refusal = _refusal(passage.packet, state.vip)
         if refusal is not None:
             self._end(passage, Node.BALANCE, Outcome.DROP, refusal)
             return
@@ -312,6 +327,9 @@ class Reference:
         if self._flows.bucket_is_full(forward, self._now):
             self._untracked(passage, state, pod)
             return
+        if state.vip.encap is not Encap.NAT:
+            self._enter(passage, state, pod)  # no reply comes by that could be ambiguous
+            return
         if not self._reply_is_free(state, forward, pod):
             others = state.further_candidates(forward)
             free = (other for other in others if self._reply_is_free(state, forward, other))
@@ -325,9 +343,15 @@ class Reference:
         if self._flows.line_is_full(reply_of(forward, pod, pod_port), self._now):
             self._untracked(passage, state, pod)
             return
+        self._enter(passage, state, pod)
+
+    def _enter(self, passage: Passage, state: VipState, pod: Pod) -> None:
+        forward = passage.packet.endpoints
+        pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
         self._flows.enter(
             Flow(forward, state, pod, pod_port, expires=self._after(self.timeout_ticks)), self._now
         )
+        state.pod_counters[pod][PodCounter.FLOWS] += 1
         state.counters[VipCounter.FIRST_PACKET] += 1
         self._count(Node.BALANCE, Reason.FIRST_PACKET)
         self._to_pod(passage, pod, pod_port)
@@ -346,7 +370,16 @@ class Reference:
     def _to_pod(self, passage: Passage, pod: Pod, pod_port: int) -> None:
         passage.pod = pod
         passage.pod_port = pod_port
-        self._send(passage, Node.NAT44 if passage.packet.family == Family.IPV4 else Node.NAT66)
+        assert passage.vip is not None
+        size = _ip_length(passage.packet)
+        passage.vip.counters[VipCounter.TO_POD_BYTES] += size
+        passage.vip.pod_counters[pod][PodCounter.TO_POD_PACKETS] += 1
+        passage.vip.pod_counters[pod][PodCounter.TO_POD_BYTES] += size
+        encap = passage.vip.vip.encap
+        if encap is not Encap.NAT:
+            self._send(passage, direct.NODES[encap])
+        else:
+            self._send(passage, Node.NAT44 if passage.packet.family == Family.IPV4 else Node.NAT66)
 
     # ---------------------------------------------------------------- kp4-nat4, kp6-nat6, kp-nat[46]-in2out
 
@@ -381,11 +414,17 @@ class Reference:
             flow.expires = self._after(self.timeout_ticks)
         else:
             self._count(node, Reason.IN2OUT_UNTRACKED)
+        size = _ip_length(packet)
         try:
             rewrite.set_source(packet, addressed.destination, addressed.destination_port)
         except rewrite.SctpFragment:
             self._end(passage, node, Outcome.DROP, Reason.SCTP_FRAGMENT)
             return
+        assert passage.pod is not None
+        passage.vip.counters[VipCounter.FROM_POD_PACKETS] += 1
+        passage.vip.counters[VipCounter.FROM_POD_BYTES] += size
+        passage.vip.pod_counters[passage.pod][PodCounter.FROM_POD_PACKETS] += 1
+        passage.vip.pod_counters[passage.pod][PodCounter.FROM_POD_BYTES] += size
         self._transmit(passage, node, Reason.IN2OUT)
 
     def _untracked_flows_of(self, reply: Endpoints) -> list[tuple[VipState, Endpoints]]:
@@ -402,6 +441,28 @@ class Reference:
             rewrite.decrement_ttl(passage.packet)
         self._end(passage, node, Outcome.TRANSMIT, reason)
 
+    # ------------------------------------------------------------------- kp-gre, kp-ipip, kp-gue, kp-l3dsr
+
+    def _tunnel(self, passage: Passage, node: Node) -> None:
+        assert passage.vip is not None and passage.pod is not None
+        packet = passage.packet
+        if packet.gso:
+            self._end(passage, node, Outcome.DROP, Reason.TUNNEL_GSO)
+            return
+        try:
+            data = self._tunnels.encapsulate(packet, passage.vip.vip, passage.pod.address)
+        except direct.NoTunnel as refused:
+            self._end(passage, node, Outcome.DROP, refused.reason)
+            return
+        passage.packet = replace(packet, data=data, partial_checksum=False)
+        self._end(passage, node, Outcome.TRANSMIT, Reason.ENCAPSULATED)
+
+    def _l3dsr(self, passage: Passage) -> None:
+        assert passage.vip is not None and passage.pod is not None
+        rewrite.set_destination(passage.packet, passage.pod.address, passage.packet.destination_port)
+        direct.set_dscp(passage.packet, passage.vip.vip.dscp)
+        self._transmit(passage, Node.L3DSR, Reason.FORWARDED)
+
     # --------------------------------------------------------------------------------------------- kp-reject
 
     def _reject(self, passage: Passage) -> None:
@@ -415,12 +476,19 @@ class Reference:
             self._end(passage, Node.REJECT, Outcome.TRANSMIT, Reason.REJECT_SENT)
 
 
-def _refusal(packet: Packet, kind: VipType) -> Reason | None:
+def _refusal(packet: Packet, vip: Vip) -> Reason | None:
     """Why kp-balance drops a packet before looking for a pod, or None."""
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED
-    if kind == VipType.IP4_NAT46:
+    if vip.encap is not Encap.NAT:
+        return None
+    if vip.type == VipType.IP4_NAT46:
         return Reason.NAT46_NOT_SUPPORTED
-    if kind == VipType.IP6_NAT64:
+    if vip.type == VipType.IP6_NAT64:
         return Reason.NAT64_NOT_SUPPORTED
     return None
+
+
+def _ip_length(packet: Packet) -> int:
+    """As the header tells."""
+    return packet.end - packet.l3

@@ -57,6 +57,7 @@ class Packet:
     interface: int = 0
     partial_checksum: bool = False  # the L4 checksum field holds only the pseudo-header's sum
     room: int = 65535  # bytes that an answer in this packet's place may have
+    gso: bool = False  # several segments under one header
     family: Family = Family.NONE
     l3: int = 0
     l4: int = 0

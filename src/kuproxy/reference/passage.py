@@ -19,6 +19,7 @@ class RefPacket:
     interface: int = 0
     partial_checksum: bool = False
     room: int = 65535  # bytes that an answer in its place may have
+    gso: bool = False  # several segments under one header
 
 
 class Result(NamedTuple):

@@ -75,10 +75,15 @@ def _set(packet: Packet, old: Address, new: Address, old_port: int, new_port: in
     packet.data[at : at + len(new.packed)] = new.packed
 
 
-def _change_l4_checksum(packet: Packet, old: bytes, new: bytes, old_port: bytes, new_port: bytes) -> None:
-    at_in_header = CHECKSUM_AT.get(packet.protocol)
+def checksum_at(packet: Packet) -> int | None:
+    """Offset from the L4 header of a checksum with a pseudo-header; None where there is none."""
     if packet.protocol == Protocol.ICMP6 and packet.family == Family.IPV6:
-        at_in_header = ICMP6_CHECKSUM_AT
+        return ICMP6_CHECKSUM_AT
+    return CHECKSUM_AT.get(packet.protocol)
+
+
+def _change_l4_checksum(packet: Packet, old: bytes, new: bytes, old_port: bytes, new_port: bytes) -> None:
+    at_in_header = checksum_at(packet)
     if at_in_header is None:
         return
     at = packet.l4 + at_in_header

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Family, Protocol, VipCounter
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, PodCounter, Protocol, VipCounter
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
 from kuproxy.reference.maglev import in_ring_order, maglev_ring
 from kuproxy.reference.packet import Endpoints
@@ -19,6 +19,7 @@ class VipState:
     def __init__(self, vip: Vip):
         self.deleted = False
         self.counters: Counter[VipCounter] = Counter()
+        self.pod_counters: defaultdict[Pod, Counter[PodCounter]] = defaultdict(Counter)  # drained pods' too
         self.removed_pods: set[Address] = set()  # and perhaps serving flows still
         self.vip = vip
         self.ring: list[Pod] = []  # one pod a slot
@@ -29,6 +30,7 @@ class VipState:
         self.removed_pods |= {pod.address for pod in self.vip.pods}
         self.removed_pods -= {pod.address for pod in vip.pods}
         ordered = in_ring_order(Pod(pod.address, vip.pod_port(pod)) for pod in vip.pods)
+        self.serving = set(ordered)
         self.ring = [ordered[position] for position in maglev_ring(ordered, vip.new_len)]
         self.vip = vip
 
@@ -63,7 +65,7 @@ class VipState:
         key = self.key
         if key.prefix.num_addresses != 1 or key.family != reply.source.version or not self.ring:
             return None
-        if not accepts_protocol(key, reply.protocol):
+        if not accepts_protocol(key, reply.protocol) or self.vip.encap is not Encap.NAT:
             return None
         addressed = Endpoints(
             reply.destination,
@@ -108,6 +110,8 @@ class Vips:
         for other in self.by_key.values():
             if other.key != vip.key and _share_node_port(other.vip, vip):
                 raise ValueError(f"node port {vip.node_port} belongs to VIP {other.key}")
+        if vip.key in self.by_key and self.by_key[vip.key].vip.encap != vip.encap:
+            self.delete(vip.key)  # pods that got it in another way cannot go on with a flow
         if vip.key in self.by_key:
             self.by_key[vip.key].change(vip)
         else:

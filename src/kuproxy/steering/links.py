@@ -54,6 +54,7 @@ _SYSCTLS = {
     "ipv6/conf/ku0/router_solicitations": "0",
 }
 _IFF_UP, _IFF_NOARP, _IFF_MULTICAST = 0x1, 0x80, 0x1000
+_GSO_MAX_SEGS = 65535  # the kernel's default
 _STALE_PATIENCE_S = 3.0
 
 
@@ -107,6 +108,16 @@ class VethPair:
             self._ask(
                 "neigh", "replace", dst=str(next_hop), lladdr=KU1_MAC, ifindex=self.ifindex, state="permanent"
             )
+
+    def split_segments(self, split: bool) -> None:
+        """Let the kernel split GSO frames before they come up (or not, as in the beginning).
+
+        A frame of several segments cannot enter a tunnel: virtio_net_hdr has no words for segments inside GRE, IPIP or
+        UDP, and packet sockets refuse what it cannot say. With `gso_max_segs` 1 `netif_skb_features()` takes
+        segmentation from ku0's features for every frame with more, so that the kernel splits it on its way out of
+        ku0, whoever redirected it there. Then TCP on this node builds no larger frames towards ku0, either.
+        """
+        self._ask("link", "set", index=self.ifindex, gso_max_segs=1 if split else _GSO_MAX_SEGS)
 
     def next_hops(self) -> dict[int, IPv4Address | IPv6Address]:
         """Family (4, 6) → the address through which routes lead to ku1. Without 6 where the node has none."""

@@ -122,12 +122,16 @@ class Steering:
         """
         self._require_started()
         old = self._targets
+        if targets.tunnels and not old.tunnels:
+            self._pair.split_segments(True)
         self._prepare_returns(targets)
         try:
             self._change_entries(old, targets)
         except BaseException:
             self._prepare_returns(old)
             raise
+        if old.tunnels and not targets.tunnels:
+            self._pair.split_segments(False)
         gone = {each for each, _, _ in old.vips - targets.vips} - self._networks.keys()
         self._routes.change(remove=gone, add=self._routable(each for each, _, _ in targets.vips - old.vips))
 

@@ -34,6 +34,8 @@ class Targets:
     marks: Mapping[str, int] | None = None
     # Node ports are served at node addresses in these networks only; None: at all of them.
     node_networks: frozenset[Network] | None = None
+    # Some VIP's packets go out in tunnels: the kernel has to split what comes up into single packets.
+    tunnels: bool = False
 
     def __post_init__(self) -> None:
         for family, protocol, port in self.node_ports:

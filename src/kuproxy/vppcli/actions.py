@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from kuproxy.codes import Family, Protocol
 from kuproxy.errors import Problem
 from kuproxy.model.config import Show, ShowKind
-from kuproxy.model.vip import Pod, Prefix, Vip, VipKey
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 __all__ = [
     "Action",
     "AddPods",
+    "AddTrace",
     "AddVip",
     "DelPods",
     "DelVip",
@@ -75,6 +76,8 @@ class Action:
 class SetConf(Action):
     buckets: int | None = None  # None: stays as it is
     timeout_s: float | None = None
+    ip4_src_address: Address | None = None
+    ip6_src_address: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,11 @@ class ShowAction(Action):
     @property
     def verbose(self) -> bool:
         return self.show.verbose
+
+
+@dataclass(frozen=True, slots=True)
+class AddTrace(Action):
+    packets: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,16 @@ Which VIPs a command means:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from kuproxy.codes import Family, Protocol
+from kuproxy.codes import Encap, Family, Protocol
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.config import Config, InterfaceMark, Settings, Show
+from kuproxy.model.config import MAX_TRACED, Config, InterfaceMark, Settings, Show
 from kuproxy.model.vip import Pod, Prefix, Vip, VipKey, pod_family_message
 from kuproxy.vppcli.actions import (
     Action,
     AddPods,
+    AddTrace,
     AddVip,
     DelPods,
     DelVip,
@@ -47,6 +49,7 @@ class Desired:
         self.settings = Settings()
         self.shows: list[Show] = []
         self.flush_flows = False
+        self.trace = 0
         self._vips: dict[VipKey, Vip] = {}  # as they were added: without pods
         self._pods: dict[VipKey, frozenset[Pod]] = {}
         self._by_prefix: dict[Prefix, tuple[VipKey, ...]] = {}
@@ -57,19 +60,23 @@ class Desired:
     def vips(self) -> tuple[Vip, ...]:
         """Every VIP with its pods, in the order in which the VIPs were added."""
         return tuple(
-            Vip(
-                vip.key, vip.type, vip.target_port, vip.node_port, vip.new_len, tuple(self._pods[key]),
-                vip.reject, vip.owner,
-            )
-            for key, vip in self._vips.items()
-        )  # fmt: skip
+            replace(vip, pods=tuple(self._pods[key])) for key, vip in self._vips.items()
+        )
 
     @property
     def interfaces(self) -> tuple[InterfaceMark, ...]:
         return tuple(InterfaceMark(name, *marks) for name, marks in self._interfaces.items())
 
     def config(self, sources: tuple[str, ...] = ()) -> Config:
-        return Config(self.vips, self.settings, self.interfaces, tuple(self.shows), self.flush_flows, sources)
+        return Config(
+            self.vips,
+            self.settings,
+            self.interfaces,
+            tuple(self.shows),
+            self.flush_flows,
+            self.trace,
+            sources,
+        )
 
     def run(self, text: str, file: str = "") -> None:
         """Apply a script.  Raises ConfigError with every problem of every line; then nothing has changed."""
@@ -114,14 +121,22 @@ class Desired:
             case DelPods():
                 self._del_pods(action.selector, action.pods)
             case SetConf():
-                self.settings = Settings(
-                    self.settings.buckets if action.buckets is None else action.buckets,
-                    self.settings.timeout_s if action.timeout_s is None else action.timeout_s,
-                )
+                told = {
+                    "buckets": action.buckets,
+                    "timeout_s": action.timeout_s,
+                    "ip4_src_address": action.ip4_src_address,
+                    "ip6_src_address": action.ip6_src_address,
+                }
+                known = {name: value for name, value in told.items() if value is not None}
+                self.settings = replace(self.settings, **known)  # type: ignore[arg-type]
             case SetInterface():
                 self._set_interface(action)
             case ShowAction():
                 self.shows.append(action.show)
+            case AddTrace():
+                self.trace += action.packets
+                if self.trace > MAX_TRACED:
+                    raise ConfigError(Problem(f"at most {MAX_TRACED} packets are traced at once", field="add"))
             case FlushFlows():
                 self.flush_flows = True
             case _:
@@ -138,6 +153,16 @@ class Desired:
                     f"VIP {key} exists already, as {old.describe()}",
                     field="prefix",
                     hint="delete it first, or repeat it as it is",
+                )
+            )
+        family = vip.type.pod_family
+        source = self.settings.ip4_src_address if family == Family.IPV4 else self.settings.ip6_src_address
+        if vip.encap.is_tunnel and source is None:
+            raise ConfigError(
+                Problem(
+                    f"{vip.label} needs an outer source address",
+                    field="encap",
+                    hint=f"say `ku conf ip{int(family)}-src-address ADDRESS` first",
                 )
             )
         if vip.node_port:
@@ -192,6 +217,10 @@ class Desired:
                 message = pod_family_message(key, self._vips[key].type, pod.address)
                 if message is not None:
                     problems.append(Problem(message, field="address"))
+                elif pod.port and self._vips[key].encap is not Encap.NAT:
+                    problems.append(
+                        Problem(f"pod {pod} has a port, but VIP {key} leaves the port alone", field="address")
+                    )
                 elif pod.port and not key.port:
                     problems.append(
                         Problem(f"pod {pod} has a port, but VIP {key} stands for every port", field="address")

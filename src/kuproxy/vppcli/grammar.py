@@ -13,22 +13,25 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kuproxy.codes import Family, Protocol
+from kuproxy.codes import Encap, Family, Protocol
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.model.config import Settings, Show, ShowKind
 from kuproxy.model.vip import (
     DEFAULT_NEW_LEN,
     VIP_TYPE_WORDS,
+    Address,
     Pod,
     Prefix,
     Vip,
     VipKey,
+    encap_of,
     parse_prefix,
     vip_type,
 )
 from kuproxy.vppcli.actions import (
     Action,
     AddPods,
+    AddTrace,
     AddVip,
     DelPods,
     DelVip,
@@ -39,7 +42,7 @@ from kuproxy.vppcli.actions import (
     VipSelector,
     Where,
 )
-from kuproxy.vppcli.options import OptionReader, to_int, to_pod, to_protocol, to_seconds
+from kuproxy.vppcli.options import OptionReader, to_address, to_encap, to_int, to_pod, to_protocol, to_seconds
 from kuproxy.vppcli.words import Word, WordError, match_keyword, split_commands
 
 __all__ = ["COMMANDS", "Command", "Scan", "parse_line", "parse_script", "scan_script"]
@@ -72,9 +75,15 @@ def _narrowed(selector: VipSelector, options: OptionReader) -> VipSelector:
 
 
 def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
-    options.read({"buckets": to_int, "buckets-log2": to_int, "timeout": to_seconds})
+    options.read(
+        {
+            "buckets": to_int, "buckets-log2": to_int, "timeout": to_seconds,
+            "ip4-src-address": to_address, "ip6-src-address": to_address,
+        }
+    )  # fmt: skip
     if not options.values and not options.problems:
-        options.problem("nothing to set", where.line, hint="say buckets, buckets-log2 or timeout")
+        settings = "buckets, buckets-log2, timeout, ip4-src-address or ip6-src-address"
+        options.problem("nothing to set", where.line, hint=f"say {settings}")
     buckets = options.values.get("buckets")
     log2 = options.values.get("buckets-log2")
     timeout_s = options.values.get("timeout")
@@ -90,16 +99,22 @@ def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> A
         return None
     assert buckets is None or isinstance(buckets, int)
     assert timeout_s is None or isinstance(timeout_s, float)
+    sources: list[Address | None] = []
+    for keyword in ("ip4-src-address", "ip6-src-address"):
+        value = options.values.get(keyword)
+        assert value is None or isinstance(value, Address)
+        sources.append(value)
     default = Settings()
     try:
         Settings(
             default.buckets if buckets is None else buckets,
             default.timeout_s if timeout_s is None else timeout_s,
+            *sources,
         )
     except ConfigError as error:
         options.adopt(error, where.line)
         return None
-    return SetConf(buckets, timeout_s, where=where)
+    return SetConf(buckets, timeout_s, *sources, where=where)
 
 
 _NAT_WORDS = tuple(VIP_TYPE_WORDS)
@@ -107,12 +122,15 @@ _NAT_WORDS = tuple(VIP_TYPE_WORDS)
 
 def _read_vip(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
     selector = _prefix_and_selector(options)
-    ports = dict.fromkeys(("port", "target_port", "node_port", "new_len"), to_int)
-    options.read({**ports, "protocol": to_protocol}, flags=(*_NAT_WORDS, "del"))
+    ports = dict.fromkeys(("port", "target_port", "node_port", "new_len", "dscp", "gue_port"), to_int)
+    options.read({**ports, "protocol": to_protocol, "encap": to_encap}, flags=(*_NAT_WORDS, "del"))
     types = [word for word in _NAT_WORDS if word in options.values]
     if len(types) > 1:
         line = options.line_of(types[-1], where.line)
         options.problem(f"{' and '.join(types)} exclude each other", line, "type")
+    encap_word = options.values.get("encap")
+    if encap_word is not None and types:
+        options.problem(f"encap {encap_word} and {types[0]} exclude each other", where.line, "encap")
     if selector is None:
         return None
     if options.values.get("del"):
@@ -123,6 +141,9 @@ def _read_vip(_path: tuple[str, ...], options: OptionReader, where: Where) -> Ac
     except ValueError as error:
         message, _, hint = str(error).partition("; ")
         options.problem(message, options.line_of(types[0], where.line), "type", hint)
+    encap = Encap.NAT
+    if isinstance(encap_word, str):
+        encap, kind = encap_of(selector.prefix, encap_word)
     # What is wrong already must not hide what else is: a port that could not be read stands for some port.
     any_port = 1 if options.problems else 0
     protocol = options.get("protocol", Protocol, Protocol.ANY)
@@ -138,6 +159,9 @@ def _read_vip(_path: tuple[str, ...], options: OptionReader, where: Where) -> Ac
             target_port=options.get("target_port", int, 0),
             node_port=options.get("node_port", int, 0),
             new_len=options.get("new_len", int, DEFAULT_NEW_LEN),
+            encap=encap,
+            dscp=options.get("dscp", int, 0),
+            gue_port=options.get("gue_port", int, 0),
         )
     except ConfigError as error:
         options.adopt(error, where.line)
@@ -184,6 +208,12 @@ def _read_show(kind: ShowKind) -> Callable[[tuple[str, ...], OptionReader, Where
     return read
 
 
+def _read_trace(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
+    packets = options.take("add", to_int)
+    options.read({})
+    return None if packets is None or options.problems else AddTrace(packets, where=where)
+
+
 def _read_flush(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
     options.read({})
     return None if options.problems else FlushFlows(where=where)
@@ -199,6 +229,8 @@ def _table() -> tuple[Command, ...]:
         "totals, flows in use, settings",
     )
     show_nodes = "what the nodes of the graph counted, with the reason"
+    trace = "record the way of the next n packets through the graph"
+    show_trace = "the recorded packets: their nodes, what was decided, what became of them"
     mark = "translate back what comes from pods on this interface"
     marks = []
     for nat in ("nat4", "nat6"):
@@ -211,14 +243,17 @@ def _table() -> tuple[Command, ...]:
     return (
         Command(
             ("kube-proxy", "conf"),
-            "[buckets <n>] [buckets-log2 <n>] [timeout <s>]",
-            "size of the established-flow table of each worker, and how long a silent flow is remembered",
+            "[buckets <n>] [buckets-log2 <n>] [timeout <s>] [ip4-src-address <addr>] [ip6-src-address <addr>]",
+            "size of the established-flow table of each worker, how long a silent flow is remembered, "
+            "outer source addresses of tunnels",
             _read_conf,
         ),
         Command(
             ("kube-proxy", "vip"),
             "<prefix> [protocol any|tcp|udp|sctp] [port <n>] [target_port <n>] [node_port <n>] "
-            "[nat4|nat6|nat44|nat46|nat64|nat66] [new_len <n>] [del]",
+            "[nat4|nat6|nat44|nat46|nat64|nat66] "
+            "[encap gre4|gre6|l3dsr|ipip|ipip4|ipip6|gue|gue4|gue6|nat4|nat6] [dscp <n>] [gue_port <n>] "
+            "[new_len <n>] [del]",
             "add a VIP, or delete it with its pods",
             _read_vip,
         ),
@@ -247,6 +282,10 @@ def _table() -> tuple[Command, ...]:
         Command(
             ("kube-proxy", "test", "flowtable", "flush"), "", "forget every flow", _read_flush, hidden=True
         ),
+        Command(("kube-proxy", "trace", "add"), "<n>", trace, _read_trace),
+        Command(("trace", "add"), "<n>", trace, _read_trace, hidden=True),
+        Command(("show", "trace"), "", show_trace, _read_show(ShowKind.TRACE)),
+        Command(("kube-proxy", "show", "trace"), "", show_trace, _read_show(ShowKind.TRACE), hidden=True),
         Command(("comment",), "<text>", "nothing", _read_comment),
     )
 

@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from kuproxy.codes import Protocol
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.vip import Pod, parse_address
+from kuproxy.model.vip import ENCAP_WORDS, Address, Pod, parse_address
 from kuproxy.vppcli.words import Word, WordError, match_keyword
 
-__all__ = ["OptionReader", "to_int", "to_pod", "to_protocol", "to_seconds"]
+__all__ = ["OptionReader", "to_address", "to_encap", "to_int", "to_pod", "to_protocol", "to_seconds"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,6 +46,15 @@ def to_seconds(text: str) -> float:
 
 def to_protocol(text: str) -> Protocol:
     return PROTOCOL_WORDS[match_keyword(text.lower(), PROTOCOL_WORDS)]
+
+
+def to_encap(text: str) -> str:
+    """A word of ENCAP_WORDS."""
+    return match_keyword(text.lower(), ENCAP_WORDS)
+
+
+def to_address(text: str) -> Address:
+    return parse_address(text)
 
 
 def to_pod(text: str) -> Pod:

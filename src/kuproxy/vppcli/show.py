@@ -9,10 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from kuproxy.codes import REASON_TEXT, VIP_COUNTER_TEXT, Protocol, VipCounter
+from kuproxy.codes import (
+    POD_COUNTER_TEXT,
+    REASON_TEXT,
+    VIP_COUNTER_TEXT,
+    Encap,
+    PodCounter,
+    Protocol,
+    VipCounter,
+)
 from kuproxy.model.config import Show, ShowKind
 from kuproxy.model.report import NodeCount, PodReport, Report, VipReport
 from kuproxy.model.vip import Vip, address_text
+from kuproxy.vppcli.trace import show_trace, trace_json
 
 __all__ = ["render", "show_general", "show_nodes", "show_vips", "show_vips_verbose", "to_json"]
 
@@ -21,6 +30,8 @@ def render(report: Report, show: Show) -> str:
     """The text that one `show` command asks for, ending in a newline unless there is nothing to tell."""
     if show.kind is ShowKind.NODES:
         return show_nodes(report)
+    if show.kind is ShowKind.TRACE:
+        return show_trace(report.trace)
     if show.kind is ShowKind.VIPS:
         return show_vips_verbose(report) if show.verbose else show_vips(report)
     return show_general(report)
@@ -34,6 +45,9 @@ def show_general(report: Report) -> str:
         f" #pods: {sum(len(_live_pods(vip)) for vip in report.vips)}",
         f" buckets: {report.settings.buckets}",
     ]
+    for version, source in ((4, report.settings.ip4_src_address), (6, report.settings.ip6_src_address)):
+        if source is not None:
+            lines.append(f" ip{version}-src-address: {source}")
     for mark in report.interfaces:
         nats = [nat for nat, marked in (("nat4", mark.nat4_in), ("nat6", mark.nat6_in)) if marked]
         lines.append(f" interface {mark.name}: {' '.join(nats)} in")
@@ -58,7 +72,7 @@ def _live_pods(report: VipReport) -> list[PodReport]:
 def show_vips(report: Report) -> str:
     """`show ku vips`: one line for each VIP."""
     return _text(
-        f"{entry.vip.type.label} {entry.vip.key.prefix} {_ports(entry.vip)} "
+        f"{entry.vip.label} {entry.vip.key.prefix} {_ports(entry.vip)} "
         f"new_size:{entry.vip.new_len} #pod:{len(_live_pods(entry))}{' removed' if entry.removed else ''}"
         for entry in report.vips
     )
@@ -71,9 +85,13 @@ def show_vips_verbose(report: Report) -> str:
 
 def _vip_lines(entry: VipReport) -> Iterable[str]:
     vip = entry.vip
-    yield f"{vip.type.label} [{entry.index}] {vip.key.prefix}{' removed' if entry.removed else ''}"
+    yield f"{vip.label} [{entry.index}] {vip.key.prefix}{' removed' if entry.removed else ''}"
     yield f"  new_size:{vip.new_len}"
     yield f"  {_ports(vip)}"
+    if vip.encap is Encap.L3DSR:
+        yield f"  dscp:{vip.dscp}"
+    if vip.encap is Encap.GUE:
+        yield f"  gue_port:{vip.gue_port}"
     if vip.owner != "ku":
         yield f"  owner:{vip.owner}"
     yield "  counters:"
@@ -83,6 +101,9 @@ def _vip_lines(entry: VipReport) -> Iterable[str]:
     for pod in entry.pods:
         state = "removed" if pod.draining else "used"
         yield f"    {address_text(pod.address, pod.port)} {pod.slots} buckets   {pod.flows} flows  {state}"
+        counted = [f"{POD_COUNTER_TEXT[each]}: {pod.counters[each]}" for each in PodCounter if pod.counters.get(each)]
+        if counted:
+            yield f"      {', '.join(counted)}"
 
 
 def show_nodes(report: Report) -> str:
@@ -109,7 +130,14 @@ def _text(lines: Iterable[str]) -> str:
 def to_json(report: Report) -> dict[str, Any]:
     """Everything in the report, as JSON takes it; keys are the words of the command language."""
     return {
-        "settings": {"buckets": report.settings.buckets, "timeout": report.settings.timeout_s},
+        "settings": {"buckets": report.settings.buckets, "timeout": report.settings.timeout_s} | {
+            f"ip{version}_src_address": str(address)
+            for version, address in (
+                (4, report.settings.ip4_src_address),
+                (6, report.settings.ip6_src_address),
+            )
+            if address is not None
+        },
         "interfaces": [
             {"name": mark.name, "nat4_in": mark.nat4_in, "nat6_in": mark.nat6_in}
             for mark in report.interfaces
@@ -128,6 +156,7 @@ def to_json(report: Report) -> dict[str, Any]:
             }
             for entry in _ordered(report.nodes)
         ],
+        "trace": trace_json(report.trace),
     }
 
 
@@ -140,7 +169,10 @@ def _vip_json(entry: VipReport) -> dict[str, Any]:
         "port": vip.key.port,
         "target_port": vip.target_port,
         "node_port": vip.node_port,
-        "type": vip.type.label,
+        "type": vip.label,
+        "encap": vip.encap.name.lower(),
+        "dscp": vip.dscp,
+        "gue_port": vip.gue_port,
         "new_len": vip.new_len,
         "reject": vip.reject,
         "owner": vip.owner,
@@ -153,6 +185,7 @@ def _vip_json(entry: VipReport) -> dict[str, Any]:
                 "buckets": pod.slots,
                 "flows": pod.flows,
                 "removed": pod.draining,
+                "counters": {each.name.lower(): pod.counters.get(each, 0) for each in PodCounter},
             }
             for pod in entry.pods
         ],

@@ -6,6 +6,7 @@ from kuproxy.dataplane.checksum import fold, sum_bytes
 from kuproxy.dataplane.memory import load16, load32, swap16
 
 HEADER = 20
+TOS = 1
 TOTAL_LENGTH = 2
 IDENTIFICATION = 4
 FRAGMENT = 6

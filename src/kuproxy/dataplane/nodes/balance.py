@@ -6,18 +6,21 @@ whose hash fits and fetches the flow's record (or the ring's slot), the second d
 
 import numpy as np
 
-from kuproxy.codes import Node, Outcome, PacketFlag, Reason, VipCounter, VipFlag, VipType
+from kuproxy.codes import Encap, Node, Outcome, PacketFlag, PodCounter, Reason, VipCounter, VipFlag, VipType
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, source, ttl_of
 from kuproxy.dataplane.graph_queue import count, enqueue, finish
 from kuproxy.dataplane.layout import REVERSE_WAYS, T_FLOW_TIMEOUT, W_FLOWS, WAYS
 from kuproxy.dataplane.memory import prefetch
+from kuproxy.dataplane.tally import tally_to_pod
 from kuproxy.wire import l4
 
 _NODE = int(Node.BALANCE)
 _DROP = int(Outcome.DROP)
 _UNTRACKED = int(PacketFlag.UNTRACKED)
+_CLASH = int(PacketFlag.CLASH_AVOIDED)
+_NEW_FLOW = int(PacketFlag.NEW_FLOW)
 _REJECT = int(VipFlag.REJECT)
 _NEXT = int(VipCounter.NEXT_PACKET)
 _FIRST = int(VipCounter.FIRST_PACKET)
@@ -26,7 +29,9 @@ _NO_SERVER = int(VipCounter.NO_SERVER)
 _NAT44 = int(VipType.IP4_NAT44)
 _NAT46 = int(VipType.IP4_NAT46)
 _NAT66 = int(VipType.IP6_NAT66)
+_FLOWS = int(PodCounter.FLOWS)
 _ONE = np.uint64(1)
+_DIRECT = int(Node.GRE) - int(Encap.GRE)  # the nodes of direct return, in the order of Encap
 _CLASH_TRIES = 64  # further ring slots that are looked at when a reply would be ambiguous
 
 
@@ -126,6 +131,7 @@ def _choose(tables, state, frame, packet, now):
         line_hash = _line_hash(packet, pod, client_hi, client_lo)
         if not _reply_is_taken(tables, state, frame, packet, pod, line_hash, client_hi, client_lo, now):
             if step != 0:
+                packet["flags"] = np.int64(packet["flags"]) | _CLASH
                 count(state, _NODE, Reason.CLASH_AVOIDED.value, 1)
             return index, line_hash
     return np.int64(0), np.int64(0)
@@ -148,15 +154,20 @@ def _enter(tables, state, frame, packet, slot, back, index, line_hash, now):
     flow["protocol"] = packet["protocol"]
     flow["family"] = packet["family"]
     flow["generation"] = tables.vips[packet["vip"]]["generation"]
-    flow["reverse"] = back
     flow["reverse_hash"] = line_hash
     flow["created"] = now
     entry["hash"] = packet["hash"]
     entry["expires"] = (now + np.int64(tables.header[T_FLOW_TIMEOUT])) & 0xFFFFFFFF
     entry["vip"] = packet["vip"]
     entry["pod"] = index
-    state.reverse[back]["hash"] = line_hash
-    state.reverse[back]["slot"] = slot + 1
+    if back >= 0:
+        flow["reverse"] = back
+        state.reverse[back]["hash"] = line_hash
+        state.reverse[back]["slot"] = slot + 1
+    else:  # direct return: no reply comes by, and no line can point here
+        flow["reverse"] = 0
+    packet["flags"] = np.int64(packet["flags"]) | _NEW_FLOW
+    state.pod_counters[index, _FLOWS] += _ONE
     state.pod_refs[index] += 1
     state.header[W_FLOWS] += 1
 
@@ -172,15 +183,17 @@ def _new_flow(tables, state, frame, packet, now):
         return Reason.NO_POD.value
     slot = flow_table.free_way(tables, state, flow_hash, now)
     back = np.int64(-1)
-    if slot >= 0:
+    direct = vip["encap"] != 0
+    line_hash = np.int64(0)
+    if slot < 0 or direct:
+        mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
+        index = np.int64(tables.rings[np.int64(vip["ring"] >> np.uint64(8)) + (flow_hash & mask)])
+    else:
         index, line_hash = _choose(tables, state, frame, packet, now)
         if index == 0:
             return Reason.FLOW_CLASH.value
         back = flow_table.free_reverse(tables, state, line_hash, now)
-    if slot < 0 or back < 0:
-        if slot < 0:
-            mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
-            index = np.int64(tables.rings[np.int64(vip["ring"] >> np.uint64(8)) + (flow_hash & mask)])
+    if slot < 0 or (back < 0 and not direct):
         packet["flags"] = np.int64(packet["flags"]) | _UNTRACKED
         packet["new_port"] = port_at_pod(tables.pods[index], packet)
         packet["pod"] = index
@@ -243,7 +256,8 @@ def kp_balance(frame, tables, state, now):
         if ttl_of(frame.data, packet) <= 1:
             finish(packet, state, _NODE, _DROP, Reason.TTL_EXPIRED.value)
             continue
-        if vip_type != _NAT44 and vip_type != _NAT66:
+        encap = np.int64(tables.vips[vip_index]["encap"])
+        if vip_type != _NAT44 and vip_type != _NAT66 and encap == 0:
             unsupported = Reason.NAT46_NOT_SUPPORTED.value
             if vip_type != _NAT46:
                 unsupported = Reason.NAT64_NOT_SUPPORTED.value
@@ -271,7 +285,11 @@ def kp_balance(frame, tables, state, now):
             else:
                 finish(packet, state, _NODE, _DROP, reason)
                 continue
-        enqueue(frame, Node.NAT44.value if vip_type == _NAT44 else Node.NAT66.value, number)
+        tally_to_pod(state, packet)
+        if encap != 0:
+            enqueue(frame, _DIRECT + encap, number)
+        else:
+            enqueue(frame, Node.NAT44.value if vip_type == _NAT44 else Node.NAT66.value, number)
     if existing != 0:
         count(state, _NODE, Reason.EXISTING_SESSION.value, existing)
     if first != 0:

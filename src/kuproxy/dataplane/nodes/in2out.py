@@ -13,6 +13,7 @@ from kuproxy.dataplane.graph_queue import count, finish
 from kuproxy.dataplane.layout import REVERSE_WAYS, T_DECREMENT_TTL, T_FLOW_TIMEOUT, W_OUTCOMES
 from kuproxy.dataplane.memory import prefetch
 from kuproxy.dataplane.rewrite import port_is_fixed, rewrite_ipv4, rewrite_ipv6
+from kuproxy.dataplane.tally import tally_from_pod
 from kuproxy.dataplane.untracked import find_untracked
 from kuproxy.wire import ipv4, ipv6, l4
 
@@ -90,6 +91,7 @@ def _in2out(frame, tables, state, now, node):
                 state.entries[slot]["expires"] = expires
         else:
             count(state, node, Reason.IN2OUT_UNTRACKED.value, 1)
+        tally_from_pod(state, packet)
         if packet["family"] == 4:
             address = np.int64(new_lo >> np.uint64(32))
             rewrite_ipv4(frame.data, packet, ipv4.SOURCE, address, l4.SOURCE_PORT, new_port, decrement)
