@@ -57,12 +57,48 @@ class VipFlag(IntFlag):
 
     USED = 1  # cleared when the VIP is deleted: its flows are then forgotten
     REJECT = 2  # without pods, answer with TCP RST or ICMP port unreachable instead of dropping silently
+    MASQUERADE = 256  # pods see an address of the node as the source, never the client's
+    RESET = 512  # TCP flows of flushed pods are answered with a reset instead of moving to another pod
 
 
 class PodFlag(IntFlag):
     """Per-pod bits."""
 
-    USED = 1  # cleared when the pod is removed from its VIP: it serves its remaining flows only (drain)
+    USED = 1  # gets new flows; cleared when the pod is removed from its VIP or weighs 0 (drain)
+    FLUSHED = 2  # not even its old flows are its own any more
+
+
+class HashMode(IntEnum):
+    """What of a first packet chooses the slot of the new-flow table."""
+
+    FLOW = 0  # addresses and ports
+    SOURCE = 1  # the client's address alone
+
+
+class FlowState(IntEnum):
+    """What is known about a flow's life; each has a timeout of its own."""
+
+    OTHER = 0  # protocols that are not looked into
+    TCP_HALF_OPEN = 1  # not yet confirmed by both sides
+    TCP_ESTABLISHED = 2
+    TCP_CLOSING = 3  # reset, or finished by both sides
+    UDP = 4
+    SCTP = 5
+    ICMP = 6
+
+    @property
+    def label(self) -> str:
+        """As the command language writes it, `tcp-half-open`."""
+        return self.name.lower().replace("_", "-")
+
+
+class FlowFlag(IntFlag):
+    """What a TCP flow's two sides have said so far."""
+
+    CLIENT = 1  # the client acknowledged something, without SYN
+    POD = 2  # the pod answered, other than with a reset
+    CLIENT_FIN = 4
+    POD_FIN = 8
 
 
 class InterfaceFlag(IntFlag):
@@ -96,6 +132,7 @@ class Node(IntEnum):
     NAT4_IN2OUT = 8
     NAT6_IN2OUT = 9
     REJECT = 10
+    MASQUERADE = 18  # visited between BALANCE and NAT44
 
     @property
     def label(self) -> str:
@@ -115,6 +152,7 @@ NODE_NAMES = {
     Node.NAT4_IN2OUT: "kp-nat4-in2out",
     Node.NAT6_IN2OUT: "kp-nat6-in2out",
     Node.REJECT: "kp-reject",
+    Node.MASQUERADE: "kp-masquerade",
 }
 
 
@@ -173,6 +211,17 @@ class Reason(IntEnum):
     UNTRACKED = 54
     CLASH_AVOIDED = 55
     IN2OUT_UNTRACKED = 56
+    # --- flow state, masquerade, policy: events, then ends in DROP ---------------------------------------
+    HALF_OPEN_EVICTED = 80
+    CHOSEN_AFRESH = 81
+    MASQUERADED = 82
+    PORT_TRANSLATED = 83
+    AFFINITY = 84
+    MASQUERADE_EXHAUSTED = 88
+    NO_MASQUERADE_ADDRESS = 89
+    FLOW_TABLE_FULL = 90
+    SOURCE_RANGE = 91
+    SESSION_CAP = 92
 
 
 N_REASONS = 128
@@ -220,6 +269,16 @@ REASON_TEXT = {
     Reason.UNTRACKED: "untracked packet",
     Reason.CLASH_AVOIDED: "first packets moved to another pod because the reply would be ambiguous",
     Reason.IN2OUT_UNTRACKED: "in2out packets restored without a flow entry",
+    Reason.HALF_OPEN_EVICTED: "half-open flows forgotten to make room for new ones",
+    Reason.CHOSEN_AFRESH: "new connections on a closed flow or a removed pod, pod chosen afresh",
+    Reason.MASQUERADED: "packets that left with an address of the node as their source",
+    Reason.PORT_TRANSLATED: "first packets whose source port was changed because the reply would be ambiguous",
+    Reason.AFFINITY: "first packets sent to the pod that the client had before",
+    Reason.MASQUERADE_EXHAUSTED: "no free source port found towards the pod",
+    Reason.NO_MASQUERADE_ADDRESS: "source must be masqueraded, but there is no address to do it with",
+    Reason.FLOW_TABLE_FULL: "source must be translated, but the flow table has no room to remember it",
+    Reason.SOURCE_RANGE: "client outside the source ranges of the VIP",
+    Reason.SESSION_CAP: "the VIP has as many flows as it may have",
 }
 
 
@@ -230,6 +289,7 @@ class VipCounter(IntEnum):
     FIRST_PACKET = 1
     UNTRACKED_PACKET = 2
     NO_SERVER = 3
+    EVICTED = 4
 
 
 VIP_COUNTER_TEXT = {
@@ -237,6 +297,7 @@ VIP_COUNTER_TEXT = {
     VipCounter.FIRST_PACKET: "first session packet",
     VipCounter.UNTRACKED_PACKET: "untracked packet",
     VipCounter.NO_SERVER: "no server configured",
+    VipCounter.EVICTED: "half-open flow evicted",
 }
 
 
@@ -252,3 +313,4 @@ class PacketFlag(IntFlag):
     LATER_FRAGMENT = 16  # a fragment without an L4 header
     NODEPORT = 32  # addressed to a node address and a node port
     UNTRACKED = 64  # translated without an entry in the flow table
+    TRANSLATED = 2048  # its flow's source is not what the client wrote

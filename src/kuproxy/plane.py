@@ -9,7 +9,7 @@ from kuproxy.control.compile import Compiler, VipRecord
 from kuproxy.control.report import Baselines, build_report
 from kuproxy.control.store import Changes, Store
 from kuproxy.engine.contract import Engine
-from kuproxy.engine.memory import Totals, pod_flows, totals, vip_counters
+from kuproxy.engine.memory import Totals, flows_by_state, pod_flows, totals, vip_counters
 from kuproxy.model.config import Config, InterfaceMark, Settings
 from kuproxy.model.report import Report, WorkerReport
 
@@ -25,7 +25,7 @@ class Plane:
         )
         self._baselines = Baselines()
         self._marks: tuple[InterfaceMark, ...] = ()
-        self.compiler.set_timeout(self.store.settings.timeout_s)
+        self.compiler.set_timeouts(self.store.settings.timeouts)
 
     @property
     def settings(self) -> Settings:
@@ -40,8 +40,11 @@ class Plane:
         changes = self.store.replace(source, config.vips)
         self.store.settings = config.settings
         self._marks = config.interfaces
-        self.compiler.set_timeout(config.settings.timeout_s)
+        self.compiler.set_timeouts(config.settings.timeouts)
+        self.compiler.set_masquerade(config.settings.masquerade)
         self.compiler.apply(changes)
+        for key, pod in config.flushed:
+            self.compiler.flush(key, pod.address, pod.port)
         self._baselines.note(self.compiler.records(), self._vip_counts)
         self.collect()
         return changes
@@ -64,8 +67,10 @@ class Plane:
             vip_counters=self._own_counts,
             pod_flows=self._pod_flows,
             workers=[
-                WorkerReport(index, flows, capacity)
-                for index, (flows, capacity) in enumerate(zip(sums.flows, sums.capacity, strict=True))
+                WorkerReport(index, flows, capacity, flows_by_state(state))
+                for index, (flows, capacity, state) in enumerate(
+                    zip(sums.flows, sums.capacity, self.engine.states, strict=True)
+                )
             ],
             interfaces=self._marks,
         )

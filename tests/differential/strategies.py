@@ -20,7 +20,7 @@ from typing import TypeVar
 from hypothesis import strategies as st
 
 import packets
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Family, Protocol
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Family, HashMode, Protocol
 from kuproxy.model.vip import Pod, Vip, VipKey, vip_type
 from kuproxy.reference import RefPacket
 
@@ -49,9 +49,12 @@ class Config:
     any_node_address: bool = True
     node_addresses: tuple[Address, ...] = ()
     reject_rate: int = 1000
+    masquerade: tuple[Address, ...] = ()
 
 
 NODE_ADDRESSES = (ip_address("40.0.0.254"), ip_address("4000::fe"))
+
+MASQUERADES = [(), NODE_ADDRESSES, (ip_address("40.0.0.9"), ip_address("4000::9"))]
 
 configs = st.builds(
     Config,
@@ -61,6 +64,7 @@ configs = st.builds(
     any_node_address=st.booleans(),
     node_addresses=st.just(NODE_ADDRESSES),
     reject_rate=st.sampled_from([1000, 3, 1, 0]),
+    masquerade=st.sampled_from(MASQUERADES),
 )
 start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
 
@@ -68,6 +72,7 @@ start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
 
 CLIENTS = {4: ["40.0.0.1", "40.0.0.2", "40.0.1.1"], 6: ["4000::1", "4000::2", "4001::1"]}
 CLIENT_PORTS = [1024, 1025, 1026]
+SOURCE_RANGES = {4: ["40.0.0.0/24", "10.0.0.1/32"], 6: ["4000::/64", "2001::2/128"]}
 PREFIXES = {
     4: ["90.0.0.1/32", "90.0.0.1/32", "90.0.0.2/32", "90.0.0.0/24", "90.0.0.0/8", "0.0.0.0/0"],
     6: ["9000::1/128", "9000::1/128", "9000::2/128", "9000::/64", "9000::/16", "::/0"],
@@ -105,11 +110,16 @@ def make_vip(rng: Random) -> Vip:
     return Vip(
         VipKey(prefix, protocol, port),
         kind,
-        target_port=rng.choice([0, 80, 8080]) if port else 0,
+        target_port=rng.choice([0, 80, 8080, 8080]) if port else 0,
         node_port=rng.choice(NODE_PORTS) if has_ports and one_in(rng, 2) else 0,
         new_len=rng.choice([1, 2, 16, 128]),
         pods=make_pods(rng, 4 if kind.pod_family == Family.IPV4 else 6, bool(port)),
         reject=one_in(rng, 2),
+        masquerade=one_in(rng, 8),
+        reset=one_in(rng, 2),
+        affinity_s=rng.choice([1.0, 6.0, 40.0]) if one_in(rng, 8) else 0.0,
+        source_ranges=tuple(map(ip_network, SOURCE_RANGES[version])) if one_in(rng, 8) else (),
+        hash_mode=HashMode.SOURCE if one_in(rng, 12) else HashMode.FLOW,
     )
 
 
@@ -124,7 +134,7 @@ pods = {
 
 
 KINDS = ["tcp"] * 5 + ["udp"] * 5 + ["sctp", "sctp", "echo", "echo", "icmp", "error", "other"]
-KINDS_IN_FRAGMENTS = ["udp", "udp", "tcp", "sctp", "sctp", "echo", "other"]
+KINDS_IN_FRAGMENTS = ["udp", "udp", "tcp", "sctp", "sctp", "sctp", "echo", "other"]
 
 
 def make_datagram(rng: Random, kinds: Sequence[str] = KINDS, size: int | None = None) -> packets.Datagram:
@@ -135,6 +145,8 @@ def make_datagram(rng: Random, kinds: Sequence[str] = KINDS, size: int | None = 
         destination, port = rng.choice(CLIENTS[version]), rng.choice(CLIENT_PORTS)
     else:
         source, source_port = rng.choice(CLIENTS[version]), rng.choice(CLIENT_PORTS)
+        if one_in(rng, 12):
+            source = rng.choice(PODS[version])  # which may be given to itself
         if one_in(rng, 40):
             source = rng.choice(["0.0.0.0", "224.0.0.9"] if version == 4 else ["::", "ff02::9"])
         destination, port = rng.choice(ADDRESSED[version]), rng.choice([80, 80, 80, 81, 81, 8080, 0])
@@ -150,7 +162,7 @@ def _transport(
     rng: Random, kind: str, two: tuple[str, str], ports: tuple[int, int], data: bytes
 ) -> packets.Datagram:
     if kind == "tcp":
-        flags = rng.choice([packets.SYN, packets.ACK, packets.FIN | packets.ACK, packets.RST, 0])
+        flags = rng.choice([packets.SYN, packets.SYN, packets.ACK, packets.FIN | packets.ACK, packets.RST, 0])
         options = rng.choice([b"", bytes(4)])
         return packets.tcp(*two, *ports, data, flags=flags, acknowledgement=99, options=options)
     if kind == "udp":

@@ -35,6 +35,7 @@ def vip(
     kind: str | None = None,
     new_len: int = DEFAULT_NEW_LEN,
     reject: bool = False,
+    **policy: object,
 ) -> Vip:
     """`kind` is a word of the command language (`nat46`); without it there is no translation."""
     return Vip(
@@ -45,6 +46,7 @@ def vip(
         new_len,
         tuple(pod(text) for text in pods),
         reject,
+        **policy,  # type: ignore[arg-type]
     )
 
 

@@ -33,10 +33,13 @@ class Baselines:
 
 def _pod_reports(compiler: Compiler, record: VipRecord, flows: Callable[[int], int]) -> Iterable[PodReport]:
     slots = compiler.slots_of(record)
-    for pods, draining in ((record.pods, False), (record.draining, True)):
+    weights = {(pod.address, record.vip.pod_port(pod)): pod.weight for pod in record.vip.pods}
+    flushed = {pod: index for index, pod in record.flushed.items()}
+    for pods, draining in ((record.pods, False), (record.draining, True), (flushed, True)):
         for pod, index in sorted(pods.items()):
             shown = 0 if pod.port == record.vip.target_port else pod.port
-            yield PodReport(pod.address, shown, slots.get(index, 0), flows(index), draining)
+            weight = weights.get((pod.address, pod.port), pod.weight)
+            yield PodReport(pod.address, shown, slots.get(index, 0), flows(index), draining, weight)
 
 
 def _nodes(counters: np.ndarray) -> Iterable[NodeCount]:

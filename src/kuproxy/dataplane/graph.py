@@ -13,6 +13,7 @@ from kuproxy.dataplane.nodes.fragment import expire_held, kp_fragment, recycle_h
 from kuproxy.dataplane.nodes.in2out import kp_nat4_in2out, kp_nat6_in2out
 from kuproxy.dataplane.nodes.input import kp_input
 from kuproxy.dataplane.nodes.lookup import kp_lookup
+from kuproxy.dataplane.nodes.masquerade import kp_masquerade
 from kuproxy.dataplane.nodes.nat44 import kp4_nat4
 from kuproxy.dataplane.nodes.nat66 import kp6_nat6
 from kuproxy.dataplane.nodes.nodeport import kp4_nodeport, kp6_nodeport
@@ -32,6 +33,7 @@ NODES = {
     Node.NAT4_IN2OUT: kp_nat4_in2out,
     Node.NAT6_IN2OUT: kp_nat6_in2out,
     Node.REJECT: kp_reject,
+    Node.MASQUERADE: kp_masquerade,
 }
 
 _FRAGMENT = int(Node.FRAGMENT)
@@ -44,6 +46,7 @@ _NAT66 = int(Node.NAT66)
 _NAT4_IN2OUT = int(Node.NAT4_IN2OUT)
 _NAT6_IN2OUT = int(Node.NAT6_IN2OUT)
 _REJECT = int(Node.REJECT)
+_MASQUERADE = int(Node.MASQUERADE)
 
 
 @kernel
@@ -69,6 +72,8 @@ def run_graph(frame, tables, state, now):
         kp6_nodeport(frame, tables, state, now)
     if frame.queued[_BALANCE] != 0:
         kp_balance(frame, tables, state, now)
+    if frame.queued[_MASQUERADE] != 0:
+        kp_masquerade(frame, tables, state, now)
     if frame.queued[_NAT44] != 0:
         kp4_nat4(frame, tables, state, now)
     if frame.queued[_NAT66] != 0:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kuproxy.codes import Node, Reason, VipCounter
+from kuproxy.codes import FlowState, Node, Reason, VipCounter
 from kuproxy.model.config import InterfaceMark, Settings
-from kuproxy.model.vip import Address, Vip
+from kuproxy.model.vip import DEFAULT_WEIGHT, Address, Vip
 
 __all__ = ["NodeCount", "PodReport", "Report", "VipReport", "WorkerReport"]
 
@@ -22,6 +22,7 @@ class PodReport:
     slots: int  # of the VIP's new-flow table
     flows: int  # that the workers remember
     draining: bool = False  # removed from the VIP, serving its remaining flows
+    weight: int = DEFAULT_WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class WorkerReport:
     index: int
     flows: int  # live entries of its established-flow table
     capacity: int  # entries, not buckets
+    states: Mapping[FlowState, int] = field(default_factory=dict)  # flows by state; absent: 0
 
 
 @dataclass(frozen=True, slots=True)

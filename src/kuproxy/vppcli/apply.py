@@ -10,7 +10,7 @@ Which VIPs a command means:
 - `ku vip X [port N] [protocol P] del` deletes exactly one VIP and its pods.  If several fit, it is refused and
   names them; other options may be repeated and are not compared.
 - `ku pod X [port N] [protocol P] A...` adds the pods to every VIP that fits at that point.  A pod that is there
-  already stays as it is.
+  already takes the weight that is said now.
 - `ku pod X ... A del` removes the pod from every VIP that fits; it is refused if none of them has it.  Without a
   port of its own, the address means every pod with that address.
 """
@@ -18,6 +18,7 @@ Which VIPs a command means:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from kuproxy.codes import Family, Protocol
 from kuproxy.errors import ConfigError, Problem
@@ -47,6 +48,7 @@ class Desired:
         self.settings = Settings()
         self.shows: list[Show] = []
         self.flush_flows = False
+        self.flushed: list[tuple[VipKey, Pod]] = []
         self._vips: dict[VipKey, Vip] = {}  # as they were added: without pods
         self._pods: dict[VipKey, frozenset[Pod]] = {}
         self._by_prefix: dict[Prefix, tuple[VipKey, ...]] = {}
@@ -56,20 +58,22 @@ class Desired:
     @property
     def vips(self) -> tuple[Vip, ...]:
         """Every VIP with its pods, in the order in which the VIPs were added."""
-        return tuple(
-            Vip(
-                vip.key, vip.type, vip.target_port, vip.node_port, vip.new_len, tuple(self._pods[key]),
-                vip.reject, vip.owner,
-            )
-            for key, vip in self._vips.items()
-        )  # fmt: skip
+        return tuple(replace(vip, pods=tuple(self._pods[key])) for key, vip in self._vips.items())
 
     @property
     def interfaces(self) -> tuple[InterfaceMark, ...]:
         return tuple(InterfaceMark(name, *marks) for name, marks in self._interfaces.items())
 
     def config(self, sources: tuple[str, ...] = ()) -> Config:
-        return Config(self.vips, self.settings, self.interfaces, tuple(self.shows), self.flush_flows, sources)
+        return Config(
+            self.vips,
+            self.settings,
+            self.interfaces,
+            tuple(self.shows),
+            tuple(self.flushed),
+            self.flush_flows,
+            sources,
+        )
 
     def run(self, text: str, file: str = "") -> None:
         """Apply a script.  Raises ConfigError with every problem of every line; then nothing has changed."""
@@ -112,12 +116,9 @@ class Desired:
             case AddPods():
                 self._add_pods(action.selector, action.pods)
             case DelPods():
-                self._del_pods(action.selector, action.pods)
+                self._del_pods(action.selector, action.pods, flush=action.flush)
             case SetConf():
-                self.settings = Settings(
-                    self.settings.buckets if action.buckets is None else action.buckets,
-                    self.settings.timeout_s if action.timeout_s is None else action.timeout_s,
-                )
+                self._set_conf(action)
             case SetInterface():
                 self._set_interface(action)
             case ShowAction():
@@ -126,6 +127,19 @@ class Desired:
                 self.flush_flows = True
             case _:
                 raise AssertionError(action)
+
+    def _set_conf(self, action: SetConf) -> None:
+        old = self.settings
+        masquerade = old.masquerade
+        if action.masquerade is not None:
+            others = (address for address in masquerade if address.version != action.masquerade.version)
+            masquerade = (*others, action.masquerade)
+        self.settings = Settings(
+            old.buckets if action.buckets is None else action.buckets,
+            old.timeout_s if action.timeout_s is None else action.timeout_s,
+            tuple(sorted((dict(old.timeouts_s) | dict(action.timeouts_s)).items())),
+            masquerade,
+        )
 
     def _add_vip(self, vip: Vip) -> None:
         key = vip.key
@@ -183,7 +197,7 @@ class Desired:
 
     def _canonical(self, key: VipKey, pod: Pod) -> Pod:
         """A pod whose port is the VIP's target port is the pod without one."""
-        return Pod(pod.address) if pod.port == self._vips[key].target_port else pod
+        return Pod(pod.address, weight=pod.weight) if pod.port == self._vips[key].target_port else pod
 
     def _add_pods(self, selector: VipSelector, pods: tuple[Pod, ...]) -> None:
         problems = []
@@ -196,11 +210,13 @@ class Desired:
                     problems.append(
                         Problem(f"pod {pod} has a port, but VIP {key} stands for every port", field="address")
                     )
-            self._pods[key] |= {self._canonical(key, pod) for pod in pods}
+            new = [self._canonical(key, pod) for pod in pods]
+            old = {pod for pod in self._pods[key] if not any(pod.is_at(other) for other in new)}
+            self._pods[key] = frozenset(old.union(new))
         if problems:
             raise ConfigError(problems)
 
-    def _del_pods(self, selector: VipSelector, pods: tuple[Pod, ...]) -> None:
+    def _del_pods(self, selector: VipSelector, pods: tuple[Pod, ...], *, flush: bool) -> None:
         keys = self._matching(selector)
         problems = []
         for pod in pods:
@@ -210,9 +226,11 @@ class Desired:
                 gone = {
                     old
                     for old in self._pods[key]
-                    if old == wanted or (not pod.port and old.address == pod.address)
+                    if old.is_at(wanted) or (not pod.port and old.address == pod.address)
                 }
                 self._pods[key] -= gone
+                if flush and gone:
+                    self.flushed.append((key, wanted))
                 found = found or bool(gone)
             if not found:
                 problems.append(Problem(f"VIP {selector} has no pod {pod}", field="address"))

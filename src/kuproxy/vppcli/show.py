@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from kuproxy.codes import REASON_TEXT, VIP_COUNTER_TEXT, Protocol, VipCounter
-from kuproxy.model.config import Show, ShowKind
+from kuproxy.codes import REASON_TEXT, VIP_COUNTER_TEXT, FlowState, Protocol, VipCounter
+from kuproxy.model.config import Settings, Show, ShowKind
 from kuproxy.model.report import NodeCount, PodReport, Report, VipReport
-from kuproxy.model.vip import Vip, address_text
+from kuproxy.model.vip import DEFAULT_WEIGHT, Vip, address_text
 
 __all__ = ["render", "show_general", "show_nodes", "show_vips", "show_vips_verbose", "to_json"]
 
@@ -40,10 +40,18 @@ def show_general(report: Report) -> str:
     for worker in report.workers:
         lines += [
             f"core {worker.index}",
-            f"  timeout: {report.settings.timeout_s:g}s",
+            f"  timeout: {_timeouts(report.settings)}",
             f"  usage: {worker.flows} / {worker.capacity}",
         ]
     return _text(lines)
+
+
+def _timeouts(settings: Settings) -> str:
+    """`40s`, or the states and theirs."""
+    values = settings.timeouts
+    if len(set(values.values())) == 1:
+        return f"{values[FlowState.OTHER]:g}s"
+    return " ".join(f"{state.label} {seconds:g}s" for state, seconds in values.items())
 
 
 def _ports(vip: Vip) -> str:
@@ -78,11 +86,14 @@ def _vip_lines(entry: VipReport) -> Iterable[str]:
         yield f"  owner:{vip.owner}"
     yield "  counters:"
     for counter in VipCounter:
+        if counter > VipCounter.NO_SERVER and not entry.counters.get(counter):
+            continue  # VPP does not know it
         yield f"    {VIP_COUNTER_TEXT[counter]}: {entry.counters.get(counter, 0)}"
     yield f"  #pod:{len(_live_pods(entry))}"
     for pod in entry.pods:
         state = "removed" if pod.draining else "used"
-        yield f"    {address_text(pod.address, pod.port)} {pod.slots} buckets   {pod.flows} flows  {state}"
+        weight = "" if pod.weight == DEFAULT_WEIGHT else f"  weight {pod.weight}"
+        yield f"    {address_text(pod.address, pod.port)} {pod.slots} buckets   {pod.flows} flows  {state}{weight}"
 
 
 def show_nodes(report: Report) -> str:
@@ -109,13 +120,23 @@ def _text(lines: Iterable[str]) -> str:
 def to_json(report: Report) -> dict[str, Any]:
     """Everything in the report, as JSON takes it; keys are the words of the command language."""
     return {
-        "settings": {"buckets": report.settings.buckets, "timeout": report.settings.timeout_s},
+        "settings": {
+            "buckets": report.settings.buckets,
+            "timeout": report.settings.timeout_s,
+            "timeouts": {state.label: seconds for state, seconds in report.settings.timeouts.items()},
+            "masquerade": [str(address) for address in report.settings.masquerade],
+        },
         "interfaces": [
             {"name": mark.name, "nat4_in": mark.nat4_in, "nat6_in": mark.nat6_in}
             for mark in report.interfaces
         ],
         "workers": [
-            {"index": worker.index, "flows": worker.flows, "capacity": worker.capacity}
+            {
+                "index": worker.index,
+                "flows": worker.flows,
+                "capacity": worker.capacity,
+                "states": {state.label: count for state, count in worker.states.items()},
+            }
             for worker in report.workers
         ],
         "vips": [_vip_json(entry) for entry in report.vips],
@@ -143,6 +164,12 @@ def _vip_json(entry: VipReport) -> dict[str, Any]:
         "type": vip.type.label,
         "new_len": vip.new_len,
         "reject": vip.reject,
+        "masquerade": vip.masquerade,
+        "reset": vip.reset,
+        "affinity": vip.affinity_s,
+        "source_ranges": [str(prefix) for prefix in vip.source_ranges],
+        "hash": vip.hash_mode.name.lower(),
+        "sessions": vip.session_cap,
         "owner": vip.owner,
         "removed": entry.removed,
         "counters": {counter.name.lower(): entry.counters.get(counter, 0) for counter in VipCounter},
@@ -153,6 +180,7 @@ def _vip_json(entry: VipReport) -> dict[str, Any]:
                 "buckets": pod.slots,
                 "flows": pod.flows,
                 "removed": pod.draining,
+                "weight": pod.weight,
             }
             for pod in entry.pods
         ],

@@ -6,13 +6,28 @@ whose hash fits and fetches the flow's record (or the ring's slot), the second d
 
 import numpy as np
 
-from kuproxy.codes import Node, Outcome, PacketFlag, Reason, VipCounter, VipFlag, VipType
-from kuproxy.dataplane import flow_table
+from kuproxy.codes import (
+    FlowState,
+    Node,
+    Outcome,
+    PacketFlag,
+    PodFlag,
+    Protocol,
+    Reason,
+    VipCounter,
+    VipFlag,
+    VipType,
+)
+from kuproxy.dataplane import addresses, affinity, choice, flow_table
 from kuproxy.dataplane._jit import helper, kernel
-from kuproxy.dataplane.addresses import destination, source, ttl_of
+from kuproxy.dataplane.addresses import destination, ttl_of
+from kuproxy.dataplane.flow_state import begin, begins, tcp_bits, touch
 from kuproxy.dataplane.graph_queue import count, enqueue, finish
-from kuproxy.dataplane.layout import T_FLOW_TIMEOUT, W_FLOWS, WAYS
+from kuproxy.dataplane.layout import T_MASQUERADE4, T_MASQUERADE6, W_FLOWS, WAYS
 from kuproxy.dataplane.memory import prefetch
+from kuproxy.dataplane.ports import allocate
+from kuproxy.dataplane.rewrite import port_is_fixed
+from kuproxy.dataplane.source_ranges import is_allowed
 from kuproxy.wire import l4
 
 _NODE = int(Node.BALANCE)
@@ -26,6 +41,15 @@ _NO_SERVER = int(VipCounter.NO_SERVER)
 _NAT44 = int(VipType.IP4_NAT44)
 _NAT46 = int(VipType.IP4_NAT46)
 _NAT66 = int(VipType.IP6_NAT66)
+_EVICTED = int(VipCounter.EVICTED)
+_TRANSLATED = int(PacketFlag.TRANSLATED)
+_NODEPORT = int(PacketFlag.NODEPORT)
+_MASQUERADE = int(VipFlag.MASQUERADE)
+_RESET = int(VipFlag.RESET)
+_POD_USED = int(PodFlag.USED)
+_FLUSHED = int(PodFlag.FLUSHED)
+_CLOSING = int(FlowState.TCP_CLOSING)
+_TCP = int(Protocol.TCP)
 _ONE = np.uint64(1)
 _CLASH_TRIES = 64  # further ring slots that are looked at when a reply would be ambiguous
 
@@ -46,7 +70,7 @@ def _same_flow(tables, state, slot, frame, packet, now):
         or flow["generation"] != tables.vips[entry["vip"]]["generation"]
     ):
         return False
-    src_hi, src_lo = source(frame.data, packet)
+    src_hi, src_lo = addresses.source(frame.data, packet)
     dst_hi, dst_lo = destination(frame.data, packet)
     return (
         flow["client_lo"] == src_lo
@@ -110,87 +134,204 @@ def _line_hash(packet, pod, client_hi, client_lo):
     )
 
 
+@helper
+def _must_masquerade(vip, pod, client_hi, client_lo):
+    """By the VIP's wish, or because the client is the pod: its own reply would never come back here."""
+    return np.int64(vip["flags"]) & _MASQUERADE != 0 or (pod["lo"] == client_lo and pod["hi"] == client_hi)
+
+
+@kernel
+def _translate(tables, state, frame, packet, index, source, now):
+    """Source port with which the pod's reply is unambiguous, or -1. `source` as in FLOW["source"]."""
+    pod = tables.pods[index]
+    family = np.int64(packet["family"])
+    hi, lo = addresses.source(frame.data, packet)
+    if source != 0 and family == 4:
+        lo = np.uint64(source) << np.uint64(32)
+    elif source != 0:
+        hi, lo = tables.sources[source]["hi"], tables.sources[source]["lo"]
+    return allocate(
+        tables,
+        state,
+        family,
+        pod["hi"],
+        pod["lo"],
+        port_at_pod(pod, packet),
+        hi,
+        lo,
+        np.int64(packet["protocol"]),
+        np.int64(packet["src_port"]),
+        np.int64(packet["hash"]),
+        now,
+    )
+
+
 @kernel
 def _choose(tables, state, frame, packet, now):
-    """(pod, line hash) of a new flow; pod 0 if every reply would be ambiguous."""
+    """(reason or 0, pod, source, source port) of a new flow; a reason says why there is none."""
     vip = tables.vips[packet["vip"]]
     ring = np.int64(vip["ring"] >> np.uint64(8))
     mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
-    first = np.int64(packet["hash"]) & mask
-    client_hi, client_lo = source(frame.data, packet)
-    tries = min(mask, _CLASH_TRIES)
+    flow_hash = np.int64(packet["hash"])
+    family = np.int64(packet["family"])
+    port = np.int64(packet["src_port"])
+    client_hi, client_lo = addresses.source(frame.data, packet)
+    candidate, kept = choice.candidate(
+        tables, state, np.int64(packet["vip"]), flow_hash, family, client_hi, client_lo, now
+    )
+    if kept:
+        count(state, _NODE, Reason.AFFINITY.value, 1)
+    if _must_masquerade(vip, tables.pods[candidate], client_hi, client_lo):
+        source = np.int64(tables.header[T_MASQUERADE4 if family == 4 else T_MASQUERADE6])
+        if source == 0:
+            return Reason.NO_MASQUERADE_ADDRESS.value, candidate, source, port
+        port = _translate(tables, state, frame, packet, candidate, source, now)
+        if port < 0:
+            return Reason.MASQUERADE_EXHAUSTED.value, candidate, source, port
+        return 0, candidate, source, port
+    tries = 0 if choice.is_bound(vip) else min(mask, _CLASH_TRIES)
+    index = candidate
     for step in range(tries + 1):
-        index = np.int64(tables.rings[ring + ((first + step) & mask)])
+        if step != 0:
+            index = np.int64(tables.rings[ring + ((flow_hash + step) & mask)])
         pod = tables.pods[index]
+        if step != 0 and pod["lo"] == client_lo and pod["hi"] == client_hi:
+            continue
         line_hash = _line_hash(packet, pod, client_hi, client_lo)
         if not _reply_is_taken(tables, state, frame, packet, pod, line_hash, client_hi, client_lo, now):
             if step != 0:
                 count(state, _NODE, Reason.CLASH_AVOIDED.value, 1)
-            return index, line_hash
-    return np.int64(0), np.int64(0)
+            return 0, index, np.int64(0), port
+    port = _translate(tables, state, frame, packet, candidate, np.int64(0), now)
+    if port < 0 or not l4.has_ports(packet["protocol"]):
+        return Reason.FLOW_CLASH.value, candidate, np.int64(0), port
+    count(state, _NODE, Reason.PORT_TRANSLATED.value, 1)
+    return 0, candidate, np.int64(0), port
 
 
 @kernel
-def _enter(tables, state, frame, packet, slot, back, index, line_hash, now):
-    """Write the new flow into its slot."""
-    entry = state.entries[slot]
+def _enter(tables, state, frame, packet, slot, index, source, source_port, now):
+    """Write the new flow into its slot; False, with nothing written, if its reply's line has no room."""
     flow = state.flows[slot]
-    client_hi, client_lo = source(frame.data, packet)
+    entry = state.entries[slot]
+    pod = tables.pods[index]
+    client_hi, client_lo = addresses.source(frame.data, packet)
     vip_hi, vip_lo = destination(frame.data, packet)
+    family = np.int64(packet["family"])
+    seen_hi, seen_lo = client_hi, client_lo
+    if source != 0 and family == 4:
+        seen_lo = np.uint64(source) << np.uint64(32)
+    elif source != 0:
+        seen_hi, seen_lo = tables.sources[source]["hi"], tables.sources[source]["lo"]
+    pod_port = port_at_pod(pod, packet)
+    line_hash = flow_table.reply_hash(family, pod["hi"], pod["lo"], pod_port, seen_hi, seen_lo, source_port)
+    back = flow_table.free_reverse(tables, state, line_hash, now)
+    if back < 0:
+        return False
+    if entry["pod"] != 0:
+        state.vip_counters[entry["vip"], _EVICTED] += _ONE
+        count(state, _NODE, Reason.HALF_OPEN_EVICTED.value, 1)
+        flow_table.release(state, slot)
     flow["client_hi"] = client_hi
     flow["client_lo"] = client_lo
     flow["vip_hi"] = vip_hi
     flow["vip_lo"] = vip_lo
     flow["client_port"] = packet["src_port"]
     flow["vip_port"] = packet["dst_port"]
-    flow["pod_port"] = port_at_pod(tables.pods[index], packet)
+    flow["pod_port"] = pod_port
     flow["protocol"] = packet["protocol"]
     flow["family"] = packet["family"]
     flow["generation"] = tables.vips[packet["vip"]]["generation"]
     flow["reverse"] = back
     flow["reverse_hash"] = line_hash
     flow["created"] = now
+    flow["source"] = source
+    flow["source_port"] = source_port
     entry["hash"] = packet["hash"]
-    entry["expires"] = (now + np.int64(tables.header[T_FLOW_TIMEOUT])) & 0xFFFFFFFF
     entry["vip"] = packet["vip"]
     entry["pod"] = index
     state.reverse[back]["hash"] = line_hash
     state.reverse[back]["slot"] = slot + 1
     state.pod_refs[index] += 1
+    state.vip_flows[packet["vip"]] += 1
     state.header[W_FLOWS] += 1
+    direct = tables.vips[packet["vip"]]["encap"] != 0
+    begin(tables, state, slot, tcp_bits(frame.data, packet), direct, now)
+    return True
+
+
+@kernel
+def _serve_untracked(tables, state, frame, packet, index):
+    """Send the packet to the pod without remembering its flow; returns the reason."""
+    vip_index = np.int64(packet["vip"])
+    client_hi, client_lo = addresses.source(frame.data, packet)
+    pod = tables.pods[index]
+    if _must_masquerade(tables.vips[vip_index], pod, client_hi, client_lo):
+        return Reason.FLOW_TABLE_FULL.value
+    packet["flags"] = np.int64(packet["flags"]) | _UNTRACKED
+    packet["new_port"] = port_at_pod(pod, packet)
+    packet["pod"] = index
+    state.vip_counters[vip_index, _UNTRACKED_PACKET] += _ONE
+    return Reason.UNTRACKED.value
 
 
 @kernel
 def _new_flow(tables, state, frame, packet, now):
     """Choose a pod and enter the flow; returns the reason that describes what happened, and fills the record."""
-    vip_index = packet["vip"]
+    vip_index = np.int64(packet["vip"])
     vip = tables.vips[vip_index]
-    flow_hash = np.int64(packet["hash"])
     if vip["ring"] == 0:
         state.vip_counters[vip_index, _NO_SERVER] += _ONE
         return Reason.NO_POD.value
-    slot = flow_table.free_way(tables, state, flow_hash, now)
-    back = np.int64(-1)
-    if slot >= 0:
-        index, line_hash = _choose(tables, state, frame, packet, now)
-        if index == 0:
-            return Reason.FLOW_CLASH.value
-        back = flow_table.free_reverse(tables, state, line_hash, now)
-    if slot < 0 or back < 0:
-        if slot < 0:
-            mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
-            index = np.int64(tables.rings[np.int64(vip["ring"] >> np.uint64(8)) + (flow_hash & mask)])
-        packet["flags"] = np.int64(packet["flags"]) | _UNTRACKED
-        packet["new_port"] = port_at_pod(tables.pods[index], packet)
-        packet["pod"] = index
-        state.vip_counters[vip_index, _UNTRACKED_PACKET] += _ONE
-        return Reason.UNTRACKED.value
-    _enter(tables, state, frame, packet, slot, back, index, line_hash, now)
+    cap = np.int64(vip["session_cap"])
+    if cap != 0 and np.int64(state.vip_flows[vip_index]) >= cap:
+        return Reason.SESSION_CAP.value
+    half_open = packet["protocol"] == _TCP
+    slot = flow_table.way_for(tables, state, np.int64(packet["hash"]), half_open, now)
+    if slot < 0:
+        client_hi, client_lo = addresses.source(frame.data, packet)
+        family = np.int64(packet["family"])
+        index, _ = choice.candidate(
+            tables, state, vip_index, np.int64(packet["hash"]), family, client_hi, client_lo, now
+        )
+        return _serve_untracked(tables, state, frame, packet, index)
+    reason, index, source, port = _choose(tables, state, frame, packet, now)
+    if reason != 0:
+        return reason
+    if not _enter(tables, state, frame, packet, slot, index, source, port, now):
+        return _serve_untracked(tables, state, frame, packet, index)
+    if vip["affinity"] != 0:
+        client_hi, client_lo = addresses.source(frame.data, packet)
+        affinity.remember(tables, state, vip_index, client_hi, client_lo, index, now)
     packet["slot"] = slot
     packet["pod"] = index
     packet["new_port"] = state.flows[slot]["pod_port"]
     state.vip_counters[vip_index, _FIRST] += _ONE
     return Reason.FIRST_PACKET.value
+
+
+@kernel
+def _is_over(tables, state, slot, bits):
+    """0: the flow goes on; 1: it was forgotten, and the packet begins another; 2: its client is to be reset."""
+    pod_flags = np.int64(tables.pods[state.entries[slot]["pod"]]["flags"])
+    if pod_flags & _FLUSHED:
+        reset = np.int64(tables.vips[state.entries[slot]["vip"]]["flags"]) & _RESET != 0
+        flow_table.release(state, slot)
+        return 2 if reset and bits >= 0 and not begins(bits) else 1
+    if begins(bits) and (pod_flags & _POD_USED == 0 or state.flows[slot]["state"] == _CLOSING):
+        flow_table.release(state, slot)
+        count(state, _NODE, Reason.CHOSEN_AFRESH.value, 1)
+        return 1
+    return 0
+
+
+@kernel
+def _is_let_in(frame, tables, packet):
+    """Is the client in the VIP's source ranges? They do not concern node ports."""
+    if np.int64(packet["flags"]) & _NODEPORT:
+        return True
+    hi, lo = addresses.source(frame.data, packet)
+    return is_allowed(tables, np.int64(tables.vips[packet["vip"]]["ranges"]), hi, lo)
 
 
 @helper
@@ -219,7 +360,6 @@ def _prepare(frame, tables, state):
 def kp_balance(frame, tables, state, now):
     """Decide for every waiting packet."""
     _prepare(frame, tables, state)
-    expires = np.uint32((now + np.int64(tables.header[T_FLOW_TIMEOUT])) & 0xFFFFFFFF)
     existing = 0
     first = 0
     for position in range(frame.queued[_NODE]):
@@ -236,13 +376,25 @@ def kp_balance(frame, tables, state, now):
                 unsupported = Reason.NAT64_NOT_SUPPORTED.value
             finish(packet, state, _NODE, _DROP, unsupported)
             continue
+        if tables.vips[vip_index]["ranges"] != 0 and not _is_let_in(frame, tables, packet):
+            finish(packet, state, _NODE, _DROP, Reason.SOURCE_RANGE.value)
+            continue
         slot = _find(tables, state, frame, packet, np.int64(packet["slot"]) - 1, now)
+        bits = tcp_bits(frame.data, packet)
+        if slot >= 0 and (
+            tables.pods[state.entries[slot]["pod"]]["flags"] != _POD_USED
+            or (begins(bits) and state.flows[slot]["state"] == _CLOSING)
+        ):
+            verdict = _is_over(tables, state, slot, bits)
+            if verdict != 0:
+                slot = np.int64(-1)
+            if verdict == 2:
+                enqueue(frame, Node.REJECT.value, number)
+                continue
         if slot >= 0:
-            entry = state.entries[slot]
-            if entry["expires"] != expires:  # once a tick: most packets leave the line clean
-                entry["expires"] = expires
+            touch(tables, state, slot, bits, True, now)
             packet["slot"] = slot
-            packet["pod"] = entry["pod"]
+            packet["pod"] = state.entries[slot]["pod"]
             packet["new_port"] = state.flows[slot]["pod_port"]
             state.vip_counters[vip_index, _NEXT] += _ONE
             existing += 1
@@ -250,6 +402,7 @@ def kp_balance(frame, tables, state, now):
             reason = _new_flow(tables, state, frame, packet, now)
             if reason == Reason.FIRST_PACKET.value:
                 first += 1
+                slot = np.int64(packet["slot"])
             elif reason == Reason.UNTRACKED.value:
                 count(state, _NODE, reason, 1)
             elif reason == Reason.NO_POD.value and np.int64(tables.vips[vip_index]["flags"]) & _REJECT:
@@ -257,6 +410,20 @@ def kp_balance(frame, tables, state, now):
                 continue
             else:
                 finish(packet, state, _NODE, _DROP, reason)
+                continue
+        if slot >= 0:
+            flow = state.flows[slot]
+            if flow["source_port"] != packet["src_port"] or flow["source"] != 0:
+                port = np.int64(flow["source_port"])
+                if port_is_fixed(
+                    packet["protocol"], np.int64(packet["flags"]), np.int64(packet["src_port"]), port
+                ):
+                    finish(packet, state, _NODE, _DROP, Reason.SCTP_FRAGMENT.value)
+                    continue
+                packet["flags"] = np.int64(packet["flags"]) | _TRANSLATED
+                packet["slot"] = flow["source"]
+                packet["src_port"] = port
+                enqueue(frame, Node.MASQUERADE.value, number)
                 continue
         enqueue(frame, Node.NAT44.value if vip_type == _NAT44 else Node.NAT66.value, number)
     if existing != 0:
