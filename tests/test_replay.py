@@ -110,12 +110,12 @@ def test_without_a_mark_replies_pass_untouched(tmp_path):
 
 
 def test_packets_times_are_the_clock(tmp_path):
-    """39 s later the flow is known, 41 s later it is a new one: VPP's default timeout is 40 s."""
+    """39 s later the flow is known, 41 s later it is a new one."""
     from scapy.layers.l2 import Ether
     from scapy.utils import wrpcap
 
     script = tmp_path / "s.ku"
-    script.write_text("ku vip 90.0.0.0/8 port 3306 nat4\nku pod 90.0.0.0/8 10.0.0.1\n")
+    script.write_text("ku conf timeout 40\nku vip 90.0.0.0/8 port 3306 nat4\nku pod 90.0.0.0/8 10.0.0.1\n")
     train = []
     for at in (0, 39, 39 + 41):
         packet = Ether(client_packets(4)[0])

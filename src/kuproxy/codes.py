@@ -74,12 +74,48 @@ class VipFlag(IntFlag):
 
     USED = 1  # cleared when the VIP is deleted: its flows are then forgotten
     REJECT = 2  # without pods, answer with TCP RST or ICMP port unreachable instead of dropping silently
+    MASQUERADE = 256  # pods see an address of the node as the source, never the client's
+    RESET = 512  # TCP flows of flushed pods are answered with a reset instead of moving to another pod
 
 
 class PodFlag(IntFlag):
     """Per-pod bits."""
 
-    USED = 1  # cleared when the pod is removed from its VIP: it serves its remaining flows only (drain)
+    USED = 1  # gets new flows; cleared when the pod is removed from its VIP or weighs 0 (drain)
+    FLUSHED = 2  # not even its old flows are its own any more
+
+
+class HashMode(IntEnum):
+    """What of a first packet chooses the slot of the new-flow table."""
+
+    FLOW = 0  # addresses and ports
+    SOURCE = 1  # the client's address alone
+
+
+class FlowState(IntEnum):
+    """What is known about a flow's life; each has a timeout of its own."""
+
+    OTHER = 0  # protocols that are not looked into
+    TCP_HALF_OPEN = 1  # not yet confirmed by both sides
+    TCP_ESTABLISHED = 2
+    TCP_CLOSING = 3  # reset, or finished by both sides
+    UDP = 4
+    SCTP = 5
+    ICMP = 6
+
+    @property
+    def label(self) -> str:
+        """As the command language writes it, `tcp-half-open`."""
+        return self.name.lower().replace("_", "-")
+
+
+class FlowFlag(IntFlag):
+    """What a TCP flow's two sides have said so far."""
+
+    CLIENT = 1  # the client acknowledged something, without SYN
+    POD = 2  # the pod answered, other than with a reset
+    CLIENT_FIN = 4
+    POD_FIN = 8
 
 
 class InterfaceFlag(IntFlag):
@@ -117,6 +153,7 @@ class Node(IntEnum):
     IPIP = 22
     GUE = 23
     L3DSR = 24
+    MASQUERADE = 18  # visited between BALANCE and NAT44
 
     @property
     def label(self) -> str:
@@ -140,6 +177,7 @@ NODE_NAMES = {
     Node.IPIP: "kp-ipip",
     Node.GUE: "kp-gue",
     Node.L3DSR: "kp-l3dsr",
+    Node.MASQUERADE: "kp-masquerade",
 }
 
 
@@ -203,6 +241,17 @@ class Reason(IntEnum):
     TUNNEL_NO_SOURCE = 97  # DROP
     TUNNEL_GSO = 98  # DROP
     TUNNEL_TOO_LONG = 99  # DROP
+    # --- flow state, masquerade, policy: events, then ends in DROP ---------------------------------------
+    HALF_OPEN_EVICTED = 80
+    CHOSEN_AFRESH = 81
+    MASQUERADED = 82
+    PORT_TRANSLATED = 83
+    AFFINITY = 84
+    MASQUERADE_EXHAUSTED = 88
+    NO_MASQUERADE_ADDRESS = 89
+    FLOW_TABLE_FULL = 90
+    SOURCE_RANGE = 91
+    SESSION_CAP = 92
 
 
 N_REASONS = 128
@@ -254,6 +303,16 @@ REASON_TEXT = {
     Reason.TUNNEL_NO_SOURCE: "no source address is configured for tunnels of the pod's family",
     Reason.TUNNEL_GSO: "several segments under one header do not fit into a tunnel's packet",
     Reason.TUNNEL_TOO_LONG: "packet would exceed 65535 bytes, or the place for headers before it, in a tunnel",
+    Reason.HALF_OPEN_EVICTED: "half-open flows forgotten to make room for new ones",
+    Reason.CHOSEN_AFRESH: "new connections on a closed flow or a removed pod, pod chosen afresh",
+    Reason.MASQUERADED: "packets that left with an address of the node as their source",
+    Reason.PORT_TRANSLATED: "first packets whose source port was changed because the reply would be ambiguous",
+    Reason.AFFINITY: "first packets sent to the pod that the client had before",
+    Reason.MASQUERADE_EXHAUSTED: "no free source port found towards the pod",
+    Reason.NO_MASQUERADE_ADDRESS: "source must be masqueraded, but there is no address to do it with",
+    Reason.FLOW_TABLE_FULL: "source must be translated, but the flow table has no room to remember it",
+    Reason.SOURCE_RANGE: "client outside the source ranges of the VIP",
+    Reason.SESSION_CAP: "the VIP has as many flows as it may have",
 }
 
 
@@ -267,6 +326,7 @@ class VipCounter(IntEnum):
     TO_POD_BYTES = 4  # of the packets that the first three columns count; IP total length as received
     FROM_POD_PACKETS = 5
     FROM_POD_BYTES = 6
+    EVICTED = 7
 
 
 VIP_COUNTER_TEXT = {
@@ -277,6 +337,7 @@ VIP_COUNTER_TEXT = {
     VipCounter.TO_POD_BYTES: "bytes to pods",
     VipCounter.FROM_POD_PACKETS: "packets from pods",
     VipCounter.FROM_POD_BYTES: "bytes from pods",
+    VipCounter.EVICTED: "half-open flow evicted",
 }
 
 
@@ -311,6 +372,7 @@ class PacketFlag(IntFlag):
     LATER_FRAGMENT = 16  # a fragment without an L4 header
     NODEPORT = 32  # addressed to a node address and a node port
     UNTRACKED = 64  # translated without an entry in the flow table
+    TRANSLATED = 2048  # its flow's source is not what the client wrote
     CLASH_AVOIDED = 0x2000  # went to another pod than the ring's, because the reply would be ambiguous
     NEW_FLOW = 0x4000  # the first packet of its flow
     TRACED = 0x8000  # a trace record is written at each node

@@ -10,7 +10,7 @@ from kuproxy.control.report import Baselines, build_report
 from kuproxy.control.store import Changes, Store
 from kuproxy.control.trace import build_trace
 from kuproxy.engine.contract import Engine
-from kuproxy.engine.memory import Totals, pod_counters, pod_flows, totals, vip_counters
+from kuproxy.engine.memory import Totals, flows_by_state, pod_counters, pod_flows, totals, vip_counters
 from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, InterfaceMark, Settings
@@ -28,7 +28,7 @@ class Plane:
         )
         self._baselines = Baselines()
         self._marks: tuple[InterfaceMark, ...] = ()
-        self.compiler.set_timeout(self.store.settings.timeout_s)
+        self.compiler.set_timeouts(self.store.settings.timeouts)
 
     @property
     def settings(self) -> Settings:
@@ -49,10 +49,13 @@ class Plane:
             raise
         self.store.settings = config.settings
         self._marks = config.interfaces
-        self.compiler.set_timeout(config.settings.timeout_s)
+        self.compiler.set_timeouts(config.settings.timeouts)
+        self.compiler.set_masquerade(config.settings.masquerade)
         self.compiler.set_tunnel_sources(config.settings.ip4_src_address, config.settings.ip6_src_address)
         self.compiler.apply(changes)
         self._baselines.note_pods(self.compiler.take_new_pods(), self._pod_counts)
+        for key, pod in config.flushed:
+            self.compiler.flush(key, pod.address, pod.port)
         self._baselines.note(self.compiler.records(), self._vip_counts)
         self.collect()
         return changes
@@ -76,8 +79,10 @@ class Plane:
             pod_flows=self._pod_flows,
             pod_counters=self._own_pod_counts,
             workers=[
-                WorkerReport(index, flows, capacity)
-                for index, (flows, capacity) in enumerate(zip(sums.flows, sums.capacity, strict=True))
+                WorkerReport(index, flows, capacity, flows_by_state(state))
+                for index, (flows, capacity, state) in enumerate(
+                    zip(sums.flows, sums.capacity, self.engine.states, strict=True)
+                )
             ],
             interfaces=self._marks,
             trace=build_trace(self.compiler, trace_rows(self.engine.states)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -209,7 +209,7 @@ def test_what_is_not_honoured_yet_is_said() -> None:
         session_affinity=SessionAffinity.CLIENT_IP,
         source_ranges=("10.0.0.0/8",),
     )
-    assert len(not_honoured(demanding)) == 4
+    assert len(not_honoured(demanding)) == 2
 
 
 @pytest.mark.parametrize(
@@ -228,3 +228,19 @@ def test_what_is_not_honoured_yet_is_said() -> None:
 )
 def test_size_of_the_new_flow_table(pods, new_len) -> None:
     assert recommended_new_len(pods) == new_len
+
+
+def test_affinity_of_every_address_by_default_three_hours() -> None:
+    sticky = replace(WEB, session_affinity=SessionAffinity.CLIENT_IP)
+    assert {vip.affinity_s for vip in service_vips(sticky, [])} == {10800.0}
+    assert {vip.affinity_s for vip in service_vips(replace(sticky, affinity_timeout_s=60), [])} == {60.0}
+    assert {vip.affinity_s for vip in service_vips(WEB, [])} == {0.0}
+
+
+def test_source_ranges_concern_load_balancer_addresses_of_their_family() -> None:
+    ranges = (ip_network("40.0.0.0/8"), ip_network("4000::/16"))
+    ingress = (LoadBalancerIngress(ip_address("203.0.113.9")),)
+    vips = service_vips(replace(WEB, source_ranges=ranges, ingress=ingress), [])
+    found = {str(vip.key.prefix.network_address): vip.source_ranges for vip in vips}
+    assert found.pop("203.0.113.9") == ranges[:1]
+    assert set(found.values()) == {()}

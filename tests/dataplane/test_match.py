@@ -22,7 +22,8 @@ def small_tables() -> Tables:
     """Tables of which only header and match table exist."""
     nothing = np.zeros(0, np.uint8)
     header = np.zeros(128, np.uint64)
-    return Tables(header, np.zeros(SMALL_ARENA, MATCH), nothing, nothing, nothing, nothing, nothing)
+    others = dict.fromkeys(Tables._fields, nothing)
+    return Tables(**others | {"header": header, "match": np.zeros(SMALL_ARENA, MATCH)})
 
 
 keys = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 40))

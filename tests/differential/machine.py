@@ -18,8 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import packets
 from differential import strategies
 from differential.strategies import INSIDE, Config
-from kuproxy.codes import Encap, Family, Node, Outcome, PodCounter, Reason, VipCounter
-from kuproxy.model.vip import Pod, Vip, VipKey
+from kuproxy.codes import Encap, Family, FlowState, Node, Outcome, PodCounter, Reason, VipCounter
+from kuproxy.model.vip import Address, Pod, Vip, VipKey
 from kuproxy.reference import LiveFlow, Reference, RefPacket, Result
 
 
@@ -32,7 +32,12 @@ class Plane(Protocol):
 
     def mark_interface(self, index: int, nat4_in: bool, nat6_in: bool) -> None: ...
 
-    def set_timeout(self, ticks: int) -> None: ...
+    def set_timeout(self, ticks: int, state: FlowState | None = None) -> None: ...
+
+    def set_masquerade(self, addresses: tuple[Address, ...]) -> None: ...
+
+    def flush(self, key: VipKey, address: Address, port: int = 0) -> None:
+        """End the flows of removed pods with this address."""
 
     def set_buckets(self, buckets: int, now: int) -> None:
         """Raises ValueError if the live flows do not fit."""
@@ -71,6 +76,8 @@ class ReferencePlane:
         self.del_vip = self.reference.del_vip
         self.mark_interface = self.reference.mark_interface
         self.set_timeout = self.reference.set_timeout
+        self.set_masquerade = self.reference.set_masquerade
+        self.flush = self.reference.flush
         self.set_buckets = self.reference.set_buckets
         self.receive = self.reference.receive
         self.sweep = self.reference.sweep
@@ -146,15 +153,22 @@ class ForwardingMachine(RuleBasedStateMachine):
     def change_pods(self, data: st.DataObject) -> None:
         vip = data.draw(st.sampled_from(list(self.known.values())))
         version = 4 if vip.type.pod_family == Family.IPV4 else 6
-        change = data.draw(st.sampled_from(["remove one", "remove all", "others"]))
+        change = data.draw(st.sampled_from(["remove one", "remove all", "others", "weigh"]))
         if change == "remove one" and vip.pods:
             gone = data.draw(st.sampled_from(vip.pods))
             pods = tuple(pod for pod in vip.pods if pod != gone)
         elif change == "remove all":
             pods = ()
+        elif change == "weigh":
+            pods = tuple(pod.weighing(data.draw(st.sampled_from([0, 1, 1, 3]))) for pod in vip.pods)
         else:
             pods = data.draw(strategies.pods[version, bool(vip.key.port) and vip.encap is Encap.NAT])
         self._set_vip(replace(vip, pods=pods))
+        if vip.pods and change != "weigh" and data.draw(st.booleans()):
+            gone = data.draw(st.sampled_from(vip.pods))
+            for each in (self.reference, self.plane):
+                each.flush(vip.key, gone.address)
+        self._receive(self.sent[-12:])  # whose flows drain now, or move
 
     @precondition(lambda self: self.known)
     @rule(data=st.data(), again=st.booleans())
@@ -168,13 +182,22 @@ class ForwardingMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def configure(self, data: st.DataObject) -> None:
-        what = data.draw(st.sampled_from(["buckets", "timeout", "interface"]))
+        what = data.draw(st.sampled_from(["buckets", "timeout", "state timeout", "interface", "masquerade"]))
         if what == "buckets":
             self._set_buckets(data.draw(st.sampled_from([1, 2, 4, 8, 64])))
         elif what == "timeout":
             ticks = data.draw(st.sampled_from([5, 60, 400]))
             for each in (self.reference, self.plane):
                 each.set_timeout(ticks)
+        elif what == "state timeout":
+            ticks = data.draw(st.sampled_from([2, 40, 500]))
+            state = data.draw(st.sampled_from(list(FlowState)))
+            for each in (self.reference, self.plane):
+                each.set_timeout(ticks, state)
+        elif what == "masquerade":
+            addresses = data.draw(st.sampled_from(strategies.MASQUERADES))
+            for each in (self.reference, self.plane):
+                each.set_masquerade(addresses)
         else:
             nat4_in, nat6_in = data.draw(
                 st.sampled_from([(True, True), (True, True), (True, False), (False, True)])
@@ -255,8 +278,10 @@ class ForwardingMachine(RuleBasedStateMachine):
         theirs = {key: _without_zeros(counters) for key, counters in plane.vip_counters().items()}
         ours = {key: _without_zeros(counters) for key, counters in reference.vip_counters.items()}
         assert theirs == ours
-        assert _pods(plane.pod_counters()) == _pods(reference.pod_counters)
-        assert sorted(plane.live_flows(self.now), key=str) == sorted(reference.live_flows(self.now), key=str)
+        mine, his = _pods(reference.pod_counters), _pods(plane.pod_counters())
+        assert mine == his, f"reference {mine}, plane {his}"
+        ours, theirs = set(reference.live_flows(self.now)), set(plane.live_flows(self.now))
+        assert ours == theirs, f"only the reference has {ours - theirs}, only the plane {theirs - ours}"
 
     @invariant()
     def every_packet_has_an_outcome(self) -> None:
@@ -266,7 +291,7 @@ class ForwardingMachine(RuleBasedStateMachine):
     def every_reply_tells_its_flow(self) -> None:
         direct = {key for key, vip in self.known.items() if vip.encap is not Encap.NAT}
         flows = [flow for flow in self.reference.live_flows(self.now) if flow.vip not in direct]
-        replies = {(flow.pod, flow.pod_port, flow.client, flow.client_port, flow.protocol) for flow in flows}
+        replies = {(flow.pod, flow.pod_port, flow.source, flow.source_port, flow.protocol) for flow in flows}
         assert len(replies) == len(flows)
 
 

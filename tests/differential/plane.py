@@ -8,11 +8,11 @@ from ipaddress import IPv4Address, IPv6Address
 import numpy as np
 
 from differential.strategies import Config
-from kuproxy.codes import InterfaceFlag, Node, Outcome, PacketFlag, PodCounter, Reason, VipCounter
+from kuproxy.codes import FlowState, InterfaceFlag, Node, Outcome, PacketFlag, PodCounter, Reason, VipCounter
 from kuproxy.control.compile import Compiler
 from kuproxy.control.report import Baselines
 from kuproxy.control.store import Changes, Store
-from kuproxy.dataplane.flow_table import is_occupied, sweep
+from kuproxy.dataplane.flow_table import is_occupied, source_seen, sweep
 from kuproxy.dataplane.layout import (
     BATCH,
     HEADROOM,
@@ -52,6 +52,7 @@ class CompiledPlane:
         self.baselines = Baselines()
         self.engine.tables.header[T_REJECT_RATE] = config.reject_rate
         self.set_timeout(config.timeout_ticks)
+        self.set_masquerade(config.masquerade)
         self.frame = make_frame(np.zeros(BATCH * STRIDE + HOLD_ROOM, np.uint8))
 
     # -------------------------------------------------------------------------------------------- operators
@@ -81,8 +82,15 @@ class CompiledPlane:
             flags |= InterfaceFlag.NAT6_IN
         self.compiler.set_interface(index, int(flags))
 
-    def set_timeout(self, ticks: int) -> None:
-        self.engine.tables.header[T_FLOW_TIMEOUT] = ticks
+    def set_timeout(self, ticks: int, state: FlowState | None = None) -> None:
+        for one in FlowState if state is None else [state]:
+            self.engine.tables.header[T_FLOW_TIMEOUT + one] = ticks
+
+    def set_masquerade(self, addresses: tuple[Address, ...]) -> None:
+        self.compiler.set_masquerade(addresses)
+
+    def flush(self, key: VipKey, address: Address, port: int = 0) -> None:
+        self.compiler.flush(key, address, port)
 
     def set_buckets(self, buckets: int, now: int) -> None:
         try:
@@ -199,6 +207,9 @@ class CompiledPlane:
                     address_of(int(pod["family"]), pod["hi"], pod["lo"]),
                     int(flow["pod_port"]),
                     int(entry["expires"]),
+                    address_of(family, *source_seen(tables, flow)),
+                    int(flow["source_port"]),
+                    FlowState(int(flow["state"])),
                 )
             )
         return flows

@@ -20,7 +20,7 @@ from typing import TypeVar
 from hypothesis import strategies as st
 
 import packets
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, Protocol
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, HashMode, Protocol
 from kuproxy.model.vip import ENCAP_WORDS, Pod, Vip, VipKey, encap_of, vip_type
 from kuproxy.reference import RefPacket
 
@@ -51,10 +51,13 @@ class Config:
     reject_rate: int = 1000
     ip4_src_address: Address | None = None
     ip6_src_address: Address | None = None
+    masquerade: tuple[Address, ...] = ()
 
 
 TUNNEL_SOURCES = (ip_address("40.0.0.250"), ip_address("4000::fa"))
 NODE_ADDRESSES = (ip_address("40.0.0.254"), ip_address("4000::fe"))
+
+MASQUERADES = [(), NODE_ADDRESSES, (ip_address("40.0.0.9"), ip_address("4000::9"))]
 
 configs = st.builds(
     Config,
@@ -66,6 +69,7 @@ configs = st.builds(
     reject_rate=st.sampled_from([1000, 3, 1, 0]),
     ip4_src_address=st.sampled_from([TUNNEL_SOURCES[0]] * 2 + [None]),
     ip6_src_address=st.sampled_from([TUNNEL_SOURCES[1]] * 2 + [None]),
+    masquerade=st.sampled_from(MASQUERADES),
 )
 start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
 
@@ -73,6 +77,7 @@ start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
 
 CLIENTS = {4: ["40.0.0.1", "40.0.0.2", "40.0.1.1"], 6: ["4000::1", "4000::2", "4001::1"]}
 CLIENT_PORTS = [1024, 1025, 1026]
+SOURCE_RANGES = {4: ["40.0.0.0/24", "10.0.0.1/32"], 6: ["4000::/64", "2001::2/128"]}
 PREFIXES = {
     4: ["90.0.0.1/32", "90.0.0.1/32", "90.0.0.2/32", "90.0.0.0/24", "90.0.0.0/8", "0.0.0.0/0"],
     6: ["9000::1/128", "9000::1/128", "9000::2/128", "9000::/64", "9000::/16", "::/0"],
@@ -112,11 +117,16 @@ def make_vip(rng: Random) -> Vip:
     return Vip(
         VipKey(prefix, protocol, port),
         kind,
-        target_port=rng.choice([0, 80, 8080]) if port else 0,
+        target_port=rng.choice([0, 80, 8080, 8080]) if port else 0,
         node_port=rng.choice(NODE_PORTS) if has_ports and one_in(rng, 2) else 0,
         new_len=rng.choice([1, 2, 16, 128]),
         pods=make_pods(rng, 4 if kind.pod_family == Family.IPV4 else 6, bool(port)),
         reject=one_in(rng, 2),
+        masquerade=one_in(rng, 8),
+        reset=one_in(rng, 2),
+        affinity_s=rng.choice([1.0, 6.0, 40.0]) if one_in(rng, 8) else 0.0,
+        source_ranges=tuple(map(ip_network, SOURCE_RANGES[version])) if one_in(rng, 8) else (),
+        hash_mode=HashMode.SOURCE if one_in(rng, 12) else HashMode.FLOW,
     )
 
 
@@ -146,7 +156,7 @@ pods = {
 
 
 KINDS = ["tcp"] * 5 + ["udp"] * 5 + ["sctp", "sctp", "echo", "echo", "icmp", "error", "other"]
-KINDS_IN_FRAGMENTS = ["udp", "udp", "tcp", "sctp", "sctp", "echo", "other"]
+KINDS_IN_FRAGMENTS = ["udp", "udp", "tcp", "sctp", "sctp", "sctp", "echo", "other"]
 
 
 def make_datagram(rng: Random, kinds: Sequence[str] = KINDS, size: int | None = None) -> packets.Datagram:
@@ -157,6 +167,8 @@ def make_datagram(rng: Random, kinds: Sequence[str] = KINDS, size: int | None = 
         destination, port = rng.choice(CLIENTS[version]), rng.choice(CLIENT_PORTS)
     else:
         source, source_port = rng.choice(CLIENTS[version]), rng.choice(CLIENT_PORTS)
+        if one_in(rng, 12):
+            source = rng.choice(PODS[version])  # which may be given to itself
         if one_in(rng, 40):
             source = rng.choice(["0.0.0.0", "224.0.0.9"] if version == 4 else ["::", "ff02::9"])
         destination, port = rng.choice(ADDRESSED[version]), rng.choice([80, 80, 80, 81, 81, 8080, 0])
@@ -172,7 +184,7 @@ def _transport(
     rng: Random, kind: str, two: tuple[str, str], ports: tuple[int, int], data: bytes
 ) -> packets.Datagram:
     if kind == "tcp":
-        flags = rng.choice([packets.SYN, packets.ACK, packets.FIN | packets.ACK, packets.RST, 0])
+        flags = rng.choice([packets.SYN, packets.SYN, packets.ACK, packets.FIN | packets.ACK, packets.RST, 0])
         options = rng.choice([b"", bytes(4)])
         return packets.tcp(*two, *ports, data, flags=flags, acknowledgement=99, options=options)
     if kind == "udp":
@@ -237,7 +249,7 @@ def make_damaged(rng: Random) -> bytes:
     """A frame cut, flipped or overwritten; often with an IPv4 checksum that agrees."""
     data = bytearray(make_frame(rng))
     l3, length_at, l4 = _headers(data)
-    kind = rng.choice(["cut", "cut", "flip", "byte", "length", "l4"])
+    kind = rng.choice(["cut", "cut", "flip", "byte", "byte", "length", "l4"])
     if kind == "cut":
         near = rng.choice([14, l3, l3 + 20, l3 + 40, l4, l4 + 8, l4 + 12, l4 + 20, len(data)])
         del data[max(0, min(len(data) - 1, near + rng.randrange(-3, 3))) :]

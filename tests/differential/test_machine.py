@@ -16,7 +16,7 @@ from kuproxy.reference.forwarding import Passage
 from kuproxy.reference.fragments import Fragments
 
 QUICK = settings(
-    max_examples=300,
+    max_examples=900,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
@@ -42,8 +42,11 @@ REACHABLE = {
     Node.NODEPORT6: [Reason.VIP_MATCHED],
     Node.BALANCE: [
         Reason.FIRST_PACKET, Reason.EXISTING_SESSION, Reason.UNTRACKED, Reason.CLASH_AVOIDED, Reason.FLOW_CLASH,
+        Reason.HALF_OPEN_EVICTED, Reason.CHOSEN_AFRESH, Reason.PORT_TRANSLATED, Reason.AFFINITY,
+        Reason.NO_MASQUERADE_ADDRESS, Reason.MASQUERADE_EXHAUSTED, Reason.FLOW_TABLE_FULL, Reason.SOURCE_RANGE,
         Reason.NO_POD, Reason.TTL_EXPIRED, Reason.NAT46_NOT_SUPPORTED, Reason.NAT64_NOT_SUPPORTED,
     ],
+    Node.MASQUERADE: [Reason.MASQUERADED],
     Node.NAT44: [Reason.FORWARDED, Reason.SCTP_FRAGMENT],
     Node.NAT66: [Reason.FORWARDED, Reason.SCTP_FRAGMENT],
     Node.NAT4_IN2OUT: [Reason.IN2OUT, Reason.IN2OUT_UNTRACKED, Reason.NO_TRANSLATION, Reason.TTL_EXPIRED],

@@ -101,7 +101,7 @@ def test_ports_at_the_pod():
 
 def test_a_flow_keeps_its_pod_and_port():
     reference = world(vip("90.0.0.1", ["10.0.0.1"], port=80, target_port=8080))
-    data = frame(tcp("40.0.0.1", "90.0.0.1", 1, 80))
+    data = frame(tcp("40.0.0.1", "90.0.0.1", 1, 80, flags=packets.ACK))
     first = send(reference, data)
     reference.set_vip(vip("90.0.0.1", FIVE, port=80, target_port=8081))
     assert send(reference, data) == first
@@ -230,16 +230,31 @@ def test_made_again_is_another_vip():
 class TestClash:
     """Two VIPs share their only pod and port: a client that uses one source port to both could not be told apart."""
 
-    def test_dropped_without_alternative(self):
+    def test_another_source_port_without_alternative(self):
         reference = world(vip("90.0.0.1", FIVE[:1], port=80), vip("90.0.0.2", FIVE[:1], port=80))
         assert verdict(reference, frame(tcp("40.0.0.1", "90.0.0.1", 7, 80))) == (
             Outcome.TRANSMIT,
             Reason.FORWARDED,
         )
-        assert verdict(reference, frame(tcp("40.0.0.1", "90.0.0.2", 7, 80))) == (
+        result = send(reference, frame(tcp("40.0.0.1", "90.0.0.2", 7, 80)))
+        assert result[:2] == (Outcome.TRANSMIT, Reason.FORWARDED)
+        [flow] = [flow for flow in reference.live_flows(0) if str(flow.address) == "90.0.0.2"]
+        assert str(flow.source) == "40.0.0.1"
+        assert flow.source_port != 7
+        assert result.data == frame(tcp("40.0.0.1", "10.0.0.1", flow.source_port, 80), ttl=63)
+        assert reference.counters[Node.BALANCE, Reason.PORT_TRANSLATED] == 1
+
+    def test_dropped_without_ports(self):
+        reference = world(vip("90.0.0.1", FIVE[:1]), vip("90.0.0.2", FIVE[:1]))
+        send(reference, frame(packets.echo("40.0.0.1", "90.0.0.1")))
+        assert verdict(reference, frame(packets.echo("40.0.0.1", "90.0.0.2"))) == (
             Outcome.DROP,
             Reason.FLOW_CLASH,
         )
+
+    def test_other_protocols_do_not_clash(self):
+        reference = world(vip("90.0.0.1", FIVE[:1], port=80), vip("90.0.0.2", FIVE[:1], port=80))
+        send(reference, frame(tcp("40.0.0.1", "90.0.0.1", 7, 80)))
         assert verdict(reference, frame(udp("40.0.0.1", "90.0.0.2", 7, 80))) == (
             Outcome.TRANSMIT,
             Reason.FORWARDED,
@@ -282,10 +297,10 @@ class TestClash:
     def test_a_prefix_vip_clashes_with_itself(self):
         reference = world(vip("90.0.0.0/8", FIVE[:1]))
         assert verdict(reference, frame(tcp("40.0.0.1", "90.0.0.1", 7, 80)))[0] == Outcome.TRANSMIT
-        assert verdict(reference, frame(tcp("40.0.0.1", "90.0.0.2", 7, 80))) == (
-            Outcome.DROP,
-            Reason.FLOW_CLASH,
-        )
+        send(reference, frame(tcp("40.0.0.1", "90.0.0.2", 7, 80)))
+        one, two = reference.live_flows(0)
+        assert (one.pod, one.pod_port) == (two.pod, two.pod_port)
+        assert one.source_port != two.source_port
 
 
 class TestResize:

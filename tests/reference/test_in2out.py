@@ -133,7 +133,8 @@ class TestUntracked:
     def full(self, *vips):
         reference = world(*vips, inside=INSIDE, buckets=1)
         for port in range(1, 5):
-            send(reference, frame(tcp("40.0.0.9", "90.0.0.1", port, 80)))
+            # ended connections: a half-open one would give way to a new flow
+            send(reference, frame(tcp("40.0.0.9", "90.0.0.1", port, 80, flags=packets.RST)))
         return reference
 
     def test_restored_by_the_ring(self):

@@ -158,7 +158,7 @@ def test_fragments():
 
 def test_pods_keep_it_from_happening():
     reference = world(vip("90.0.0.1", ["10.0.0.1"], reject=True))
-    data = frame(tcp("40.0.0.1", "90.0.0.1", 7, 80))
+    data = frame(tcp("40.0.0.1", "90.0.0.1", 7, 80, flags=packets.ACK))
     assert verdict(reference, data) == (Outcome.TRANSMIT, Reason.FORWARDED)
     reference.set_vip(vip("90.0.0.1", reject=True))
     assert verdict(reference, data) == (Outcome.TRANSMIT, Reason.FORWARDED)

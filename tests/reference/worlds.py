@@ -45,7 +45,7 @@ def vip(
     new_len: int = DEFAULT_NEW_LEN,
     reject: bool = False,
     encap: str | None = None,
-    **direct: int,
+    **more: object,
 ) -> Vip:
     """`kind` and `encap` are words of the command language (`nat46`, `gre4`); without them there is no translation."""
     way, vip_kind = Encap.NAT, vip_type(parse_prefix(prefix), kind)
@@ -60,7 +60,7 @@ def vip(
         tuple(pod(text) for text in pods),
         reject,
         encap=way,
-        **direct,
+        **more,  # type: ignore[arg-type]
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuproxy.codes import Encap, Family, Protocol, VipType
+from kuproxy.codes import Encap, Family, FlowState, HashMode, Protocol, VipType
 from kuproxy.errors import ConfigError
 from kuproxy.model.config import Show, ShowKind
 from kuproxy.model.vip import Pod, Vip, VipKey, vip_type
@@ -25,6 +25,7 @@ from kuproxy.vppcli.actions import (
     ShowAction,
     VipSelector,
 )
+from kuproxy.vppcli.apply import Desired
 from kuproxy.vppcli.grammar import COMMANDS, parse_line, parse_script
 from kuproxy.vppcli.help import help_text
 from kuproxy.vppcli.words import WordError, match_keyword
@@ -186,7 +187,10 @@ def test_abbreviations(line, action) -> None:
             "ku vip 90.0.0.0/8 nat66",
             "type: nat66 does not fit the prefix 90.0.0.0/8; with these pods it is nat46",
         ),
-        ("ku conf", "nothing to set; say buckets, buckets-log2, timeout, ip4-src-address or ip6-src-address"),
+        (
+            "ku conf",
+            "nothing to set; say buckets, buckets-log2, timeout, masquerade, ip4-src-address or ip6-src-address",
+        ),
         ("ku conf buckets-log2 25", "buckets-log2: 25 is too high; it is 0 to 24"),
         ("ku conf buckets 8 buckets-log2 4", "buckets-log2: 2^4 is not 8; give one of the two"),
         ("ku conf timeout -1", "timeout: '-1' is not a number of seconds; write for example 40 or 0.5"),
@@ -318,3 +322,62 @@ def test_help_lists_every_command_once() -> None:
     for command in COMMANDS:
         line = "  " + " ".join((*command.path, command.usage)).rstrip()
         assert (line in text.splitlines()) is not command.hidden
+
+
+class TestPolicyWords:
+    def test_timeouts(self) -> None:
+        [action] = parse_script("ku conf timeout tcp-established 100 timeout 40 buckets 8 timeout udp 5")
+        assert isinstance(action, SetConf)
+        assert (action.buckets, action.timeout_s) == (8, 40.0)
+        assert dict(action.timeouts_s) == {FlowState.TCP_ESTABLISHED: 100.0, FlowState.UDP: 5.0}
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("ku conf timeout tcp 5", "'tcp' is ambiguous"),
+            ("ku conf timeout quic 5", "'quic' is not known here"),
+            ("ku conf timeout udp", "the value is missing"),
+            ("ku conf timeout udp 0", "0 is not a timeout"),
+            ("ku conf masquerade here", "'here' is not an IP address"),
+            ("ku pod 90.0.0.1 10.0.0.1 weight 101", "101 is not a weight"),
+            ("ku pod 90.0.0.1 10.0.0.1 flush", "flush without del"),
+            ("ku vip 90.0.0.1 affinity 100000", "100000 is not an affinity timeout"),
+            ("ku vip 90.0.0.1 source_ranges 40.0.0.0/8,x", "'x' is not an IP address"),
+            ("ku vip 90.0.0.1 hash port", "'port' is not known here"),
+        ],
+    )
+    def test_what_is_wrong(self, line: str, message: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            parse_script(line)
+        assert message in str(caught.value)
+
+    def test_vip(self) -> None:
+        [action] = parse_script(
+            "ku vip 90.0.0.1 port 80 masquerade reset affinity 60 source_ranges 40.0.0.0/8,41.0.0.0/8 "
+            "hash source sessions 1000"
+        )
+        assert isinstance(action, AddVip)
+        vip = action.vip
+        assert (vip.masquerade, vip.reset, vip.affinity_s, vip.session_cap) == (True, True, 60.0, 1000)
+        assert [str(prefix) for prefix in vip.source_ranges] == ["40.0.0.0/8", "41.0.0.0/8"]
+        assert vip.hash_mode == HashMode.SOURCE
+
+    def test_pod(self) -> None:
+        add, drop = parse_script("ku pod 90.0.0.1 10.0.0.1 weight 3\nku pod 90.0.0.1 10.0.0.1 del flush")
+        assert isinstance(add, AddPods)
+        assert add.pods[0].weight == 3
+        assert isinstance(drop, DelPods)
+        assert drop.flush
+
+
+def test_weights_and_flushes_of_a_script() -> None:
+    desired = Desired()
+    desired.run(
+        "ku vip 90.0.0.1 port 80\nku pod 90.0.0.1 10.0.0.1 10.0.0.2 weight 3\nku pod 90.0.0.1 10.0.0.2 weight 0\n"
+        "ku pod 90.0.0.1 10.0.0.1 del flush\nku conf masquerade 10.1.0.1\nku conf masquerade 10.1.0.2\n"
+        "ku conf masquerade 2001:db8::1"
+    )
+    config = desired.config()
+    assert [(str(pod), pod.weight) for pod in config.vips[0].pods] == [("10.0.0.2", 0)]
+    assert [(key.port, str(pod)) for key, pod in config.flushed] == [(80, "10.0.0.1")]
+    assert [str(address) for address in config.settings.masquerade] == ["10.1.0.2", "2001:db8::1"]

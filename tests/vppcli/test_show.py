@@ -140,9 +140,11 @@ def test_nothing_to_show() -> None:
 
 def test_json_has_the_same_and_is_json() -> None:
     told = json.loads(json.dumps(to_json(REPORT)))
-    assert told["settings"] == {"buckets": 1024, "timeout": 40.0}
+    assert (told["settings"]["buckets"], told["settings"]["timeout"]) == (1024, 40.0)
+    assert told["settings"]["timeouts"]["tcp-established"] == 40.0
+    assert told["settings"]["masquerade"] == []
     assert told["interfaces"][1] == {"name": "eth1", "nat4_in": False, "nat6_in": True}
-    assert told["workers"][0] == {"index": 0, "flows": 9, "capacity": 4096}
+    assert told["workers"][0] == {"index": 0, "flows": 9, "capacity": 4096, "states": {}}
     assert told["nodes"][0] == {
         "node": "kp-input",
         "reason": "TRUNCATED_L4",
@@ -150,7 +152,7 @@ def test_json_has_the_same_and_is_json() -> None:
         "count": 0,
     }
     assert told["vips"][0]["pods"][1] == {
-        "address": "10.0.0.2", "port": 9090, "buckets": 512, "flows": 0, "removed": False,
+        "address": "10.0.0.2", "port": 9090, "buckets": 512, "flows": 0, "removed": False, "weight": 1,
         "counters": dict.fromkeys(
             ("to_pod_packets", "to_pod_bytes", "from_pod_packets", "from_pod_bytes", "flows"), 0
         ),
@@ -166,6 +168,12 @@ def test_json_has_the_same_and_is_json() -> None:
         "type": "ip6-nat66",
         "new_len": 2048,
         "reject": True,
+        "masquerade": False,
+        "reset": False,
+        "affinity": 0.0,
+        "source_ranges": [],
+        "hash": "flow",
+        "sessions": 0,
         "owner": "shop/dns:dns",
         "removed": True,
         "encap": "nat",
@@ -173,6 +181,6 @@ def test_json_has_the_same_and_is_json() -> None:
         "gue_port": 0,
         "counters": {
             "next_packet": 0, "first_packet": 0, "untracked_packet": 0, "no_server": 2,
-            "to_pod_bytes": 0, "from_pod_packets": 0, "from_pod_bytes": 0,
+            "to_pod_bytes": 0, "from_pod_packets": 0, "from_pod_bytes": 0, "evicted": 0,
         },
     }

@@ -8,12 +8,12 @@ generation.
 A pod is known by address and port: when a VIP's target port changes, pods that took it are replaced by others.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Family, Protocol, VipFlag
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Family, FlowState, PodFlag, Protocol, VipFlag
 from kuproxy.control.store import Changes
 from kuproxy.dataplane.layout import (
     CLASS_ANY,
@@ -26,13 +26,17 @@ from kuproxy.dataplane.layout import (
     KIND_POD_ADDRESS,
     KIND_VIP,
     MAX_PODS,
+    MAX_SOURCES,
     MAX_VIPS,
     PREFIX_LENGTHS,
+    RANGE_ARENA,
     RING_ARENA,
     T_ANY_NODE_ADDRESS,
     T_DECREMENT_TTL,
     T_FLOW_TIMEOUT,
     T_GENERATION,
+    T_MASQUERADE4,
+    T_MASQUERADE6,
     T_MATCH,
     T_N_NODEPORTS,
     T_PREFIXES,
@@ -42,10 +46,10 @@ from kuproxy.dataplane.layout import (
     TICKS_PER_SECOND,
     Tables,
 )
-from kuproxy.dataplane.maglev import fill_ring
+from kuproxy.dataplane.maglev import fill_ring, fill_weighted
 from kuproxy.dataplane.writer import Arena, IndexPool, MatchWriter, Retirement, match_arena
 from kuproxy.errors import TableFullError
-from kuproxy.model.vip import Address, Pod, Vip, VipKey
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 HOST = 128
 DEFAULT_REJECT_RATE = 1000  # ICMP answers per second and worker, as Linux' icmp_msgs_per_sec
@@ -70,16 +74,21 @@ def prefix_length(key: VipKey) -> int:
 
 
 def _fill(pods: Sequence[Pod], owners: np.ndarray, ring: np.ndarray) -> None:
-    """Write the new-flow table of `pods` (in order) into `ring`, as the numbers in `owners`."""
+    """Write the new-flow table of `pods` (in order, none of weight 0) into `ring`, as the numbers in `owners`."""
     words = [address_words(pod.address) for pod in pods]
+    hi, lo = np.array([hi for hi, _ in words]), np.array([lo for _, lo in words])
     walk = np.empty((2, len(words)), np.uint32)
     ring[:] = 0
-    fill_ring(np.array([hi for hi, _ in words]), np.array([lo for _, lo in words]), owners, walk, ring)
+    weights = np.array([pod.weight for pod in pods], np.uint32)
+    if len(pods) == 0 or (weights == weights[0]).all():
+        fill_ring(hi, lo, owners, walk, ring)
+    else:
+        fill_weighted(hi, lo, weights, owners, walk, ring)
 
 
 def ring_owners(pods: Iterable[Pod], new_len: int) -> list[Pod]:
     """The pod of each of `new_len` slots; empty without pods."""
-    order = sorted(set(pods))
+    order = sorted(pod for pod in set(pods) if pod.weight)
     if not order:
         return []
     ring = np.empty(new_len, np.uint32)
@@ -94,6 +103,14 @@ class _Ring:
 
 
 @dataclass(slots=True)
+class _Block:
+    """A block of source ranges."""
+
+    offset: int
+    log2: int
+
+
+@dataclass(slots=True)
 class VipRecord:
     """A VIP's places in the tables."""
 
@@ -101,7 +118,9 @@ class VipRecord:
     vip: Vip
     pods: dict[Pod, int] = field(default_factory=dict)  # in the ring; Pod with its port resolved
     draining: dict[Pod, int] = field(default_factory=dict)
+    flushed: dict[int, Pod] = field(default_factory=dict)  # removed, by index; their flows end
     ring: _Ring | None = None
+    ranges: _Block | None = None
     removed: bool = False
 
 
@@ -123,6 +142,7 @@ class Compiler:
         self._vip_match = MatchWriter(tables, T_VIP_MATCH, arena, self._retire)
         self._match = MatchWriter(tables, T_MATCH, arena, self._retire)
         self._rings = Arena(RING_ARENA, "ring slots")
+        self._ranges = Arena(RANGE_ARENA, "source ranges")
         self._vip_indices = IndexPool(MAX_VIPS, "VIPs")
         self._pod_indices = IndexPool(MAX_PODS, "pods")
         self._records: dict[VipKey, VipRecord] = {}
@@ -135,6 +155,8 @@ class Compiler:
         self._lengths: dict[tuple[int, int, int], int] = {}  # VIP entries by family, prefix length, class
         self._node_addresses: set[Address] = set()
         self._new_pods: list[int] = []
+        self._sources: list[Address] = []  # of IPv6, in the order of their indices
+        self._next_source = 0
         tables.header[T_DECREMENT_TTL] = int(decrement_ttl)
         tables.header[T_ANY_NODE_ADDRESS] = int(any_node_address)
         tables.header[T_REJECT_RATE] = DEFAULT_REJECT_RATE
@@ -180,8 +202,13 @@ class Compiler:
                 raise TableFullError(f"{needed} more {what} are asked for, and {room} are free")
 
     def set_timeout(self, seconds: float) -> int:
-        """The flow timeout, from the next packet of each flow on."""
-        self.tables.header[T_FLOW_TIMEOUT] = max(1, round(seconds * TICKS_PER_SECOND))
+        """One flow timeout for all states, from the next packet of each flow on."""
+        return self.set_timeouts(dict.fromkeys(FlowState, seconds))
+
+    def set_timeouts(self, seconds: Mapping[FlowState, float]) -> int:
+        """The flow timeout of each state, from the next packet of each flow on."""
+        for state, value in seconds.items():
+            self.tables.header[T_FLOW_TIMEOUT + state] = max(1, round(value * TICKS_PER_SECOND))
         return self._publish()
 
     def set_tunnel_sources(self, ipv4: Address | None, ipv6: Address | None) -> int:
@@ -191,6 +218,27 @@ class Compiler:
         hi6, lo6 = address_words(ipv6) if ipv6 is not None else zeros
         self.tables.header[T_TUNNEL_SOURCE : T_TUNNEL_SOURCE + 3] = (lo4, hi6, lo6)
         return self._publish()
+
+    def set_masquerade(self, addresses: Iterable[Address]) -> int:
+        """The source of masqueraded packets: at most one address of each family, none where there is no family."""
+        word4 = word6 = 0
+        for address in addresses:
+            if address.version == 4:
+                word4 = int(address_words(address)[1]) >> 32
+            else:
+                word6 = self._source_index(address)
+        self.tables.header[T_MASQUERADE4] = word4
+        self.tables.header[T_MASQUERADE6] = word6
+        return self._publish()
+
+    def _source_index(self, address: Address) -> int:
+        """An address keeps its index: flows name it. When all are taken the oldest one is overwritten."""
+        if address not in self._sources:
+            place = self._next_source % (MAX_SOURCES - 1)
+            self._next_source += 1
+            self._sources[place : place + 1] = [address]
+            self.tables.sources[place + 1] = address_words(address)
+        return self._sources.index(address) + 1
 
     def set_interface(self, index: int, flags: int) -> int:
         """Mark an interface (InterfaceFlag)."""
@@ -269,6 +317,7 @@ class Compiler:
             "ring_slots": self._rings.used,
             "match_entries": self._vip_match.entries + self._match.entries,
             "address_references": len(self._references),
+            "source_ranges": self._ranges.used,
             "retired": len(self._retirement),
         }
 
@@ -294,17 +343,18 @@ class Compiler:
             prefix_length(vip.key),
             0,
             0,
+            round(vip.affinity_s * TICKS_PER_SECOND),
             0,
+            vip.session_cap,
             0,
-            0,
-            0,
-            0,
+            int(vip.hash_mode),
             np.zeros(5, np.uint8),
         )
         self._set_encap(record)
         self._records[vip.key] = record
         self._by_index[index] = record
         self._set_pods(record, vip)
+        self._set_ranges(record, vip.source_ranges)
         self._enter_key(record)
         self._reference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
         self._enter_node_port(record, vip.node_port)
@@ -318,6 +368,11 @@ class Compiler:
         row["target_port"] = new.target_port
         self._set_encap(record)
         row["flags"] = self._flags(new)
+        row["hash_mode"] = int(new.hash_mode)
+        row["affinity"] = round(new.affinity_s * TICKS_PER_SECOND)
+        row["session_cap"] = new.session_cap
+        if old.source_ranges != new.source_ranges:
+            self._set_ranges(record, new.source_ranges)
         if old.node_port != new.node_port:
             row["node_port"] = new.node_port
             self._enter_node_port(record, new.node_port)
@@ -332,11 +387,12 @@ class Compiler:
         row["generation"] = int(row["generation"]) + 1  # its flows are dead from here on
         row["flags"] = 0
         self._set_ring(record, ())
+        self._set_ranges(record, ())
         for pod in list(record.pods):
             self._drain(record, pod)
-        for pod in record.draining:
+        for pod in [*record.draining, *record.flushed.values()]:
             self._dereference(KIND_POD_ADDRESS, pod.address)
-        if not record.draining:
+        if not record.draining and not record.flushed:
             self._retire(lambda: self._free_vip(record))
 
     def _free_vip(self, record: VipRecord) -> None:
@@ -349,7 +405,32 @@ class Compiler:
 
     @staticmethod
     def _flags(vip: Vip) -> int:
-        return int(VipFlag.USED | (VipFlag.REJECT if vip.reject else 0))
+        flags = VipFlag.USED
+        for wanted, flag in (
+            (vip.reject, VipFlag.REJECT),
+            (vip.masquerade, VipFlag.MASQUERADE),
+            (vip.reset, VipFlag.RESET),
+        ):
+            if wanted:
+                flags |= flag
+        return int(flags)
+
+    def _set_ranges(self, record: VipRecord, ranges: Sequence[Prefix]) -> None:
+        """A new block beside the old one, published with one store."""
+        old = record.ranges
+        record.ranges = None
+        if ranges:
+            log2 = len(ranges).bit_length()
+            record.ranges = _Block(self._ranges.allocate(log2), log2)
+            rows = self.tables.ranges[record.ranges.offset : record.ranges.offset + len(ranges) + 1]
+            rows[0]["hi"] = len(ranges)
+            for row, prefix in zip(rows[1:], ranges, strict=True):
+                net_hi, net_lo = address_words(prefix.network_address)
+                mask_hi, mask_lo = address_words(prefix.netmask)
+                row["hi"], row["lo"], row["mask_hi"], row["mask_lo"] = net_hi, net_lo, mask_hi, mask_lo
+        self.tables.vips[record.index]["ranges"] = record.ranges.offset if record.ranges else 0
+        if old is not None:
+            self._retire(lambda: self._ranges.free(old.offset, old.log2))
 
     # ------------------------------------------------------------------------------------------------- match
 
@@ -438,15 +519,20 @@ class Compiler:
     # -------------------------------------------------------------------------------------------------- pods
 
     def _set_pods(self, record: VipRecord, vip: Vip) -> None:
-        wanted = [Pod(pod.address, pod.port or vip.target_port) for pod in vip.pods]
-        for pod in wanted:
+        # In the records a pod is its address and port; its weight may change while it stays the same pod.
+        weights = {Pod(pod.address, pod.port or vip.target_port): pod.weight for pod in vip.pods}
+        for pod, weight in weights.items():
             if pod not in record.pods:
                 record.pods[pod] = self._revive(record, pod) or self._add_pod(record, pod)
+            if weight:
+                self.tables.pods[record.pods[pod]]["flags"] = int(PodFlag.USED)
         # The new ring goes live before the pods that left it are marked.
-        self._set_ring(record, sorted(wanted))
-        keep = set(wanted)
-        for pod in [pod for pod in record.pods if pod not in keep]:
+        self._set_ring(record, sorted(pod.weighing(weight) for pod, weight in weights.items() if weight))
+        for pod in [pod for pod in record.pods if pod not in weights]:
             self._drain(record, pod)
+        for pod, weight in weights.items():
+            if not weight:
+                self.tables.pods[record.pods[pod]]["flags"] = 0
 
     def _add_pod(self, record: VipRecord, pod: Pod) -> int:
         index = self._pod_indices.allocate()
@@ -464,23 +550,39 @@ class Compiler:
         index = record.draining.pop(pod, 0)
         if index:
             del self._draining[index]
-            self.tables.pods[index]["flags"] = 1
         return index
 
     def _drain(self, record: VipRecord, pod: Pod) -> None:
         index = record.pods.pop(pod)
         record.draining[pod] = index
-        self.tables.pods[index]["flags"] = 0
+        row = self.tables.pods[index]
+        row["flags"] = 0
+        row["generation"] = int(row["generation"]) + 1  # affinity to it is over, even if it comes back
         self._draining[index] = _Draining(record, pod, self._generation + 1)
 
+    def flush(self, key: VipKey, address: Address, port: int = 0) -> int:
+        """End the flows of a pod that was removed from the VIP (port 0: of each with this address).
+
+        The next packets of their clients find another pod, or are answered with a reset.
+        """
+        record = self._records.get(key)
+        if record is not None:
+            for pod, index in list(record.draining.items()):
+                if pod.address == address and port in (0, pod.port):
+                    del record.draining[pod]  # if the pod comes back, it is another one
+                    record.flushed[index] = pod
+                    self.tables.pods[index]["flags"] = int(PodFlag.FLUSHED)
+        return self._publish()
+
     def _free_pod(self, record: VipRecord, pod: Pod, index: int) -> None:
-        del record.draining[pod]
+        if record.flushed.pop(index, None) is None:
+            del record.draining[pod]
         self._leave_chain(pod, index)
         if not record.removed:
             self._dereference(KIND_POD_ADDRESS, pod.address)
         # Workers may follow `next` of a pod that they met before it was unlinked.
         self._retire(lambda: self._pod_indices.free(index))
-        if record.removed and not record.draining:
+        if record.removed and not record.draining and not record.flushed:
             self._retire(lambda: self._free_vip(record))
 
     @staticmethod
@@ -515,14 +617,15 @@ class Compiler:
         return self.tables.rings[ring.offset : ring.offset + (1 << ring.log2)]
 
     def _set_ring(self, record: VipRecord, pods: Sequence[Pod]) -> None:
-        """`pods` in order, all of them in record.pods."""
+        """`pods` in order, with their weights, all of them in record.pods."""
         old = record.ring
         word = 0
         record.ring = None
         if pods:
             log2 = record.vip.new_len.bit_length() - 1
             record.ring = _Ring(self._rings.allocate(log2), log2)
-            _fill(pods, np.array([record.pods[pod] for pod in pods], np.uint32), self._ring_view(record.ring))
+            owners = np.array([record.pods[pod.weighing(1)] for pod in pods], np.uint32)
+            _fill(pods, owners, self._ring_view(record.ring))
             word = record.ring.offset << 8 | log2
         self.tables.vips[record.index]["ring"] = word
         if old is not None:

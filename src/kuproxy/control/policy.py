@@ -22,7 +22,7 @@ from kuproxy.model.service import (
     SessionAffinity,
     TrafficPolicy,
 )
-from kuproxy.model.vip import Address, Pod, Vip, VipKey, vip_type
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey, vip_type
 
 __all__ = [
     "Candidate",
@@ -81,11 +81,19 @@ def not_honoured(service: Service) -> list[str]:
         texts.append("externalTrafficPolicy: Local is treated as Cluster")
     if service.internal_traffic_policy is TrafficPolicy.LOCAL:
         texts.append("internalTrafficPolicy: Local is treated as Cluster")
-    if service.session_affinity is not SessionAffinity.NONE:
-        texts.append(f"sessionAffinity: {service.session_affinity.value} is not kept")
-    if service.source_ranges:
-        texts.append("loadBalancerSourceRanges are not enforced: every client is let in")
     return texts
+
+
+def affinity_of(service: Service) -> float:
+    """Seconds for which a client keeps its pod; 0 without affinity."""
+    return float(service.affinity_timeout_s) if service.session_affinity is SessionAffinity.CLIENT_IP else 0.0
+
+
+def source_ranges_of(service: Service, address: Address) -> tuple[Prefix, ...]:
+    """Clients that may use this address: loadBalancerSourceRanges concern the load balancer's addresses alone."""
+    if not any(ingress.ip == address for ingress in service.ingress):
+        return ()
+    return tuple(prefix for prefix in service.source_ranges if prefix.version == address.version)
 
 
 def candidates_for(
@@ -163,6 +171,8 @@ def service_vips(service: Service, slices: Iterable[EndpointSlice]) -> list[Vip]
                         new_len=recommended_new_len(len(selected)),
                         pods=tuple(candidate.pod for candidate in selected),
                         reject=True,
+                        affinity_s=affinity_of(service),
+                        source_ranges=source_ranges_of(service, address),
                         owner=service.port_name(port),
                     )
                 )

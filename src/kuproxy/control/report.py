@@ -50,12 +50,15 @@ def _pod_reports(
     counters: Callable[[int], np.ndarray],
 ) -> Iterable[PodReport]:
     slots = compiler.slots_of(record)
-    for pods, draining in ((record.pods, False), (record.draining, True)):
+    weights = {(pod.address, record.vip.pod_port(pod)): pod.weight for pod in record.vip.pods}
+    flushed = {pod: index for index, pod in record.flushed.items()}
+    for pods, draining in ((record.pods, False), (record.draining, True), (flushed, True)):
         for pod, index in sorted(pods.items()):
             shown = 0 if pod.port == record.vip.target_port else pod.port
+            weight = weights.get((pod.address, pod.port), pod.weight)
             counts = counters(index)
             told = {each: int(counts[each]) for each in PodCounter}
-            yield PodReport(pod.address, shown, slots.get(index, 0), flows(index), draining, told)
+            yield PodReport(pod.address, shown, slots.get(index, 0), flows(index), draining, told, weight)
 
 
 def _nodes(counters: np.ndarray) -> Iterable[NodeCount]:
@@ -92,4 +95,6 @@ def build_report(
                 tuple(_pod_reports(compiler, record, pod_flows, pod_counters)),
             )
         )
-    return Report(settings, tuple(vips), tuple(_nodes(counters)), tuple(workers), tuple(interfaces), tuple(trace))
+    return Report(
+        settings, tuple(vips), tuple(_nodes(counters)), tuple(workers), tuple(interfaces), tuple(trace)
+    )

@@ -11,11 +11,13 @@ in time.
 
 import numpy as np
 
+from kuproxy.codes import FlowState
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.hash import hash_words, ports_word
-from kuproxy.dataplane.layout import REVERSE_WAYS, W_FLOWS, W_SWEEP, W_SWEEPS, WAYS
+from kuproxy.dataplane.layout import REVERSE_WAYS, W_FLOWS, W_STATES, W_SWEEP, W_SWEEPS, WAYS
 
-_LOW = np.uint64(0xFFFFFFFF)
+_HALF_OPEN = int(FlowState.TCP_HALF_OPEN)
+HALF_OPEN_WAYS = 2  # of a bucket: what a flood of first packets can fill
 
 
 @helper
@@ -43,43 +45,80 @@ def release(state, slot):
         back["slot"] = 0
         back["hash"] = 0
     state.pod_refs[entry["pod"]] -= 1
+    state.vip_flows[entry["vip"]] -= 1
+    state.header[W_STATES + np.int64(state.flows[slot]["state"])] -= 1
     entry["pod"] = 0
     entry["hash"] = 0
     state.header[W_FLOWS] -= 1
 
 
-@helper
-def free_way(tables, state, flow_hash, now):
-    """A slot of the bucket that may be written (released if need be), or -1 if four flows live there."""
-    buckets = len(state.entries) // WAYS
-    base = (flow_hash & (buckets - 1)) * WAYS
-    for way in range(WAYS):
-        if state.entries[base + way]["pod"] == 0:
-            return base + way
-    for way in range(WAYS):
-        if not is_occupied(tables, state, base + way, now):
-            release(state, base + way)
-            return base + way
-    return np.int64(-1)
+@kernel
+def _gives_way(state, one, other, now):
+    """Of two half-open flows, is `one` the first to be given up? The older; of one age, any rule that all share."""
+    age = (now - np.int64(state.flows[one]["created"])) & 0xFFFFFFFF
+    other_age = (now - np.int64(state.flows[other]["created"])) & 0xFFFFFFFF
+    if age != other_age:
+        return age > other_age
+    if state.entries[one]["hash"] != state.entries[other]["hash"]:
+        return state.entries[one]["hash"] < state.entries[other]["hash"]
+    return state.flows[one]["reverse_hash"] < state.flows[other]["reverse_hash"]
+
+
+@kernel
+def way_for(tables, state, flow_hash, half_open, now):
+    """A slot of the bucket for a new flow, or -1 if there is none.
+
+    It may be held by a half-open flow (entry's pod not 0), which then has to give way: the oldest one, when the new
+    flow is half-open too and finds as many as may be, or when the bucket is full.
+    """
+    base = (flow_hash & (len(state.entries) // WAYS - 1)) * WAYS
+    free = np.int64(-1)
+    oldest = np.int64(-1)
+    waiting = 0
+    for slot in range(base, base + WAYS):
+        if state.entries[slot]["pod"] != 0 and not is_occupied(tables, state, slot, now):
+            release(state, slot)
+        if state.entries[slot]["pod"] == 0:
+            if free < 0:
+                free = slot
+        elif state.flows[slot]["state"] == _HALF_OPEN:
+            waiting += 1
+            if oldest < 0 or _gives_way(state, slot, oldest, now):
+                oldest = slot
+    if free < 0 or (half_open and waiting >= HALF_OPEN_WAYS):
+        return oldest
+    return free
 
 
 @helper
 def reply_hash(family, pod_hi, pod_lo, pod_port, client_hi, client_lo, client_port):
-    """Flow hash of the packets that come back from the pod."""
+    """Flow hash of the packets that come back from the pod; "client" is the source that the pod saw."""
     word = ports_word(pod_port, client_port)
     return np.int64(hash_words(family, pod_hi, pod_lo, client_hi, client_lo, word))
+
+
+@helper
+def source_seen(tables, flow):
+    """(hi, lo) of the source that the flow's pod sees."""
+    source = np.int64(flow["source"])
+    if source == 0:
+        return flow["client_hi"], flow["client_lo"]
+    if flow["family"] == 4:
+        return np.uint64(0), np.uint64(source) << np.uint64(32)
+    return tables.sources[source]["hi"], tables.sources[source]["lo"]
 
 
 @helper
 def _is_reply(
     tables, state, slot, pod_hi, pod_lo, pod_port, client_hi, client_lo, client_port, protocol, family, now
 ):
-    """Is this packet from a pod to a client the reply of the live flow in `slot`?"""
+    """Is this packet from a pod the reply of the live flow in `slot`? "client" is the source that the pod saw."""
     flow = state.flows[slot]
+    seen_hi, seen_lo = source_seen(tables, flow)
     if (
-        flow["client_lo"] != client_lo
-        or flow["client_hi"] != client_hi
-        or np.int64(flow["client_port"]) != client_port
+        seen_lo != client_lo
+        or seen_hi != client_hi
+        or np.int64(flow["source_port"]) != client_port
         or np.int64(flow["pod_port"]) != pod_port
         or np.int64(flow["protocol"]) != protocol
         or np.int64(flow["family"]) != family

@@ -17,6 +17,7 @@ from kuproxy.dataplane.nodes.input import kp_input
 from kuproxy.dataplane.nodes.ipip import kp_ipip
 from kuproxy.dataplane.nodes.l3dsr import kp_l3dsr
 from kuproxy.dataplane.nodes.lookup import kp_lookup
+from kuproxy.dataplane.nodes.masquerade import kp_masquerade
 from kuproxy.dataplane.nodes.nat44 import kp4_nat4
 from kuproxy.dataplane.nodes.nat66 import kp6_nat6
 from kuproxy.dataplane.nodes.nodeport import kp4_nodeport, kp6_nodeport
@@ -32,6 +33,7 @@ NODES = {
     Node.NODEPORT4: kp4_nodeport,
     Node.NODEPORT6: kp6_nodeport,
     Node.BALANCE: kp_balance,
+    Node.MASQUERADE: kp_masquerade,
     Node.NAT44: kp4_nat4,
     Node.NAT66: kp6_nat6,
     Node.NAT4_IN2OUT: kp_nat4_in2out,
@@ -58,6 +60,7 @@ _GRE = int(Node.GRE)
 _IPIP = int(Node.IPIP)
 _GUE = int(Node.GUE)
 _L3DSR = int(Node.L3DSR)
+_MASQUERADE = int(Node.MASQUERADE)
 
 
 @kernel
@@ -96,6 +99,10 @@ def run_graph(frame, tables, state, now):
         kp_balance(frame, tables, state, now)
         if traced:
             trace_node(frame, tables, state, now, _BALANCE)
+    if frame.queued[_MASQUERADE] != 0:
+        kp_masquerade(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _MASQUERADE)
     if frame.queued[_NAT44] != 0:
         kp4_nat4(frame, tables, state, now)
         if traced:

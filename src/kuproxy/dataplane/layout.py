@@ -46,7 +46,10 @@ PACKET = np.dtype(
         ("hash", "<u4"),  # CRC32C flow hash
         ("vip", "<u4"),  # index into Tables.vips, 0 = none
         ("pod", "<u4"),  # index into Tables.pods, 0 = none
-        ("slot", "<u4"),  # index into WorkerState.flows, meaningful when tracked
+        (
+            "slot",
+            "<u4",
+        ),  # index into WorkerState.flows, meaningful when tracked; with TRANSLATED, FLOW["source"]
         ("end", "<u4"),  # end of the IP packet, from `start`; padding lies behind it
         ("l3", "<u2"),  # offsets from `start`
         ("l4", "<u2"),
@@ -127,11 +130,11 @@ VIP = np.dtype(
         ("plen", "u1"),  # prefix length in the 128-bit form (IPv4 /8 is 104)
         ("encap", "u1"),  # codes.Encap
         ("dscp", "u1"),
-        ("hash_mode", "u1"),
         ("affinity", "<u4"),  # ticks, 0 = none
-        ("ranges", "<u4"),
-        ("session_cap", "<u4"),
+        ("ranges", "<u4"),  # offset into Tables.ranges of their number, the ranges behind it; 0 = everybody
+        ("session_cap", "<u4"),  # flows per worker, 0 = no limit
         ("gue_port", "<u2"),  # destination port of Encap.GUE
+        ("hash_mode", "u1"),  # codes.HashMode
         ("spare", "u1", 5),
     ]
 )
@@ -151,6 +154,15 @@ POD = np.dtype(
 )
 assert POD.itemsize == 32
 
+# Clients that a VIP lets in: address & mask == network. The first of a block holds their number in `hi`.
+RANGE = np.dtype([("hi", "<u8"), ("lo", "<u8"), ("mask_hi", "<u8"), ("mask_lo", "<u8")])
+assert RANGE.itemsize == 32
+RANGE_ARENA = 1 << 20
+
+# Addresses that FLOW["source"] names by their index, where they do not fit into it.
+SOURCE = np.dtype([("hi", "<u8"), ("lo", "<u8")])
+MAX_SOURCES = 256
+
 MAX_VIPS = 1 << 18
 MAX_PODS = 1 << 20
 MATCH_ARENA = 1 << 24  # entries: holds both live tables and those that growth builds beside them
@@ -162,7 +174,6 @@ PREFIX_LENGTHS = 129
 # Words of Tables.header
 T_GENERATION = 0  # bumped after every published change; workers echo it when they have seen it
 T_MATCH = 1  # offset of the live match table << 8 | log2(entries); all kinds but KIND_VIP
-T_FLOW_TIMEOUT = 2  # ticks
 T_DECREMENT_TTL = 3  # 1: we are the router; 0: the kernel's routing behind us lowers the TTL
 T_ANY_NODE_ADDRESS = 4  # 1: every address counts as a node address (captures, where nobody knows the node's)
 T_N_NODEPORTS = 5
@@ -170,6 +181,9 @@ T_REJECT_RATE = 6  # ICMP answers per second and worker
 T_VIP_MATCH = 7  # the same for KIND_VIP alone: what every packet asks stays small and dense
 T_TUNNEL_SOURCE = 50  # 3 words: IPv4 as in POD["lo"], then IPv6 hi and lo; 0 = none
 T_PREFIXES = 8  # 6 words: for IPv4 then IPv6, bit n of word n // 64 set when a VIP of prefix length n exists
+T_FLOW_TIMEOUT = 16  # 8 words, ticks: one for each FlowState
+T_MASQUERADE4 = 24  # our IPv4 address towards pods, as in FLOW["source"]; 0 = none
+T_MASQUERADE6 = 25  # the same for IPv6
 T_COMMAND = 64  # one word a worker, see COMMAND_*
 T_WORDS = T_COMMAND + MAX_WORKERS
 
@@ -194,6 +208,8 @@ class Tables(NamedTuple):
     pods: np.ndarray  # POD[MAX_PODS]
     rings: np.ndarray  # uint32[RING_ARENA]: pod indices
     interfaces: np.ndarray  # uint8[MAX_INTERFACES]: InterfaceFlag
+    ranges: np.ndarray  # RANGE[RANGE_ARENA]
+    sources: np.ndarray  # SOURCE[MAX_SOURCES]
 
 
 TABLES_SPEC: tuple[tuple[str, Any, tuple[int, ...]], ...] = (
@@ -204,6 +220,8 @@ TABLES_SPEC: tuple[tuple[str, Any, tuple[int, ...]], ...] = (
     ("pods", POD, (MAX_PODS,)),
     ("rings", "<u4", (RING_ARENA,)),
     ("interfaces", "u1", (MAX_INTERFACES,)),
+    ("ranges", RANGE, (RANGE_ARENA,)),
+    ("sources", SOURCE, (MAX_SOURCES,)),
 )
 
 # ---------------------------------------------------------------------------------------------------------- state
@@ -230,10 +248,13 @@ FLOW = np.dtype(
         ("reverse", "<u4"),  # index of the reverse entry
         ("reverse_hash", "<u4"),
         ("created", "<u4"),
-        ("source", "<u4"),  # our address in the packets to the pod
-        ("source_port", "<u2"),
-        ("state", "u1"),
-        ("flags", "u1"),
+        (
+            "source",
+            "<u4",
+        ),  # source of packets to the pod: 0 = the client's; IPv4 address; index of an IPv6 one
+        ("source_port", "<u2"),  # source port of packets to the pod
+        ("state", "u1"),  # codes.FlowState
+        ("flags", "u1"),  # codes.FlowFlag
     ]
 )
 assert FLOW.itemsize == 64
@@ -241,6 +262,23 @@ assert FLOW.itemsize == 64
 # Eight to a cache line; the hash is that of the reply as it leaves the pod.
 REVERSE = np.dtype([("hash", "<u4"), ("slot", "<u4")])  # slot + 1; 0 = empty
 REVERSE_WAYS = 8
+
+# Which pod a client of a VIP with affinity had last.
+AFFINITY = np.dtype(
+    [
+        ("hi", "<u8"),  # the client's address
+        ("lo", "<u8"),
+        ("vip", "<u4"),  # 0 = empty
+        ("generation", "<u4"),  # of the VIP index
+        ("pod", "<u4"),
+        ("pod_generation", "<u4"),
+        ("expires", "<u4"),
+        ("spare", "<u4"),
+    ]
+)
+assert AFFINITY.itemsize == 40
+AFFINITY_WAYS = 4
+AFFINITY_SLOTS = 1 << 18  # clients per worker: 10 MiB when all are used
 
 FRAGMENT = np.dtype(
     [
@@ -311,6 +349,11 @@ W_TRACE_LEFT = 57  # packets still to be traced
 W_TRACE_PACKETS = 58  # packets traced so far; also the last one's number
 W_TRACE_NEXT = 59  # trace records ever written
 W_TRACE_RECEIVED = 60  # packets that the driver put into the present frame
+W_STATES = 32  # 8 words: flows in the table by FlowState
+W_PORT_FIRST = (
+    40  # source ports that this worker may allocate; W_PORT_COUNT is a prime, 0 = ports.py's default
+)
+W_PORT_COUNT = 41
 W_WORDS = 64
 
 # What a node left of a traced packet. Headers are read from the packet, the pod is copied: it may be gone when somebody
@@ -365,6 +408,8 @@ class WorkerState(NamedTuple):
     trace_numbers: np.ndarray  # uint32[FRAME_SIZE]: numbers of the present frame's traced packets
     fragments: np.ndarray  # FRAGMENT[FRAGMENT_SLOTS]
     held: np.ndarray  # HELD[HOLD_SLOTS]
+    vip_flows: np.ndarray  # int32[MAX_VIPS]: flows in the table, as W_FLOWS, of each VIP
+    affinity: np.ndarray  # AFFINITY[AFFINITY_SLOTS]
     entries: np.ndarray  # ENTRY[buckets * WAYS]
     flows: np.ndarray  # FLOW[buckets * WAYS]
     reverse: np.ndarray  # REVERSE[buckets * REVERSE_WAYS]
@@ -380,6 +425,8 @@ STATE_SPEC: tuple[tuple[str, Any, tuple[int, ...]], ...] = (
     ("trace_numbers", "<u4", (FRAME_SIZE,)),
     ("fragments", FRAGMENT, (FRAGMENT_SLOTS,)),
     ("held", HELD, (HOLD_SLOTS,)),
+    ("vip_flows", "<i4", (MAX_VIPS,)),
+    ("affinity", AFFINITY, (AFFINITY_SLOTS,)),
 )
 
 MIN_LOG2_BUCKETS = 0

@@ -44,3 +44,42 @@ def fill_ring(hi, lo, owners, walk, ring):
             filled += 1
             if filled == slots:
                 return
+
+
+@kernel
+def fill_weighted(hi, lo, weights, owners, walk, ring):
+    """The same for pods of different weights (uint32[p], above 0).
+
+    The heaviest pod takes a slot in every turn, the others in so many turns as their weight says, evenly spread:
+    in turn t, when floor(t * weight / heaviest) grows. With equal weights this is `fill_ring`.
+    """
+    pods = len(owners)
+    slots = len(ring)
+    if pods == 0:
+        return
+    mask = np.uint32(slots - 1)
+    position = walk[0]
+    skip = walk[1]
+    heaviest = np.int64(0)
+    for pod in range(pods):
+        seed = pod_seed(hi[pod], lo[pod])
+        skip[pod] = np.uint32((seed & _LOW) | np.uint64(1)) & mask
+        position[pod] = np.uint32(seed >> np.uint64(32)) & mask
+        heaviest = max(heaviest, np.int64(weights[pod]))
+    filled = 0
+    turn = np.int64(0)
+    while True:
+        for pod in range(pods):
+            weight = np.int64(weights[pod])
+            if (turn + 1) * weight // heaviest == turn * weight // heaviest:
+                continue
+            slot = position[pod]
+            step = skip[pod]
+            while ring[slot] != 0:
+                slot = (slot + step) & mask
+            ring[slot] = owners[pod]
+            position[pod] = (slot + step) & mask
+            filled += 1
+            if filled == slots:
+                return
+        turn += 1

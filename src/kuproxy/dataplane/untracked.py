@@ -9,19 +9,23 @@ import numpy as np
 
 from kuproxy.codes import VipCounter, VipFlag
 from kuproxy.dataplane._jit import kernel
+from kuproxy.dataplane.choice import candidate
 from kuproxy.dataplane.hash import hash_words, ports_word
 from kuproxy.dataplane.layout import KIND_POD, T_MATCH
 from kuproxy.dataplane.match import HOST, match_find, match_key
 from kuproxy.wire import l4
 
 _UNTRACKED = int(VipCounter.UNTRACKED_PACKET)
+_EVICTED = int(VipCounter.EVICTED)
 _USED = int(VipFlag.USED)
+_MASQUERADE = int(VipFlag.MASQUERADE)
 _ZERO = np.uint64(0)
 
 
 @kernel
-def _would_choose(tables, packet, vip, pod_index, client_hi, client_lo):
+def _would_choose(tables, state, packet, vip_index, pod_index, client_hi, client_lo, now):
     """Does the ring lead the client's packet to this pod (address and port)? Returns (yes, the VIP's port)."""
+    vip = tables.vips[vip_index]
     pod = tables.pods[pod_index]
     ported = l4.has_ports(packet["protocol"])
     vip_port = np.int64(vip["port"])
@@ -30,16 +34,17 @@ def _would_choose(tables, packet, vip, pod_index, client_hi, client_lo):
     word = ports_word(np.int64(packet["dst_port"]), vip_port) if ported else _ZERO
     family = np.int64(packet["family"])
     flow_hash = np.int64(hash_words(family, client_hi, client_lo, vip["hi"], vip["lo"], word))
-    mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
-    owner = np.int64(tables.rings[np.int64(vip["ring"] >> np.uint64(8)) + (flow_hash & mask)])
+    owner, _ = candidate(tables, state, vip_index, flow_hash, family, client_hi, client_lo, now)
     chosen = tables.pods[owner]
     same = chosen["hi"] == pod["hi"] and chosen["lo"] == pod["lo"] and chosen["port"] == pod["port"]
     return same, vip_port
 
 
 @kernel
-def find_untracked(tables, state, packet, pod_hi, pod_lo, client_hi, client_lo):
+def find_untracked(tables, state, packet, pod_hi, pod_lo, client_hi, client_lo, now):
     """(VIP, pod, port to restore) if exactly one VIP's untracked flow can have caused this reply, else zeros."""
+    if pod_lo == client_lo and pod_hi == client_hi:
+        return np.int64(0), np.int64(0), np.int64(0)  # masqueraded, so never untracked
     location = tables.header[T_MATCH]
     family = np.int64(packet["family"])
     protocol = np.int64(packet["protocol"])
@@ -55,14 +60,17 @@ def find_untracked(tables, state, packet, pod_hi, pod_lo, client_hi, client_lo):
             vip_index = np.int64(tables.pods[index]["vip"])
             vip = tables.vips[vip_index]
             if (
-                np.int64(vip["flags"]) & _USED
+                np.int64(vip["flags"]) & (_USED | _MASQUERADE) == _USED
                 and vip["plen"] == HOST
                 and vip["ring"] != _ZERO
                 and vip["encap"] == 0
                 and (vip["protocol"] == 0 or vip["protocol"] == protocol)
-                and state.vip_counters[vip_index, _UNTRACKED] != _ZERO
+                and (state.vip_counters[vip_index, _UNTRACKED] | state.vip_counters[vip_index, _EVICTED])
+                != _ZERO
             ):
-                yes, vip_port = _would_choose(tables, packet, vip, index, client_hi, client_lo)
+                yes, vip_port = _would_choose(
+                    tables, state, packet, vip_index, index, client_hi, client_lo, now
+                )
                 if yes and vip_index != found:
                     if found != 0:
                         return np.int64(0), np.int64(0), np.int64(0)

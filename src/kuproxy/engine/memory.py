@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kuproxy.codes import Outcome
+from kuproxy.codes import FlowState, Outcome
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane.layout import (
     STATE_SPEC,
@@ -16,6 +16,7 @@ from kuproxy.dataplane.layout import (
     W_LOG2_BUCKETS,
     W_OUTCOMES,
     W_RECEIVED,
+    W_STATES,
     WAYS,
     Region,
     Tables,
@@ -115,3 +116,8 @@ def pod_counters(states: Sequence[WorkerState], index: int) -> np.ndarray:
 def pod_flows(states: Sequence[WorkerState], index: int) -> int:
     """Flows that refer to the pod."""
     return sum(int(state.pod_refs[index]) for state in states)
+
+
+def flows_by_state(state: WorkerState) -> dict[FlowState, int]:
+    """Flows in a worker's table, expired ones that were not swept yet included."""
+    return {kind: int(state.header[W_STATES + kind]) for kind in FlowState}

@@ -103,7 +103,9 @@ class Worker:
         """Forward until the command word changes; returns it."""
         driver = self._driver
         command = int(
-            forward_af_packet(driver.frame, self._tables, self._memory.state, driver.ring, self._options.worker)
+            forward_af_packet(
+                driver.frame, self._tables, self._memory.state, driver.ring, self._options.worker
+            )
         )
         if command == BROKEN:
             driver.check()

@@ -9,14 +9,35 @@ import enum
 import math
 from dataclasses import dataclass
 
+from kuproxy.codes import FlowState
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.vip import Address, Vip, is_power_of_two
+from kuproxy.model.vip import Address, Pod, Vip, VipKey, is_power_of_two
 
-__all__ = ["MAX_BUCKETS", "MAX_TIMEOUT_S", "MAX_TRACED", "Config", "InterfaceMark", "Settings", "Show", "ShowKind"]
+__all__ = [
+    "DEFAULT_TIMEOUTS_S",
+    "MAX_BUCKETS",
+    "MAX_TIMEOUT_S",
+    "MAX_TRACED",
+    "Config",
+    "InterfaceMark",
+    "Settings",
+    "Show",
+    "ShowKind",
+]
 
 MAX_BUCKETS = 1 << 24  # of 4 entries and one 64-byte line each: 1 GiB per worker
 MAX_TRACED = 1000  # packets at once that a worker's trace ring holds with all their nodes
 MAX_TIMEOUT_S = 1_000_000.0  # 11.6 days: below half the period of a 32-bit clock in milliseconds, 24.8 days
+
+DEFAULT_TIMEOUTS_S: dict[FlowState, float] = {
+    FlowState.OTHER: 300.0,
+    FlowState.TCP_HALF_OPEN: 30.0,  # five SYNs of a client that backs off; the ring gives it the same pod later
+    FlowState.TCP_ESTABLISHED: 7440.0,  # 2 h 4 min: RFC 5382 REQ-5, RFC 6146 section 4
+    FlowState.TCP_CLOSING: 5.0,  # what still comes of the last segments
+    FlowState.UDP: 300.0,  # RFC 4787 REQ-5
+    FlowState.SCTP: 240.0,  # beyond several heartbeats of 30 s (RFC 9260 section 16)
+    FlowState.ICMP: 60.0,  # RFC 5508 REQ-2
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +45,11 @@ class Settings:
     """`ku conf`: the established-flow table of each worker.  Raises ConfigError with every problem."""
 
     buckets: int = 1024  # VPP's default; four flows each
-    timeout_s: float = 40.0  # VPP's default: how long a flow without packets is remembered
+    timeout_s: float | None = (
+        None  # how long any flow without packets is remembered; None: DEFAULT_TIMEOUTS_S
+    )
+    timeouts_s: tuple[tuple[FlowState, float], ...] = ()  # of single states, before both
+    masquerade: tuple[Address, ...] = ()  # source of masqueraded packets, at most one of each family
     ip4_src_address: Address | None = None  # outer source of tunnels to IPv4 pods
     ip6_src_address: Address | None = None
 
@@ -38,20 +63,30 @@ class Settings:
                     hint=f"it is a power of two, 1 to {MAX_BUCKETS}",
                 )
             )
-        if not (math.isfinite(self.timeout_s) and 0 < self.timeout_s <= MAX_TIMEOUT_S):
-            problems.append(
-                Problem(
-                    f"{self.timeout_s:g} is not a timeout",
-                    field="timeout",
-                    hint=f"it is a number of seconds above 0, at most {MAX_TIMEOUT_S:.0f}",
+        general = [] if self.timeout_s is None else [("timeout", self.timeout_s)]
+        for field, value in [*general, *((state.label, value) for state, value in self.timeouts_s)]:
+            if not (math.isfinite(value) and 0 < value <= MAX_TIMEOUT_S):
+                problems.append(
+                    Problem(
+                        f"{value:g} is not a timeout",
+                        field=field,
+                        hint=f"it is a number of seconds above 0, at most {MAX_TIMEOUT_S:.0f}",
+                    )
                 )
-            )
         for field, version in (("ip4-src-address", 4), ("ip6-src-address", 6)):
             address = getattr(self, field.replace("-", "_"))
             if address is not None and address.version != version:
                 problems.append(Problem(f"{address} is not an IPv{version} address", field=field))
+        if len({address.version for address in self.masquerade}) < len(self.masquerade):
+            problems.append(Problem("two masquerade addresses of one family", field="masquerade"))
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def timeouts(self) -> dict[FlowState, float]:
+        """Seconds for each state: its own, else the one for all, else the default."""
+        general = DEFAULT_TIMEOUTS_S if self.timeout_s is None else dict.fromkeys(FlowState, self.timeout_s)
+        return general | dict(self.timeouts_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +123,7 @@ class Config:
     settings: Settings = Settings()
     interfaces: tuple[InterfaceMark, ...] = ()
     shows: tuple[Show, ...] = ()
+    flushed: tuple[tuple[VipKey, Pod], ...] = ()  # pods removed with `flush`; port 0: each with that address
     flush_flows: bool = False  # a script contains `test kube-proxy flowtable flush`
     trace: int = 0  # packets to trace
     sources: tuple[str, ...] = ()  # the files, as they were named

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kuproxy.codes import Node, Outcome, PodCounter, Reason, VipCounter
+from kuproxy.codes import FlowState, Node, Outcome, PodCounter, Reason, VipCounter
 from kuproxy.model.config import InterfaceMark, Settings
-from kuproxy.model.vip import Address, Vip, VipKey
+from kuproxy.model.vip import DEFAULT_WEIGHT, Address, Vip, VipKey
 
 __all__ = ["NodeCount", "PodReport", "Report", "TraceStep", "TracedPacket", "VipReport", "WorkerReport"]
 
@@ -23,6 +23,7 @@ class PodReport:
     flows: int  # that the workers remember
     draining: bool = False  # removed from the VIP, serving its remaining flows
     counters: Mapping[PodCounter, int] = field(default_factory=dict)  # absent: 0
+    weight: int = DEFAULT_WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class WorkerReport:
     index: int
     flows: int  # live entries of its established-flow table
     capacity: int  # entries, not buckets
+    states: Mapping[FlowState, int] = field(default_factory=dict)  # flows by state; absent: 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,18 @@ which is why two services on one address are impossible there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from operator import attrgetter
 
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, Protocol, VipType
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, HashMode, Protocol, VipType
 from kuproxy.errors import ConfigError, Problem
 
 __all__ = [
     "DEFAULT_NEW_LEN",
+    "DEFAULT_WEIGHT",
     "ENCAP_WORDS",
     "GUE_PORT",
     "MAX_NEW_LEN",
@@ -44,6 +46,10 @@ Prefix = IPv4Network | IPv6Network
 
 MAX_PORT = 65535
 DEFAULT_NEW_LEN = 1024  # VPP's default size of the new-flow table
+DEFAULT_WEIGHT = 1
+MAX_WEIGHT = 100  # as in VPP's lb plugin
+MAX_SESSION_CAP = (1 << 32) - 1
+MAX_AFFINITY_S = 86400.0  # Kubernetes' limit, one day
 MAX_NEW_LEN = 1 << 24  # 2^24 slots of 4 bytes: 64 MiB for one VIP
 
 VIP_TYPE_WORDS: dict[str, tuple[Family | None, Family]] = {
@@ -149,16 +155,29 @@ class Pod:
 
     address: Address = field(compare=False)
     port: int = field(default=0, compare=False)  # 0: the VIP's target port
+    weight: int = field(default=DEFAULT_WEIGHT, compare=False)  # share of the new flows; 0: none
     # Read big-endian, the 16 bytes are one integer, and an IPv4 address fills only its last four.  Everything
     # that compares or hashes uses this tuple: the address objects do it in Python, eight times slower.
-    id: tuple[int, int, int] = field(init=False, repr=False)
+    id: tuple[int, int, int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         problems: list[Problem] = []
         _check_port(problems, "port", self.port)
+        if not 0 <= self.weight <= MAX_WEIGHT:
+            problems.append(
+                Problem(f"{self.weight} is not a weight", field="weight", hint=f"it is 0 to {MAX_WEIGHT}")
+            )
         if problems:
             raise ConfigError(problems)
-        object.__setattr__(self, "id", (int(self.address), self.port, self.address.version))
+        object.__setattr__(self, "id", (int(self.address), self.port, self.address.version, self.weight))
+
+    def weighing(self, weight: int) -> Pod:
+        """The same pod with this weight."""
+        return self if weight == self.weight else Pod(self.address, self.port, weight)
+
+    def is_at(self, other: Pod) -> bool:
+        """The same address and port, whatever the weights."""
+        return self.id[:3] == other.id[:3]
 
     @property
     def family(self) -> Family:
@@ -234,6 +253,14 @@ class Vip:
     new_len: int = DEFAULT_NEW_LEN  # slots of the new-flow table
     pods: tuple[Pod, ...] = ()
     reject: bool = False  # without pods: answer with a reset or port unreachable instead of dropping
+    masquerade: bool = False  # pods see an address of the node instead of the client's
+    reset: bool = False  # flows of flushed pods are reset instead of moved to another pod
+    affinity_s: float = (
+        0.0  # a client keeps its pod for new flows that begin within so many seconds; 0: it does not
+    )
+    source_ranges: tuple[Prefix, ...] = ()  # clients that are let in, but for node ports; empty: all
+    hash_mode: HashMode = HashMode.FLOW  # what chooses the slot of the new-flow table
+    session_cap: int = 0  # flows per worker; 0: no limit
     owner: str = "ku"  # who asked for it, in the user's words: `ku`, or `namespace/service:port`
     encap: Encap = Encap.NAT
     dscp: int = 0  # of L3DSR
@@ -246,6 +273,8 @@ class Vip:
         if self.encap is Encap.GUE and not self.gue_port:
             object.__setattr__(self, "gue_port", GUE_PORT)
         object.__setattr__(self, "pods", _canonical_pods(self.pods, target_port))
+        ranges = tuple(sorted(set(self.source_ranges), key=lambda prefix: (prefix.version, prefix)))
+        object.__setattr__(self, "source_ranges", ranges)
         problems = self._problems()
         if problems:
             raise ConfigError(problems)
@@ -276,6 +305,28 @@ class Vip:
                 )
             )
         problems += self._direct_problems()
+        if not (math.isfinite(self.affinity_s) and 0 <= self.affinity_s <= MAX_AFFINITY_S):
+            problems.append(
+                Problem(
+                    f"{self.affinity_s:g} is not an affinity timeout",
+                    field="affinity",
+                    hint=f"it is a number of seconds, at most {MAX_AFFINITY_S:.0f}",
+                )
+            )
+        if not 0 <= self.session_cap <= MAX_SESSION_CAP:
+            problems.append(Problem(f"{self.session_cap} is not a number of sessions", field="sessions"))
+        for prefix in self.source_ranges:
+            if prefix.version != key.family:
+                problems.append(
+                    Problem(
+                        f"source range {prefix} is of another family than VIP {key}", field="source_range"
+                    )
+                )
+        for one, other in zip(self.pods, self.pods[1:], strict=False):
+            if one.is_at(other):
+                problems.append(
+                    Problem(f"pod {one} has the weights {one.weight} and {other.weight}", field="pods")
+                )
         for pod in self.pods:
             message = pod_family_message(key, self.type, pod.address)
             if message is not None:
@@ -290,7 +341,9 @@ class Vip:
         """What direct return cannot do: pods must answer in the VIP's name, so they must be addressed by it."""
         problems: list[Problem] = []
         if not 0 <= self.dscp <= MAX_DSCP:
-            problems.append(Problem(f"{self.dscp} is not a DSCP", field="dscp", hint=f"it is 0 to {MAX_DSCP}"))
+            problems.append(
+                Problem(f"{self.dscp} is not a DSCP", field="dscp", hint=f"it is 0 to {MAX_DSCP}")
+            )
         elif self.dscp and self.encap is not Encap.L3DSR:
             problems.append(Problem("only encap l3dsr has a DSCP", field="dscp"))
         _check_port(problems, "gue_port", self.gue_port)
@@ -300,11 +353,17 @@ class Vip:
             return problems
         if self.encap is Encap.L3DSR and self.type.vip_family != self.type.pod_family:
             problems.append(
-                Problem(f"l3dsr keeps the family, so that the pods are IPv{self.type.vip_family}", field="type")
+                Problem(
+                    f"l3dsr keeps the family, so that the pods are IPv{self.type.vip_family}", field="type"
+                )
             )
         if self.target_port != self.key.port:
             problems.append(
-                Problem(f"{self.encap.name.lower()} leaves the port alone", field="target_port", hint="leave it out")
+                Problem(
+                    f"{self.encap.name.lower()} leaves the port alone",
+                    field="target_port",
+                    hint="leave it out",
+                )
             )
         if self.node_port:
             problems.append(
@@ -314,7 +373,9 @@ class Vip:
                 )
             )
         if any(pod.port for pod in self.pods):
-            problems.append(Problem(f"{self.encap.name.lower()} leaves the port alone, pods have none", field="pods"))
+            problems.append(
+                Problem(f"{self.encap.name.lower()} leaves the port alone, pods have none", field="pods")
+            )
         return problems
 
     @property
@@ -343,6 +404,17 @@ class Vip:
         if self.node_port:
             parts.append(f"node_port {self.node_port}")
         parts.append(f"new_len {self.new_len}")
+        if self.masquerade:
+            parts.append("masquerade")
+        if self.reset:
+            parts.append("reset")
+        if self.affinity_s:
+            parts.append(f"affinity {self.affinity_s:g}")
+        parts += [f"source_range {prefix}" for prefix in self.source_ranges]
+        if self.hash_mode != HashMode.FLOW:
+            parts.append(f"hash {self.hash_mode.name.lower()}")
+        if self.session_cap:
+            parts.append(f"sessions {self.session_cap}")
         return " ".join(parts)
 
 
@@ -350,5 +422,8 @@ _POD_ID = attrgetter("id")
 
 
 def _canonical_pods(pods: Iterable[Pod], target_port: int) -> tuple[Pod, ...]:
-    unique = {pod if pod.port != target_port or not pod.port else Pod(pod.address) for pod in pods}
+    unique = {
+        pod if pod.port != target_port or not pod.port else Pod(pod.address, weight=pod.weight)
+        for pod in pods
+    }
     return tuple(sorted(unique, key=_POD_ID))

@@ -80,7 +80,15 @@ class Tunnels:
             self.identification = identification = (self.identification + 1) & 0xFFFF
         header = bytearray(
             struct.pack(
-                ">BBHHHBBH", 0x45, _traffic_class(packet), 20 + len(payload), identification, flags, TTL, protocol, 0
+                ">BBHHHBBH",
+                0x45,
+                _traffic_class(packet),
+                20 + len(payload),
+                identification,
+                flags,
+                TTL,
+                protocol,
+                0,
             )
             + source.packed
             + destination.packed

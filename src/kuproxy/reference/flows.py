@@ -11,11 +11,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from kuproxy.codes import Encap
-from kuproxy.model.vip import Pod
+from kuproxy.model.vip import Address, Pod
+from kuproxy.reference.life import Life
 from kuproxy.reference.packet import Endpoints
 from kuproxy.reference.vips import VipState
 
 WAYS = 4
+HALF_OPEN_WAYS = 2  # of a bucket: what a flood of first packets can fill
 REVERSE_WAYS = 8
 
 TICK_MASK = 0xFFFFFFFF
@@ -34,19 +36,38 @@ class Flow:
     vip: VipState
     pod: Pod
     pod_port: int  # kept for the flow's life, whatever becomes of the VIP's target port
-    expires: int
+    source: Address  # what the pod sees
+    source_port: int
+    created: int
+    expires: int = 0
+    life: Life = field(default_factory=Life)
+    flushed: bool = False  # its pod was removed, and shall not serve its flows any longer
     reply: Endpoints = field(init=False)  # as the pod writes it
 
     def __post_init__(self) -> None:
-        self.reply = reply_of(self.forward, self.pod, self.pod_port)
+        self.reply = reply_of(self.forward, self.pod, self.pod_port, self.source, self.source_port)
+
+    @property
+    def is_direct(self) -> bool:
+        """Direct return: its replies do not come by."""
+        return self.vip.vip.encap is not Encap.NAT
+
+    @property
+    def is_translated(self) -> bool:
+        return (self.source, self.source_port) != (self.forward.source, self.forward.source_port)
+
+    @property
+    def line_hash(self) -> int:
+        """Where the reply is looked for; 0 if it does not come by."""
+        return 0 if self.is_direct else self.reply.hash
 
     def is_live(self, now: int) -> bool:
         return not self.vip.deleted and is_live(self.expires, now)
 
 
-def reply_of(forward: Endpoints, pod: Pod, pod_port: int) -> Endpoints:
-    """What this pod would answer to that client."""
-    return Endpoints(pod.address, pod_port, forward.source, forward.source_port, forward.protocol)
+def reply_of(forward: Endpoints, pod: Pod, pod_port: int, source: Address, source_port: int) -> Endpoints:
+    """What this pod would answer to that client, if it sees it as `source`."""
+    return Endpoints(pod.address, pod_port, source, source_port, forward.protocol)
 
 
 class FlowTable:
@@ -72,6 +93,10 @@ class FlowTable:
                 return flow
         return None
 
+    def count(self, vip: VipState, now: int) -> int:
+        """Live flows of a VIP."""
+        return sum(flow.vip is vip for flow in self.live(now))
+
     def find_reply(self, reply: Endpoints, now: int) -> Flow | None:
         """The live flow, if any, that this packet of a pod is the reply of: there is never more than one."""
         for flow in self._line(reply, now):
@@ -82,17 +107,42 @@ class FlowTable:
     def bucket_is_full(self, forward: Endpoints, now: int) -> bool:
         return len(self._bucket(forward, now)) >= WAYS
 
+    def to_give_way(self, forward: Endpoints, half_open: bool, now: int) -> Flow | None:
+        """The half-open flow whose place a new flow takes, because it may not or cannot have one of its own."""
+        waiting = [flow for flow in self._bucket(forward, now) if flow.life.is_half_open]
+        if not waiting:
+            return None
+        if self.bucket_is_full(forward, now) or (half_open and len(waiting) >= HALF_OPEN_WAYS):
+            # The oldest; of one age, any rule that all share.
+            return min(
+                waiting,
+                key=lambda flow: (-((now - flow.created) & TICK_MASK), flow.forward.hash, flow.line_hash),
+            )
+        return None
+
+    def remove(self, flow: Flow, now: int) -> None:
+        self._bucket(flow.forward, now).remove(flow)
+        if not flow.is_direct:
+            self._line(flow.reply, now).remove(flow)
+
+    def flush(self, pod: Pod, vip: VipState) -> None:
+        """The flows of this pod of this VIP end with their next packet."""
+        for bucket in self._forward.values():
+            for flow in bucket:
+                if flow.vip is vip and flow.pod == pod:
+                    flow.flushed = True
+
     def line_is_full(self, reply: Endpoints, now: int) -> bool:
         return len(self._line(reply, now)) >= REVERSE_WAYS
 
     def enter(self, flow: Flow, now: int) -> None:
         """There must be room in both directions, and no other live flow with the same reply."""
         assert not self.bucket_is_full(flow.forward, now)
-        if flow.vip.vip.encap is Encap.NAT:
+        if not flow.is_direct:
             assert not self.line_is_full(flow.reply, now)
             assert self.find_reply(flow.reply, now) is None
         self._bucket(flow.forward, now).append(flow)
-        if flow.vip.vip.encap is Encap.NAT:  # else no reply comes by
+        if not flow.is_direct:
             self._line(flow.reply, now).append(flow)
 
     def live(self, now: int) -> list[Flow]:

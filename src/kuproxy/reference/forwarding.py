@@ -11,11 +11,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from kuproxy.codes import Encap, Family, InterfaceFlag, Node, Outcome, PodCounter, Reason, VipCounter, VipType
+from kuproxy.codes import (
+    PROTOCOLS_WITH_PORTS,
+    Encap,
+    Family,
+    FlowState,
+    InterfaceFlag,
+    Node,
+    Outcome,
+    PodCounter,
+    Reason,
+    VipCounter,
+    VipType,
+)
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
-from kuproxy.reference import direct, reject, rewrite
+from kuproxy.reference import direct, ports, reject, rewrite
 from kuproxy.reference.flows import TICK_MASK, Flow, FlowTable, reply_of
 from kuproxy.reference.fragments import FRAGMENT_TICKS, HOLD_BYTES, Fragments
+from kuproxy.reference.life import Life, begins, state_of, tcp_flags
 from kuproxy.reference.packet import Endpoints, Packet, Refused, parse
 from kuproxy.reference.passage import LiveFlow, Passage, RefPacket, Result
 from kuproxy.reference.vips import Vips, VipState
@@ -23,6 +36,7 @@ from kuproxy.reference.vips import Vips, VipState
 NOT_FOR_US_ICMP6 = range(130, 138)  # multicast listener and neighbour discovery
 ICMP_ERRORS = {Family.IPV4: (3, 4, 5, 11, 12), Family.IPV6: range(128)}
 NODE_PORT_NODE = {Family.IPV4: Node.NODEPORT4, Family.IPV6: Node.NODEPORT6}
+NAT_NODE = {Family.IPV4: Node.NAT44, Family.IPV6: Node.NAT66}
 IN2OUT_NODE = {Family.IPV4: Node.NAT4_IN2OUT, Family.IPV6: Node.NAT6_IN2OUT}
 IN2OUT_MARK = {Family.IPV4: InterfaceFlag.NAT4_IN, Family.IPV6: InterfaceFlag.NAT6_IN}
 
@@ -37,6 +51,7 @@ class Reference:
     any_node_address: bool = True
     node_addresses: Iterable[Address] = ()
     reject_rate: int = 1000
+    masquerade: Iterable[Address] = ()
     ip4_src_address: Address | None = None  # outer sources of tunnels
     ip6_src_address: Address | None = None
 
@@ -46,6 +61,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         self.node_addresses = frozenset(self.node_addresses)
+        self._timeouts: dict[FlowState, int] = {}
         self._vips = Vips()
         self._flows = FlowTable(self.buckets)
         self._interfaces: dict[int, InterfaceFlag] = {}
@@ -62,6 +78,13 @@ class Reference:
         """Add it, or change it in place.  Raises ValueError if its node port belongs to another VIP."""
         self._vips.set(vip)
 
+    def flush(self, key: VipKey, address: Address, port: int = 0) -> None:
+        """The flows of a pod that was removed end with their next packets."""
+        state = self._vips.by_key[key]
+        for pod in state.flush(address, port):
+            self._flows.flush(pod, state)
+            state.pod_counters.pop(pod, None)  # they go with it: if it comes back, it is another pod
+
     def del_vip(self, key: VipKey) -> None:
         """Its flows are dead at once, its counters gone.  Raises KeyError if there is none."""
         self._vips.delete(key)
@@ -74,9 +97,20 @@ class Reference:
             flags |= InterfaceFlag.NAT6_IN
         self._interfaces[index] = flags
 
-    def set_timeout(self, ticks: int) -> None:
-        """For expiries that are written from now on."""
-        self.timeout_ticks = ticks
+    def set_timeout(self, ticks: int, state: FlowState | None = None) -> None:
+        """Of one state, or of all; for expiries that are written from now on."""
+        if state is None:
+            self.timeout_ticks = ticks
+            self._timeouts.clear()
+        else:
+            self._timeouts[state] = ticks
+
+    def timeout_of(self, state: FlowState) -> int:
+        return self._timeouts.get(state, self.timeout_ticks)
+
+    def set_masquerade(self, addresses: Iterable[Address]) -> None:
+        """At most one of each family."""
+        self.masquerade = tuple(addresses)
 
     def set_buckets(self, buckets: int, now: int) -> None:
         """All live flows are kept.  Raises ValueError, and nothing changes, if they do not fit."""
@@ -107,6 +141,9 @@ class Reference:
                     flow.pod.address,
                     flow.pod_port,
                     flow.expires,
+                    flow.source,
+                    flow.source_port,
+                    flow.life.state,
                 )
                 for flow in self._flows.live(now)
             ),
@@ -140,7 +177,11 @@ class Reference:
         """One vector.  A result for each packet received, then one for each held fragment that was released."""
         self._now = now & TICK_MASK
         passages = [
-            Passage(Packet(bytearray(packet.data), packet.interface, packet.partial_checksum, packet.room, packet.gso))
+            Passage(
+                Packet(
+                    bytearray(packet.data), packet.interface, packet.partial_checksum, packet.room, packet.gso
+                )
+            )
             for packet in packets
         ]
         self.received += len(passages)
@@ -164,6 +205,7 @@ class Reference:
             Node.NODEPORT4: lambda passage: self._nodeport(passage, Node.NODEPORT4),
             Node.NODEPORT6: lambda passage: self._nodeport(passage, Node.NODEPORT6),
             Node.BALANCE: self._balance,
+            Node.MASQUERADE: self._masquerade,
             Node.NAT44: lambda passage: self._nat(passage, Node.NAT44),
             Node.NAT66: lambda passage: self._nat(passage, Node.NAT66),
             Node.NAT4_IN2OUT: lambda passage: self._in2out(passage, Node.NAT4_IN2OUT),
@@ -282,9 +324,11 @@ class Reference:
             self._count(Node.LOOKUP, Reason.VIP_MATCHED)
             self._send(passage, Node.BALANCE)
             return
-        if packet.has_ports and self._is_node_address(packet.destination):
+        is_reply = self._is_marked(packet) and self._flows.find_reply(packet.endpoints, self._now) is not None
+        if packet.has_ports and not is_reply and self._is_node_address(packet.destination):
             passage.vip = self._vips.match_node_port(packet.family, packet.protocol, packet.destination_port)
             if passage.vip is not None:
+                passage.by_node_port = True
                 self._send(passage, NODE_PORT_NODE[packet.family])
                 return
         if self._is_marked(packet):
@@ -307,14 +351,41 @@ class Reference:
             self._end(passage, Node.BALANCE, Outcome.DROP, refusal)
             return
 
+        if not passage.by_node_port and not state.lets_in(forward.source):
+            self._end(passage, Node.BALANCE, Outcome.DROP, Reason.SOURCE_RANGE)
+            return
+        flags = tcp_flags(passage.packet)
         flow = self._flows.find(forward, state, self._now)
+        if flow is not None and flow.flushed:
+            self._flows.remove(flow, self._now)
+            flow = None
+            if state.vip.reset and flags is not None and not begins(flags):
+                self._send(passage, Node.REJECT)
+                return
+        over = flow is not None and (
+            flow.life.state == FlowState.TCP_CLOSING or not state.gets_new_flows(flow.pod)
+        )
+        if flow is not None and over and begins(flags):
+            self._flows.remove(flow, self._now)
+            self._count(Node.BALANCE, Reason.CHOSEN_AFRESH)
+            flow = None
         if flow is not None:
-            flow.expires = self._after(self.timeout_ticks)
+            self._touch(flow, flags, from_client=True)
             state.counters[VipCounter.NEXT_PACKET] += 1
             self._count(Node.BALANCE, Reason.EXISTING_SESSION)
-            self._to_pod(passage, flow.pod, flow.pod_port)
+            self._follow(passage, flow)
             return
+        self._new_flow(passage, state, forward, flags)
 
+    def _touch(self, flow: Flow, flags: int | None, *, from_client: bool) -> None:
+        """A packet of a known flow. The end of a closing one stays where it is."""
+        before = flow.life.state
+        if flags is not None:
+            flow.life.turn(flags, from_client=from_client)
+        if not before == flow.life.state == FlowState.TCP_CLOSING:
+            flow.expires = self._after(self.timeout_of(flow.life.state))
+
+    def _new_flow(self, passage: Passage, state: VipState, forward: Endpoints, flags: int | None) -> None:
         if not state.ring:
             state.counters[VipCounter.NO_SERVER] += 1
             if state.vip.reject:
@@ -322,50 +393,103 @@ class Reference:
             else:
                 self._end(passage, Node.BALANCE, Outcome.DROP, Reason.NO_POD)
             return
+        if state.vip.session_cap and self._flows.count(state, self._now) >= state.vip.session_cap:
+            self._end(passage, Node.BALANCE, Outcome.DROP, Reason.SESSION_CAP)
+            return
 
-        pod = state.candidate(forward)
-        if self._flows.bucket_is_full(forward, self._now):
+        life = Life(state_of(forward.protocol, passage.packet.family))
+        former = self._flows.to_give_way(forward, life.is_half_open, self._now)
+        if former is None and self._flows.bucket_is_full(forward, self._now):
+            self._untracked(passage, state, state.candidate(forward, self._now))
+            return
+        chosen = self._choose(state, forward)
+        if isinstance(chosen, Reason):
+            self._end(passage, Node.BALANCE, Outcome.DROP, chosen)
+            return
+        pod, source, source_port = chosen
+        pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
+        flow = Flow(forward, state, pod, pod_port, source, source_port, self._now, life=life)
+        if not flow.is_direct and self._flows.line_is_full(flow.reply, self._now):
             self._untracked(passage, state, pod)
             return
-        if state.vip.encap is not Encap.NAT:
-            self._enter(passage, state, pod)  # no reply comes by that could be ambiguous
-            return
-        if not self._reply_is_free(state, forward, pod):
-            others = state.further_candidates(forward)
-            free = (other for other in others if self._reply_is_free(state, forward, other))
-            alternative = next(free, None)
-            if alternative is None:
-                self._end(passage, Node.BALANCE, Outcome.DROP, Reason.FLOW_CLASH)
-                return
-            pod = alternative
-            self._count(Node.BALANCE, Reason.CLASH_AVOIDED)
-        pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
-        if self._flows.line_is_full(reply_of(forward, pod, pod_port), self._now):
-            self._untracked(passage, state, pod)
-            return
-        self._enter(passage, state, pod)
-
-    def _enter(self, passage: Passage, state: VipState, pod: Pod) -> None:
-        forward = passage.packet.endpoints
-        pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
-        self._flows.enter(
-            Flow(forward, state, pod, pod_port, expires=self._after(self.timeout_ticks)), self._now
-        )
+        if former is not None:
+            self._flows.remove(former, self._now)
+            former.vip.counters[VipCounter.EVICTED] += 1
+            self._count(Node.BALANCE, Reason.HALF_OPEN_EVICTED)
+        life.begin(flags, direct=flow.is_direct)
+        flow.expires = self._after(self.timeout_of(life.state))
+        self._flows.enter(flow, self._now)
+        state.remember(forward.source, pod, self._after(state.affinity_ticks))
         state.pod_counters[pod][PodCounter.FLOWS] += 1
         state.counters[VipCounter.FIRST_PACKET] += 1
         self._count(Node.BALANCE, Reason.FIRST_PACKET)
-        self._to_pod(passage, pod, pod_port)
+        self._follow(passage, flow)
 
-    def _reply_is_free(self, state: VipState, forward: Endpoints, pod: Pod) -> bool:
+    def _choose(self, state: VipState, forward: Endpoints) -> tuple[Pod, Address, int] | Reason:
+        """Pod, and the source that it is to see; or why there is none."""
+        pod = state.candidate(forward, self._now)
+        if state.kept_pod(forward.source, self._now) is not None:
+            self._count(Node.BALANCE, Reason.AFFINITY)
+        if state.vip.encap is not Encap.NAT:
+            return pod, forward.source, forward.source_port  # no reply comes by that could be ambiguous
+        if state.must_masquerade(pod, forward.source):
+            own = next((a for a in self.masquerade if a.version == forward.source.version), None)
+            if own is None:
+                return Reason.NO_MASQUERADE_ADDRESS
+            port = self._allocate(state, forward, pod, own)
+            return Reason.MASQUERADE_EXHAUSTED if port is None else (pod, own, port)
+        if self._reply_is_free(state, forward, pod, forward.source, forward.source_port):
+            return pod, forward.source, forward.source_port
+        for other in state.further_candidates(forward):
+            if other.address != forward.source and self._reply_is_free(
+                state, forward, other, forward.source, forward.source_port
+            ):
+                self._count(Node.BALANCE, Reason.CLASH_AVOIDED)
+                return other, forward.source, forward.source_port
+        port = self._allocate(state, forward, pod, forward.source)
+        if port is None:
+            return Reason.FLOW_CLASH
+        self._count(Node.BALANCE, Reason.PORT_TRANSLATED)
+        return pod, forward.source, port
+
+    def _allocate(self, state: VipState, forward: Endpoints, pod: Pod, source: Address) -> int | None:
+        """A source port towards this pod that no live flow has, and whose reply finds room."""
+
+        def is_free(port: int) -> bool:
+            pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
+            reply = reply_of(forward, pod, pod_port, source, port)
+            return self._flows.find_reply(reply, self._now) is None and not self._flows.line_is_full(
+                reply, self._now
+            )
+
+        if forward.protocol not in PROTOCOLS_WITH_PORTS:
+            return 0 if is_free(0) else None
+        return ports.allocate(forward.source_port, forward.hash, is_free)
+
+    def _reply_is_free(
+        self, state: VipState, forward: Endpoints, pod: Pod, source: Address, source_port: int
+    ) -> bool:
         """No live flow has the reply that this pod would send: a reply must tell to which flow it belongs."""
         pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
-        return self._flows.find_reply(reply_of(forward, pod, pod_port), self._now) is None
+        reply = reply_of(forward, pod, pod_port, source, source_port)
+        return self._flows.find_reply(reply, self._now) is None
 
     def _untracked(self, passage: Passage, state: VipState, pod: Pod) -> None:
+        packet = passage.packet
+        if state.vip.encap is Encap.NAT and state.must_masquerade(pod, packet.source):
+            self._end(passage, Node.BALANCE, Outcome.DROP, Reason.FLOW_TABLE_FULL)
+            return
         state.counters[VipCounter.UNTRACKED_PACKET] += 1
         self._count(Node.BALANCE, Reason.UNTRACKED)
-        packet = passage.packet
         self._to_pod(passage, pod, state.pod_port(pod, packet.destination_port, packet.protocol))
+
+    def _follow(self, passage: Passage, flow: Flow) -> None:
+        passage.flow = flow
+        passage.pod = flow.pod
+        if flow.is_translated and rewrite.port_is_fixed(passage.packet, flow.source_port):
+            self._end(passage, Node.BALANCE, Outcome.DROP, Reason.SCTP_FRAGMENT)
+            return
+        self._to_pod(passage, flow.pod, flow.pod_port)
 
     def _to_pod(self, passage: Passage, pod: Pod, pod_port: int) -> None:
         passage.pod = pod
@@ -378,8 +502,18 @@ class Reference:
         encap = passage.vip.vip.encap
         if encap is not Encap.NAT:
             self._send(passage, direct.NODES[encap])
+        elif passage.flow is not None and passage.flow.is_translated:
+            self._send(passage, Node.MASQUERADE)
         else:
-            self._send(passage, Node.NAT44 if passage.packet.family == Family.IPV4 else Node.NAT66)
+            self._send(passage, NAT_NODE[passage.packet.family])
+
+    # --------------------------------------------------------------------------------------- kp-masquerade
+
+    def _masquerade(self, passage: Passage) -> None:
+        assert passage.flow is not None
+        rewrite.set_source(passage.packet, passage.flow.source, passage.flow.source_port)
+        self._count(Node.MASQUERADE, Reason.MASQUERADED)
+        self._send(passage, NAT_NODE[passage.packet.family])
 
     # ---------------------------------------------------------------- kp4-nat4, kp6-nat6, kp-nat[46]-in2out
 
@@ -405,17 +539,19 @@ class Reference:
                 self._end(passage, node, Outcome.PASS, Reason.NO_TRANSLATION)
                 return
             [(passage.vip, addressed)] = guesses
-            passage.pod = passage.vip.candidate(addressed)
+            passage.pod = passage.vip.candidate(addressed, self._now)
 
         if packet.ttl <= 1:
             self._end(passage, node, Outcome.DROP, Reason.TTL_EXPIRED)
             return
         if flow is not None:
-            flow.expires = self._after(self.timeout_ticks)
+            self._touch(flow, tcp_flags(packet), from_client=False)
         else:
             self._count(node, Reason.IN2OUT_UNTRACKED)
         size = _ip_length(packet)
         try:
+            if flow is not None and flow.is_translated:
+                rewrite.set_destination(packet, flow.forward.source, flow.forward.source_port)
             rewrite.set_source(packet, addressed.destination, addressed.destination_port)
         except rewrite.SctpFragment:
             self._end(passage, node, Outcome.DROP, Reason.SCTP_FRAGMENT)
@@ -423,16 +559,18 @@ class Reference:
         assert passage.pod is not None
         passage.vip.counters[VipCounter.FROM_POD_PACKETS] += 1
         passage.vip.counters[VipCounter.FROM_POD_BYTES] += size
-        passage.vip.pod_counters[passage.pod][PodCounter.FROM_POD_PACKETS] += 1
-        passage.vip.pod_counters[passage.pod][PodCounter.FROM_POD_BYTES] += size
+        if flow is None or not flow.flushed:
+            passage.vip.pod_counters[passage.pod][PodCounter.FROM_POD_PACKETS] += 1
+            passage.vip.pod_counters[passage.pod][PodCounter.FROM_POD_BYTES] += size
         self._transmit(passage, node, Reason.IN2OUT)
 
     def _untracked_flows_of(self, reply: Endpoints) -> list[tuple[VipState, Endpoints]]:
         """Each VIP whose ring would have sent a client's packet to where this reply comes from, and that packet."""
         found = []
         for state in self._vips.by_key.values():
-            addressed = state.addressed_by_client(reply)
-            if addressed is not None and state.counters[VipCounter.UNTRACKED_PACKET]:
+            addressed = state.addressed_by_client(reply, self._now)
+            counted = state.counters[VipCounter.UNTRACKED_PACKET] + state.counters[VipCounter.EVICTED]
+            if addressed is not None and counted:
                 found.append((state, addressed))
         return found
 

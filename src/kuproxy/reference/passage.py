@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kuproxy.codes import Outcome, Reason
+from kuproxy.codes import FlowState, Outcome, Reason
 from kuproxy.model.vip import Address, Pod, VipKey
+from kuproxy.reference.flows import Flow
 from kuproxy.reference.packet import Packet
 from kuproxy.reference.vips import VipState
 
@@ -45,6 +46,9 @@ class LiveFlow(NamedTuple):
     pod: Address
     pod_port: int
     expires: int
+    source: Address  # what the pod sees
+    source_port: int
+    state: FlowState
 
 
 @dataclass(eq=False)
@@ -55,4 +59,6 @@ class Passage:
     vip: VipState | None = None
     pod: Pod | None = None
     pod_port: int = 0
+    by_node_port: bool = False
+    flow: Flow | None = None
     result: Result | None = None

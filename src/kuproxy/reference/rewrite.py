@@ -42,6 +42,11 @@ def set_source(packet: Packet, address: Address, port: int) -> None:
     packet.source_port = port
 
 
+def port_is_fixed(packet: Packet, source_port: int) -> bool:
+    """A fragment of an SCTP packet whose source port would have to become this one."""
+    return packet.protocol == Protocol.SCTP and packet.is_fragment and packet.source_port != source_port
+
+
 def decrement_ttl(packet: Packet) -> None:
     """TTL or hop limit; only IPv4's is covered by a checksum."""
     data, l3 = packet.data, packet.l3

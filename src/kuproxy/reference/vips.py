@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, PodCounter, Protocol, VipCounter
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, HashMode, PodCounter, Protocol, VipCounter
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
+from kuproxy.reference.hashes import flow_hash
 from kuproxy.reference.maglev import in_ring_order, maglev_ring
 from kuproxy.reference.packet import Endpoints
 
 MOST_SLOTS_FURTHER = 64  # looked at when the reply of the first candidate would be ambiguous
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The pod that a client had last."""
+
+    pod: Pod
+    expires: int
 
 
 class VipState:
@@ -23,16 +33,56 @@ class VipState:
         self.removed_pods: set[Address] = set()  # and perhaps serving flows still
         self.vip = vip
         self.ring: list[Pod] = []  # one pod a slot
+        self.pods: dict[Pod, int] = {}  # as flows name them, and their weights
+        self.drained: set[Pod] = set()  # removed, with flows of their own
+        self.affinity: dict[Address, Kept] = {}  # by client
         self.change(vip)
 
     def change(self, vip: Vip) -> None:
         """Pods, ports, size of the ring. Flows and counters stay."""
         self.removed_pods |= {pod.address for pod in self.vip.pods}
         self.removed_pods -= {pod.address for pod in vip.pods}
-        ordered = in_ring_order(Pod(pod.address, vip.pod_port(pod)) for pod in vip.pods)
-        self.serving = set(ordered)
-        self.ring = [ordered[position] for position in maglev_ring(ordered, vip.new_len)]
+        weights = {Pod(pod.address, vip.pod_port(pod)): pod.weight for pod in vip.pods}
+        self.drained |= set(self.pods)
+        self.drained -= set(weights)
+        self.pods = weights
+        self.serving = set(weights)
+        ordered = in_ring_order(pod for pod, weight in weights.items() if weight)
+        slots = maglev_ring(ordered, vip.new_len, [weights[pod] for pod in ordered])
+        self.ring = [ordered[position] for position in slots]
+        self.affinity = {client: kept for client, kept in self.affinity.items() if kept.pod in weights}
         self.vip = vip
+
+    def flush(self, address: Address, port: int) -> list[Pod]:
+        """The removed pods that are meant; if they come back, they are others."""
+        meant = [pod for pod in self.drained if pod.address == address and port in (0, pod.port)]
+        self.drained -= set(meant)
+        return meant
+
+    def gets_new_flows(self, pod: Pod) -> bool:
+        return self.pods.get(pod, 0) > 0
+
+    def must_masquerade(self, pod: Pod, client: Address) -> bool:
+        """By the VIP's wish, or because the client is the pod: its own reply would never come back here."""
+        return self.vip.masquerade or pod.address == client
+
+    def lets_in(self, client: Address) -> bool:
+        return not self.vip.source_ranges or any(client in prefix for prefix in self.vip.source_ranges)
+
+    @property
+    def affinity_ticks(self) -> int:
+        return round(self.vip.affinity_s * 10)
+
+    def kept_pod(self, client: Address, now: int) -> Pod | None:
+        """The pod that this client had last and may have again."""
+        kept = self.affinity.get(client)
+        if not self.affinity_ticks or kept is None or not 0 < (kept.expires - now) & 0xFFFFFFFF < 1 << 31:
+            return None
+        return kept.pod if self.gets_new_flows(kept.pod) else None
+
+    def remember(self, client: Address, pod: Pod, expires: int) -> None:
+        if self.affinity_ticks:
+            self.affinity[client] = Kept(pod, expires)
 
     @property
     def key(self) -> VipKey:
@@ -48,16 +98,25 @@ class VipState:
             return 0
         return pod.port or self.vip.target_port or packet_port
 
-    def candidate(self, forward: Endpoints) -> Pod:
+    def candidate(self, forward: Endpoints, now: int) -> Pod:
+        """The client's pod by affinity, else that of its slot."""
+        kept = self.kept_pod(forward.source, now)
+        if kept is not None:
+            return kept
+        if self.vip.hash_mode == HashMode.SOURCE:
+            nobody = type(forward.source)(0)
+            return self.ring[flow_hash(forward.source, nobody) % len(self.ring)]
         return self.ring[forward.hash % len(self.ring)]
 
     def further_candidates(self, forward: Endpoints) -> Iterator[Pod]:
-        """The pods of the following slots, not beyond once around."""
+        """The pods of the following slots, not beyond once around; none if the client's address alone decides."""
         slots = len(self.ring)
+        if self.affinity_ticks or self.vip.hash_mode == HashMode.SOURCE:
+            return
         for step in range(1, min(MOST_SLOTS_FURTHER, slots - 1) + 1):
             yield self.ring[(forward.hash + step) % slots]
 
-    def addressed_by_client(self, reply: Endpoints) -> Endpoints | None:
+    def addressed_by_client(self, reply: Endpoints, now: int) -> Endpoints | None:
         """What a client must have written for this reply, if this VIP's ring would give it to this very pod.
 
         Only a VIP of one address tells what was addressed; and a VIP of every port only if it left the port alone.
@@ -67,6 +126,8 @@ class VipState:
             return None
         if not accepts_protocol(key, reply.protocol) or self.vip.encap is not Encap.NAT:
             return None
+        if self.vip.masquerade or reply.source == reply.destination:
+            return None  # masqueraded, so never untracked
         addressed = Endpoints(
             reply.destination,
             reply.destination_port,
@@ -74,7 +135,7 @@ class VipState:
             key.port or reply.source_port,
             reply.protocol,
         )
-        pod = self.candidate(addressed)
+        pod = self.candidate(addressed, now)
         if (pod.address, self.pod_port(pod, addressed.destination_port, reply.protocol)) != (
             reply.source,
             reply.source_port,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kuproxy.codes import Family, Protocol
+from kuproxy.codes import Family, FlowState, Protocol
 from kuproxy.errors import Problem
 from kuproxy.model.config import Show, ShowKind
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
@@ -75,7 +75,9 @@ class Action:
 @dataclass(frozen=True, slots=True)
 class SetConf(Action):
     buckets: int | None = None  # None: stays as it is
-    timeout_s: float | None = None
+    timeout_s: float | None = None  # of every state
+    timeouts_s: tuple[tuple[FlowState, float], ...] = ()  # of single states
+    masquerade: Address | None = None  # in the place of the former one of its family
     ip4_src_address: Address | None = None
     ip6_src_address: Address | None = None
 
@@ -100,6 +102,7 @@ class AddPods(Action):
 class DelPods(Action):
     selector: VipSelector
     pods: tuple[Pod, ...]  # port 0: every pod with that address
+    flush: bool = False  # do not let them serve the flows that they have
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ Which VIPs a command means:
 - `ku vip X [port N] [protocol P] del` deletes exactly one VIP and its pods.  If several fit, it is refused and
   names them; other options may be repeated and are not compared.
 - `ku pod X [port N] [protocol P] A...` adds the pods to every VIP that fits at that point.  A pod that is there
-  already stays as it is.
+  already takes the weight that is said now.
 - `ku pod X ... A del` removes the pod from every VIP that fits; it is refused if none of them has it.  Without a
   port of its own, the address means every pod with that address.
 """
@@ -50,6 +50,7 @@ class Desired:
         self.shows: list[Show] = []
         self.flush_flows = False
         self.trace = 0
+        self.flushed: list[tuple[VipKey, Pod]] = []
         self._vips: dict[VipKey, Vip] = {}  # as they were added: without pods
         self._pods: dict[VipKey, frozenset[Pod]] = {}
         self._by_prefix: dict[Prefix, tuple[VipKey, ...]] = {}
@@ -59,9 +60,7 @@ class Desired:
     @property
     def vips(self) -> tuple[Vip, ...]:
         """Every VIP with its pods, in the order in which the VIPs were added."""
-        return tuple(
-            replace(vip, pods=tuple(self._pods[key])) for key, vip in self._vips.items()
-        )
+        return tuple(replace(vip, pods=tuple(self._pods[key])) for key, vip in self._vips.items())
 
     @property
     def interfaces(self) -> tuple[InterfaceMark, ...]:
@@ -73,6 +72,7 @@ class Desired:
             self.settings,
             self.interfaces,
             tuple(self.shows),
+            tuple(self.flushed),
             self.flush_flows,
             self.trace,
             sources,
@@ -119,16 +119,9 @@ class Desired:
             case AddPods():
                 self._add_pods(action.selector, action.pods)
             case DelPods():
-                self._del_pods(action.selector, action.pods)
+                self._del_pods(action.selector, action.pods, flush=action.flush)
             case SetConf():
-                told = {
-                    "buckets": action.buckets,
-                    "timeout_s": action.timeout_s,
-                    "ip4_src_address": action.ip4_src_address,
-                    "ip6_src_address": action.ip6_src_address,
-                }
-                known = {name: value for name, value in told.items() if value is not None}
-                self.settings = replace(self.settings, **known)  # type: ignore[arg-type]
+                self._set_conf(action)
             case SetInterface():
                 self._set_interface(action)
             case ShowAction():
@@ -136,11 +129,28 @@ class Desired:
             case AddTrace():
                 self.trace += action.packets
                 if self.trace > MAX_TRACED:
-                    raise ConfigError(Problem(f"at most {MAX_TRACED} packets are traced at once", field="add"))
+                    raise ConfigError(
+                        Problem(f"at most {MAX_TRACED} packets are traced at once", field="add")
+                    )
             case FlushFlows():
                 self.flush_flows = True
             case _:
                 raise AssertionError(action)
+
+    def _set_conf(self, action: SetConf) -> None:
+        old = self.settings
+        masquerade = old.masquerade
+        if action.masquerade is not None:
+            others = (address for address in masquerade if address.version != action.masquerade.version)
+            masquerade = (*others, action.masquerade)
+        self.settings = Settings(
+            old.buckets if action.buckets is None else action.buckets,
+            old.timeout_s if action.timeout_s is None else action.timeout_s,
+            tuple(sorted((dict(old.timeouts_s) | dict(action.timeouts_s)).items())),
+            masquerade,
+            action.ip4_src_address or old.ip4_src_address,
+            action.ip6_src_address or old.ip6_src_address,
+        )
 
     def _add_vip(self, vip: Vip) -> None:
         key = vip.key
@@ -208,7 +218,7 @@ class Desired:
 
     def _canonical(self, key: VipKey, pod: Pod) -> Pod:
         """A pod whose port is the VIP's target port is the pod without one."""
-        return Pod(pod.address) if pod.port == self._vips[key].target_port else pod
+        return Pod(pod.address, weight=pod.weight) if pod.port == self._vips[key].target_port else pod
 
     def _add_pods(self, selector: VipSelector, pods: tuple[Pod, ...]) -> None:
         problems = []
@@ -225,11 +235,13 @@ class Desired:
                     problems.append(
                         Problem(f"pod {pod} has a port, but VIP {key} stands for every port", field="address")
                     )
-            self._pods[key] |= {self._canonical(key, pod) for pod in pods}
+            new = [self._canonical(key, pod) for pod in pods]
+            old = {pod for pod in self._pods[key] if not any(pod.is_at(other) for other in new)}
+            self._pods[key] = frozenset(old.union(new))
         if problems:
             raise ConfigError(problems)
 
-    def _del_pods(self, selector: VipSelector, pods: tuple[Pod, ...]) -> None:
+    def _del_pods(self, selector: VipSelector, pods: tuple[Pod, ...], *, flush: bool) -> None:
         keys = self._matching(selector)
         problems = []
         for pod in pods:
@@ -239,9 +251,11 @@ class Desired:
                 gone = {
                     old
                     for old in self._pods[key]
-                    if old == wanted or (not pod.port and old.address == pod.address)
+                    if old.is_at(wanted) or (not pod.port and old.address == pod.address)
                 }
                 self._pods[key] -= gone
+                if flush and gone:
+                    self.flushed.append((key, wanted))
                 found = found or bool(gone)
             if not found:
                 problems.append(Problem(f"VIP {selector} has no pod {pod}", field="address"))

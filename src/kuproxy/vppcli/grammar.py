@@ -12,12 +12,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 
-from kuproxy.codes import Encap, Family, Protocol
+from kuproxy.codes import Encap, Family, FlowState, HashMode, Protocol
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.model.config import Settings, Show, ShowKind
 from kuproxy.model.vip import (
     DEFAULT_NEW_LEN,
+    DEFAULT_WEIGHT,
+    MAX_WEIGHT,
     VIP_TYPE_WORDS,
     Address,
     Pod,
@@ -25,6 +28,7 @@ from kuproxy.model.vip import (
     Vip,
     VipKey,
     encap_of,
+    parse_address,
     parse_prefix,
     vip_type,
 )
@@ -75,14 +79,18 @@ def _narrowed(selector: VipSelector, options: OptionReader) -> VipSelector:
 
 
 def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
-    options.read(
-        {
-            "buckets": to_int, "buckets-log2": to_int, "timeout": to_seconds,
-            "ip4-src-address": to_address, "ip6-src-address": to_address,
-        }
-    )  # fmt: skip
-    if not options.values and not options.problems:
-        settings = "buckets, buckets-log2, timeout, ip4-src-address or ip6-src-address"
+    words: dict[str, Callable[[str], object]] = {
+        "buckets": to_int,
+        "buckets-log2": to_int,
+        "timeout": to_seconds,
+        "masquerade": parse_address,
+        "ip4-src-address": to_address,
+        "ip6-src-address": to_address,
+    }
+    named = options.take_named("timeout", words, TIMEOUT_WORDS, to_seconds)
+    options.read(words)
+    if not options.values and not named and not options.problems:
+        settings = "buckets, buckets-log2, timeout, masquerade, ip4-src-address or ip6-src-address"
         options.problem("nothing to set", where.line, hint=f"say {settings}")
     buckets = options.values.get("buckets")
     log2 = options.values.get("buckets-log2")
@@ -104,17 +112,34 @@ def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> A
         value = options.values.get(keyword)
         assert value is None or isinstance(value, Address)
         sources.append(value)
+    timeouts_s = tuple((TIMEOUT_WORDS[word], seconds) for word, seconds in named.items())
+    masquerade = options.values.get("masquerade")
+    assert masquerade is None or isinstance(masquerade, IPv4Address | IPv6Address)
     default = Settings()
     try:
         Settings(
             default.buckets if buckets is None else buckets,
             default.timeout_s if timeout_s is None else timeout_s,
+            timeouts_s,
+            () if masquerade is None else (masquerade,),
             *sources,
         )
     except ConfigError as error:
         options.adopt(error, where.line)
         return None
-    return SetConf(buckets, timeout_s, *sources, where=where)
+    return SetConf(buckets, timeout_s, timeouts_s, masquerade, *sources, where=where)
+
+
+TIMEOUT_WORDS = {state.label: state for state in FlowState}
+HASH_WORDS = {mode.name.lower(): mode for mode in HashMode}
+
+
+def _to_hash_mode(text: str) -> HashMode:
+    return HASH_WORDS[match_keyword(text, HASH_WORDS)]
+
+
+def _to_ranges(text: str) -> tuple[Prefix, ...]:
+    return tuple(parse_prefix(part) for part in text.split(","))
 
 
 _NAT_WORDS = tuple(VIP_TYPE_WORDS)
@@ -123,7 +148,16 @@ _NAT_WORDS = tuple(VIP_TYPE_WORDS)
 def _read_vip(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
     selector = _prefix_and_selector(options)
     ports = dict.fromkeys(("port", "target_port", "node_port", "new_len", "dscp", "gue_port"), to_int)
-    options.read({**ports, "protocol": to_protocol, "encap": to_encap}, flags=(*_NAT_WORDS, "del"))
+    policy = {
+        "affinity": to_seconds,
+        "source_ranges": _to_ranges,
+        "hash": _to_hash_mode,
+        "sessions": to_int,
+    }
+    options.read(
+        {**ports, **policy, "protocol": to_protocol, "encap": to_encap},
+        flags=(*_NAT_WORDS, "masquerade", "reset", "del"),
+    )
     types = [word for word in _NAT_WORDS if word in options.values]
     if len(types) > 1:
         line = options.line_of(types[-1], where.line)
@@ -162,6 +196,12 @@ def _read_vip(_path: tuple[str, ...], options: OptionReader, where: Where) -> Ac
             encap=encap,
             dscp=options.get("dscp", int, 0),
             gue_port=options.get("gue_port", int, 0),
+            masquerade=options.get("masquerade", bool, False),
+            reset=options.get("reset", bool, False),
+            affinity_s=options.get("affinity", float, 0.0),
+            source_ranges=options.get("source_ranges", tuple, ()),
+            hash_mode=options.get("hash", HashMode, HashMode.FLOW),
+            session_cap=options.get("sessions", int, 0),
         )
     except ConfigError as error:
         options.adopt(error, where.line)
@@ -175,18 +215,32 @@ def _looks_like_address(text: str) -> bool:
 
 def _read_pod(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
     selector = _prefix_and_selector(options)
-    options.read({"port": to_int, "protocol": to_protocol}, flags=("del",), is_free=_looks_like_address)
+    options.read(
+        {"port": to_int, "protocol": to_protocol, "weight": to_int},
+        flags=("del", "flush"),
+        is_free=_looks_like_address,
+    )
+    weight = options.get("weight", int, DEFAULT_WEIGHT)
+    if weight > MAX_WEIGHT:
+        line = options.line_of("weight", where.line)
+        options.problem(f"{weight} is not a weight", line, "weight", f"it is 0 to {MAX_WEIGHT}")
+        weight = DEFAULT_WEIGHT
+    if options.values.get("flush") and not options.values.get("del"):
+        options.problem("flush without del", options.line_of("flush", where.line), "flush")
     pods: list[Pod] = []
     for word in options.free:
         pod = options.convert("address", word, to_pod)
         if pod is not None:
-            pods.append(pod)
+            pods.append(pod.weighing(weight))
     if not options.free and not options.problems:
         options.problem("no pod address", where.line, "address", "name at least one")
     if selector is None or options.problems:
         return None
-    make = DelPods if options.values.get("del") else AddPods
-    return make(_narrowed(selector, options), tuple(pods), where=where)
+    selector = _narrowed(selector, options)
+    if options.values.get("del"):
+        flush = options.get("flush", bool, False)
+        return DelPods(selector, tuple(pods), flush, where=where)
+    return AddPods(selector, tuple(pods), where=where)
 
 
 def _read_interface(path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
@@ -243,9 +297,11 @@ def _table() -> tuple[Command, ...]:
     return (
         Command(
             ("kube-proxy", "conf"),
-            "[buckets <n>] [buckets-log2 <n>] [timeout <s>] [ip4-src-address <addr>] [ip6-src-address <addr>]",
-            "size of the established-flow table of each worker, how long a silent flow is remembered, "
-            "outer source addresses of tunnels",
+            "[buckets <n>] [buckets-log2 <n>] [timeout <s>] [timeout <state> <s>] [masquerade <address>] "
+            "[ip4-src-address <addr>] [ip6-src-address <addr>]",
+            "size of the established-flow table of each worker, how long a silent flow is remembered (in any "
+            f"state, or in one of {', '.join(TIMEOUT_WORDS)}), the source of masqueraded packets, and the outer "
+            "source addresses of tunnels",
             _read_conf,
         ),
         Command(
@@ -253,14 +309,17 @@ def _table() -> tuple[Command, ...]:
             "<prefix> [protocol any|tcp|udp|sctp] [port <n>] [target_port <n>] [node_port <n>] "
             "[nat4|nat6|nat44|nat46|nat64|nat66] "
             "[encap gre4|gre6|l3dsr|ipip|ipip4|ipip6|gue|gue4|gue6|nat4|nat6] [dscp <n>] [gue_port <n>] "
-            "[new_len <n>] [del]",
+            "[new_len <n>] [masquerade] [reset] [affinity <s>] "
+            "[source_ranges <prefix>[,<prefix>...]] [hash flow|source] [sessions <n>] [del]",
             "add a VIP, or delete it with its pods",
             _read_vip,
         ),
         Command(
             ("kube-proxy", "pod"),
-            "<vip-prefix> <address>[:<port>] [<address> [...]] [port <n>] [protocol any|tcp|udp|sctp] [del]",
-            "add pods to the VIPs with that prefix, or remove them; port and protocol choose one of several",
+            "<vip-prefix> <address>[:<port>] [<address> [...]] [port <n>] [protocol any|tcp|udp|sctp] [weight <n>] "
+            "[del [flush]]",
+            "add pods to the VIPs with that prefix, or remove them; port and protocol choose one of several; a pod "
+            "of weight 0 gets no new flows; flush also takes away the flows that a removed pod has",
             _read_pod,
         ),
         *marks,

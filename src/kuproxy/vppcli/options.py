@@ -108,6 +108,32 @@ class OptionReader:
             self.problem(message, word.line, what, hint)
         return None
 
+    def take_named(
+        self, keyword: str, keywords: Iterable[str], names: Iterable[str], convert: Callable[[str], T]
+    ) -> dict[str, T]:
+        """Take out every `keyword NAME VALUE`, and leave what is `keyword VALUE`; names begin with a letter."""
+        found: dict[str, T] = {}
+        position = 0
+        while position + 1 < len(self._words):
+            word, following = self._words[position : position + 2]
+            position += 1
+            if not following.text[:1].isalpha() or not _is_keyword(word.text, keyword, keywords):
+                continue
+            try:
+                name = match_keyword(following.text, names)
+            except WordError as error:
+                self.problem(str(error), following.line, keyword, error.hint)
+                name = ""
+            position -= 1
+            del self._words[position : position + 2]
+            if position == len(self._words):
+                self.problem("the value is missing", self._end_line, name or keyword)
+                break
+            value = self.convert(name or keyword, self._words.pop(position), convert)
+            if value is not None and name:
+                found[name] = value
+        return found
+
     def read(
         self,
         valued: dict[str, Callable[[str], object]],
@@ -157,6 +183,13 @@ class OptionReader:
 
     def line_of(self, keyword: str, default: int) -> int:
         return self._lines.get(keyword, default)
+
+
+def _is_keyword(text: str, keyword: str, keywords: Iterable[str]) -> bool:
+    try:
+        return match_keyword(text, keywords) == keyword
+    except WordError:
+        return False
 
 
 def _spelled(value: object) -> str:

@@ -14,13 +14,14 @@ from kuproxy.codes import (
     REASON_TEXT,
     VIP_COUNTER_TEXT,
     Encap,
+    FlowState,
     PodCounter,
     Protocol,
     VipCounter,
 )
-from kuproxy.model.config import Show, ShowKind
+from kuproxy.model.config import Settings, Show, ShowKind
 from kuproxy.model.report import NodeCount, PodReport, Report, VipReport
-from kuproxy.model.vip import Vip, address_text
+from kuproxy.model.vip import DEFAULT_WEIGHT, Vip, address_text
 from kuproxy.vppcli.trace import show_trace, trace_json
 
 __all__ = ["render", "show_general", "show_nodes", "show_vips", "show_vips_verbose", "to_json"]
@@ -54,10 +55,18 @@ def show_general(report: Report) -> str:
     for worker in report.workers:
         lines += [
             f"core {worker.index}",
-            f"  timeout: {report.settings.timeout_s:g}s",
+            f"  timeout: {_timeouts(report.settings)}",
             f"  usage: {worker.flows} / {worker.capacity}",
         ]
     return _text(lines)
+
+
+def _timeouts(settings: Settings) -> str:
+    """`40s`, or the states and theirs."""
+    values = settings.timeouts
+    if len(set(values.values())) == 1:
+        return f"{values[FlowState.OTHER]:g}s"
+    return " ".join(f"{state.label} {seconds:g}s" for state, seconds in values.items())
 
 
 def _ports(vip: Vip) -> str:
@@ -96,12 +105,17 @@ def _vip_lines(entry: VipReport) -> Iterable[str]:
         yield f"  owner:{vip.owner}"
     yield "  counters:"
     for counter in VipCounter:
+        if counter == VipCounter.EVICTED and not entry.counters.get(counter):
+            continue  # a flood is news
         yield f"    {VIP_COUNTER_TEXT[counter]}: {entry.counters.get(counter, 0)}"
     yield f"  #pod:{len(_live_pods(entry))}"
     for pod in entry.pods:
         state = "removed" if pod.draining else "used"
-        yield f"    {address_text(pod.address, pod.port)} {pod.slots} buckets   {pod.flows} flows  {state}"
-        counted = [f"{POD_COUNTER_TEXT[each]}: {pod.counters[each]}" for each in PodCounter if pod.counters.get(each)]
+        weight = "" if pod.weight == DEFAULT_WEIGHT else f"  weight {pod.weight}"
+        yield f"    {address_text(pod.address, pod.port)} {pod.slots} buckets   {pod.flows} flows  {state}{weight}"
+        counted = [
+            f"{POD_COUNTER_TEXT[each]}: {pod.counters[each]}" for each in PodCounter if pod.counters.get(each)
+        ]
         if counted:
             yield f"      {', '.join(counted)}"
 
@@ -130,7 +144,13 @@ def _text(lines: Iterable[str]) -> str:
 def to_json(report: Report) -> dict[str, Any]:
     """Everything in the report, as JSON takes it; keys are the words of the command language."""
     return {
-        "settings": {"buckets": report.settings.buckets, "timeout": report.settings.timeout_s} | {
+        "settings": {
+            "buckets": report.settings.buckets,
+            "timeout": report.settings.timeout_s,
+            "timeouts": {state.label: seconds for state, seconds in report.settings.timeouts.items()},
+            "masquerade": [str(address) for address in report.settings.masquerade],
+        }
+        | {
             f"ip{version}_src_address": str(address)
             for version, address in (
                 (4, report.settings.ip4_src_address),
@@ -143,7 +163,12 @@ def to_json(report: Report) -> dict[str, Any]:
             for mark in report.interfaces
         ],
         "workers": [
-            {"index": worker.index, "flows": worker.flows, "capacity": worker.capacity}
+            {
+                "index": worker.index,
+                "flows": worker.flows,
+                "capacity": worker.capacity,
+                "states": {state.label: count for state, count in worker.states.items()},
+            }
             for worker in report.workers
         ],
         "vips": [_vip_json(entry) for entry in report.vips],
@@ -175,6 +200,12 @@ def _vip_json(entry: VipReport) -> dict[str, Any]:
         "gue_port": vip.gue_port,
         "new_len": vip.new_len,
         "reject": vip.reject,
+        "masquerade": vip.masquerade,
+        "reset": vip.reset,
+        "affinity": vip.affinity_s,
+        "source_ranges": [str(prefix) for prefix in vip.source_ranges],
+        "hash": vip.hash_mode.name.lower(),
+        "sessions": vip.session_cap,
         "owner": vip.owner,
         "removed": entry.removed,
         "counters": {counter.name.lower(): entry.counters.get(counter, 0) for counter in VipCounter},
@@ -186,6 +217,7 @@ def _vip_json(entry: VipReport) -> dict[str, Any]:
                 "flows": pod.flows,
                 "removed": pod.draining,
                 "counters": {each.name.lower(): pod.counters.get(each, 0) for each in PodCounter},
+                "weight": pod.weight,
             }
             for pod in entry.pods
         ],

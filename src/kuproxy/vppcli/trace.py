@@ -81,7 +81,11 @@ def _choice(step: TraceStep) -> Iterator[str]:
 def trace_json(packets: Iterable[TracedPacket]) -> list[dict[str, Any]]:
     """The same for programs: names for codes, text for addresses."""
     return [
-        {"worker": packet.worker, "packet": packet.number, "steps": [_step_json(step) for step in packet.steps]}
+        {
+            "worker": packet.worker,
+            "packet": packet.number,
+            "steps": [_step_json(step) for step in packet.steps],
+        }
         for packet in packets
     ]
 

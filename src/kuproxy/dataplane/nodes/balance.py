@@ -6,13 +6,30 @@ whose hash fits and fetches the flow's record (or the ring's slot), the second d
 
 import numpy as np
 
-from kuproxy.codes import Encap, Node, Outcome, PacketFlag, PodCounter, Reason, VipCounter, VipFlag, VipType
-from kuproxy.dataplane import flow_table
+from kuproxy.codes import (
+    Encap,
+    FlowState,
+    Node,
+    Outcome,
+    PacketFlag,
+    PodCounter,
+    PodFlag,
+    Protocol,
+    Reason,
+    VipCounter,
+    VipFlag,
+    VipType,
+)
+from kuproxy.dataplane import addresses, affinity, choice, flow_table
 from kuproxy.dataplane._jit import helper, kernel
-from kuproxy.dataplane.addresses import destination, source, ttl_of
+from kuproxy.dataplane.addresses import destination, ttl_of
+from kuproxy.dataplane.flow_state import begin, begins, tcp_bits, touch
 from kuproxy.dataplane.graph_queue import count, enqueue, finish
-from kuproxy.dataplane.layout import REVERSE_WAYS, T_FLOW_TIMEOUT, W_FLOWS, WAYS
+from kuproxy.dataplane.layout import REVERSE_WAYS, T_MASQUERADE4, T_MASQUERADE6, W_FLOWS, WAYS
 from kuproxy.dataplane.memory import prefetch
+from kuproxy.dataplane.ports import allocate
+from kuproxy.dataplane.rewrite import port_is_fixed
+from kuproxy.dataplane.source_ranges import is_allowed
 from kuproxy.dataplane.tally import tally_to_pod
 from kuproxy.wire import l4
 
@@ -30,6 +47,15 @@ _NAT44 = int(VipType.IP4_NAT44)
 _NAT46 = int(VipType.IP4_NAT46)
 _NAT66 = int(VipType.IP6_NAT66)
 _FLOWS = int(PodCounter.FLOWS)
+_EVICTED = int(VipCounter.EVICTED)
+_TRANSLATED = int(PacketFlag.TRANSLATED)
+_NODEPORT = int(PacketFlag.NODEPORT)
+_MASQUERADE = int(VipFlag.MASQUERADE)
+_RESET = int(VipFlag.RESET)
+_POD_USED = int(PodFlag.USED)
+_FLUSHED = int(PodFlag.FLUSHED)
+_CLOSING = int(FlowState.TCP_CLOSING)
+_TCP = int(Protocol.TCP)
 _ONE = np.uint64(1)
 _DIRECT = int(Node.GRE) - int(Encap.GRE)  # the nodes of direct return, in the order of Encap
 _CLASH_TRIES = 64  # further ring slots that are looked at when a reply would be ambiguous
@@ -51,7 +77,7 @@ def _same_flow(tables, state, slot, frame, packet, now):
         or flow["generation"] != tables.vips[entry["vip"]]["generation"]
     ):
         return False
-    src_hi, src_lo = source(frame.data, packet)
+    src_hi, src_lo = addresses.source(frame.data, packet)
     dst_hi, dst_lo = destination(frame.data, packet)
     return (
         flow["client_lo"] == src_lo
@@ -117,47 +143,125 @@ def _line_hash(packet, pod, client_hi, client_lo):
 
 
 @helper
+def _must_masquerade(vip, pod, client_hi, client_lo):
+    """By the VIP's wish, or because the client is the pod: its own reply would never come back here."""
+    return np.int64(vip["flags"]) & _MASQUERADE != 0 or (pod["lo"] == client_lo and pod["hi"] == client_hi)
+
+
+@kernel
+def _translate(tables, state, frame, packet, index, source, now):
+    """Source port with which the pod's reply is unambiguous, or -1. `source` as in FLOW["source"]."""
+    pod = tables.pods[index]
+    family = np.int64(packet["family"])
+    hi, lo = addresses.source(frame.data, packet)
+    if source != 0 and family == 4:
+        lo = np.uint64(source) << np.uint64(32)
+    elif source != 0:
+        hi, lo = tables.sources[source]["hi"], tables.sources[source]["lo"]
+    return allocate(
+        tables,
+        state,
+        family,
+        pod["hi"],
+        pod["lo"],
+        port_at_pod(pod, packet),
+        hi,
+        lo,
+        np.int64(packet["protocol"]),
+        np.int64(packet["src_port"]),
+        np.int64(packet["hash"]),
+        now,
+    )
+
+
+@kernel
 def _choose(tables, state, frame, packet, now):
-    """(pod, line hash) of a new flow; pod 0 if every reply would be ambiguous."""
+    """(reason or 0, pod, source, source port) of a new flow; a reason says why there is none."""
     vip = tables.vips[packet["vip"]]
     ring = np.int64(vip["ring"] >> np.uint64(8))
     mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
-    first = np.int64(packet["hash"]) & mask
-    client_hi, client_lo = source(frame.data, packet)
-    tries = min(mask, _CLASH_TRIES)
+    flow_hash = np.int64(packet["hash"])
+    family = np.int64(packet["family"])
+    port = np.int64(packet["src_port"])
+    client_hi, client_lo = addresses.source(frame.data, packet)
+    candidate, kept = choice.candidate(
+        tables, state, np.int64(packet["vip"]), flow_hash, family, client_hi, client_lo, now
+    )
+    if kept:
+        count(state, _NODE, Reason.AFFINITY.value, 1)
+    if _must_masquerade(vip, tables.pods[candidate], client_hi, client_lo):
+        source = np.int64(tables.header[T_MASQUERADE4 if family == 4 else T_MASQUERADE6])
+        if source == 0:
+            return Reason.NO_MASQUERADE_ADDRESS.value, candidate, source, port
+        port = _translate(tables, state, frame, packet, candidate, source, now)
+        if port < 0:
+            return Reason.MASQUERADE_EXHAUSTED.value, candidate, source, port
+        return 0, candidate, source, port
+    tries = 0 if choice.is_bound(vip) else min(mask, _CLASH_TRIES)
+    index = candidate
     for step in range(tries + 1):
-        index = np.int64(tables.rings[ring + ((first + step) & mask)])
+        if step != 0:
+            index = np.int64(tables.rings[ring + ((flow_hash + step) & mask)])
         pod = tables.pods[index]
+        if step != 0 and pod["lo"] == client_lo and pod["hi"] == client_hi:
+            continue
         line_hash = _line_hash(packet, pod, client_hi, client_lo)
         if not _reply_is_taken(tables, state, frame, packet, pod, line_hash, client_hi, client_lo, now):
             if step != 0:
                 packet["flags"] = np.int64(packet["flags"]) | _CLASH
                 count(state, _NODE, Reason.CLASH_AVOIDED.value, 1)
-            return index, line_hash
-    return np.int64(0), np.int64(0)
+            return 0, index, np.int64(0), port
+    port = _translate(tables, state, frame, packet, candidate, np.int64(0), now)
+    if port < 0 or not l4.has_ports(packet["protocol"]):
+        return Reason.FLOW_CLASH.value, candidate, np.int64(0), port
+    count(state, _NODE, Reason.PORT_TRANSLATED.value, 1)
+    return 0, candidate, np.int64(0), port
 
 
-@helper
-def _enter(tables, state, frame, packet, slot, back, index, line_hash, now):
-    """Write the new flow into its slot."""
-    entry = state.entries[slot]
+@kernel
+def _enter(tables, state, frame, packet, slot, index, source, source_port, now):
+    """Write the new flow into its slot; False, with nothing written, if its reply's line has no room."""
     flow = state.flows[slot]
-    client_hi, client_lo = source(frame.data, packet)
+    entry = state.entries[slot]
+    pod = tables.pods[index]
+    client_hi, client_lo = addresses.source(frame.data, packet)
     vip_hi, vip_lo = destination(frame.data, packet)
+    family = np.int64(packet["family"])
+    seen_hi, seen_lo = client_hi, client_lo
+    if source != 0 and family == 4:
+        seen_lo = np.uint64(source) << np.uint64(32)
+    elif source != 0:
+        seen_hi, seen_lo = tables.sources[source]["hi"], tables.sources[source]["lo"]
+    pod_port = port_at_pod(pod, packet)
+    direct = tables.vips[packet["vip"]]["encap"] != 0
+    line_hash = np.int64(0)
+    back = np.int64(-1)
+    if not direct:
+        line_hash = flow_table.reply_hash(
+            family, pod["hi"], pod["lo"], pod_port, seen_hi, seen_lo, source_port
+        )
+        back = flow_table.free_reverse(tables, state, line_hash, now)
+        if back < 0:
+            return False
+    if entry["pod"] != 0:
+        state.vip_counters[entry["vip"], _EVICTED] += _ONE
+        count(state, _NODE, Reason.HALF_OPEN_EVICTED.value, 1)
+        flow_table.release(state, slot)
     flow["client_hi"] = client_hi
     flow["client_lo"] = client_lo
     flow["vip_hi"] = vip_hi
     flow["vip_lo"] = vip_lo
     flow["client_port"] = packet["src_port"]
     flow["vip_port"] = packet["dst_port"]
-    flow["pod_port"] = port_at_pod(tables.pods[index], packet)
+    flow["pod_port"] = pod_port
     flow["protocol"] = packet["protocol"]
     flow["family"] = packet["family"]
     flow["generation"] = tables.vips[packet["vip"]]["generation"]
     flow["reverse_hash"] = line_hash
     flow["created"] = now
+    flow["source"] = source
+    flow["source_port"] = source_port
     entry["hash"] = packet["hash"]
-    entry["expires"] = (now + np.int64(tables.header[T_FLOW_TIMEOUT])) & 0xFFFFFFFF
     entry["vip"] = packet["vip"]
     entry["pod"] = index
     if back >= 0:
@@ -169,42 +273,91 @@ def _enter(tables, state, frame, packet, slot, back, index, line_hash, now):
     packet["flags"] = np.int64(packet["flags"]) | _NEW_FLOW
     state.pod_counters[index, _FLOWS] += _ONE
     state.pod_refs[index] += 1
+    state.vip_flows[packet["vip"]] += 1
     state.header[W_FLOWS] += 1
+    begin(tables, state, slot, tcp_bits(frame.data, packet), direct, now)
+    return True
+
+
+@kernel
+def _serve_untracked(tables, state, frame, packet, index):
+    """Send the packet to the pod without remembering its flow; returns the reason."""
+    vip_index = np.int64(packet["vip"])
+    client_hi, client_lo = addresses.source(frame.data, packet)
+    pod = tables.pods[index]
+    vip = tables.vips[vip_index]
+    if vip["encap"] == 0 and _must_masquerade(vip, pod, client_hi, client_lo):
+        return Reason.FLOW_TABLE_FULL.value
+    packet["flags"] = np.int64(packet["flags"]) | _UNTRACKED
+    packet["new_port"] = port_at_pod(pod, packet)
+    packet["pod"] = index
+    state.vip_counters[vip_index, _UNTRACKED_PACKET] += _ONE
+    return Reason.UNTRACKED.value
 
 
 @helper
 def _new_flow(tables, state, frame, packet, now):
     """Choose a pod and enter the flow; returns the reason that describes what happened, and fills the record."""
-    vip_index = packet["vip"]
+    vip_index = np.int64(packet["vip"])
     vip = tables.vips[vip_index]
-    flow_hash = np.int64(packet["hash"])
     if vip["ring"] == 0:
         state.vip_counters[vip_index, _NO_SERVER] += _ONE
         return Reason.NO_POD.value
-    slot = flow_table.free_way(tables, state, flow_hash, now)
-    back = np.int64(-1)
-    direct = vip["encap"] != 0
-    line_hash = np.int64(0)
-    if slot < 0 or direct:
-        mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
-        index = np.int64(tables.rings[np.int64(vip["ring"] >> np.uint64(8)) + (flow_hash & mask)])
+    cap = np.int64(vip["session_cap"])
+    if cap != 0 and np.int64(state.vip_flows[vip_index]) >= cap:
+        return Reason.SESSION_CAP.value
+    client_hi, client_lo = addresses.source(frame.data, packet)
+    slot = flow_table.way_for(tables, state, np.int64(packet["hash"]), packet["protocol"] == _TCP, now)
+    if slot < 0 or vip["encap"] != 0:
+        family = np.int64(packet["family"])
+        index, kept = choice.candidate(
+            tables, state, vip_index, np.int64(packet["hash"]), family, client_hi, client_lo, now
+        )
+        if slot < 0:
+            return _serve_untracked(tables, state, frame, packet, index)
+        if kept:
+            count(state, _NODE, Reason.AFFINITY.value, 1)
+        source, port = (
+            np.int64(0),
+            np.int64(packet["src_port"]),
+        )  # direct return: no reply that could be ambiguous
     else:
-        index, line_hash = _choose(tables, state, frame, packet, now)
-        if index == 0:
-            return Reason.FLOW_CLASH.value
-        back = flow_table.free_reverse(tables, state, line_hash, now)
-    if slot < 0 or (back < 0 and not direct):
-        packet["flags"] = np.int64(packet["flags"]) | _UNTRACKED
-        packet["new_port"] = port_at_pod(tables.pods[index], packet)
-        packet["pod"] = index
-        state.vip_counters[vip_index, _UNTRACKED_PACKET] += _ONE
-        return Reason.UNTRACKED.value
-    _enter(tables, state, frame, packet, slot, back, index, line_hash, now)
+        reason, index, source, port = _choose(tables, state, frame, packet, now)
+        if reason != 0:
+            return reason
+    if not _enter(tables, state, frame, packet, slot, index, source, port, now):
+        return _serve_untracked(tables, state, frame, packet, index)
+    if vip["affinity"] != 0:
+        affinity.remember(tables, state, vip_index, client_hi, client_lo, index, now)
     packet["slot"] = slot
     packet["pod"] = index
     packet["new_port"] = state.flows[slot]["pod_port"]
     state.vip_counters[vip_index, _FIRST] += _ONE
     return Reason.FIRST_PACKET.value
+
+
+@kernel
+def _is_over(tables, state, slot, bits):
+    """0: the flow goes on; 1: it was forgotten, and the packet begins another; 2: its client is to be reset."""
+    pod_flags = np.int64(tables.pods[state.entries[slot]["pod"]]["flags"])
+    if pod_flags & _FLUSHED:
+        reset = np.int64(tables.vips[state.entries[slot]["vip"]]["flags"]) & _RESET != 0
+        flow_table.release(state, slot)
+        return 2 if reset and bits >= 0 and not begins(bits) else 1
+    if begins(bits) and (pod_flags & _POD_USED == 0 or state.flows[slot]["state"] == _CLOSING):
+        flow_table.release(state, slot)
+        count(state, _NODE, Reason.CHOSEN_AFRESH.value, 1)
+        return 1
+    return 0
+
+
+@kernel
+def _is_let_in(frame, tables, packet):
+    """Is the client in the VIP's source ranges? They do not concern node ports."""
+    if np.int64(packet["flags"]) & _NODEPORT:
+        return True
+    hi, lo = addresses.source(frame.data, packet)
+    return is_allowed(tables, np.int64(tables.vips[packet["vip"]]["ranges"]), hi, lo)
 
 
 @helper
@@ -235,7 +388,7 @@ def _prepare(frame, tables, state):
                 index = np.int64(
                     tables.rings[np.int64(vip["ring"] >> np.uint64(8)) + (np.int64(flow_hash) & mask)]
                 )
-                client_hi, client_lo = source(frame.data, packet)
+                client_hi, client_lo = addresses.source(frame.data, packet)
                 back = _line_hash(packet, tables.pods[index], client_hi, client_lo)
                 prefetch(state.reverse, (back & (len(state.reverse) // REVERSE_WAYS - 1)) * REVERSE_WAYS)
         packet["slot"] = guess + 1
@@ -245,7 +398,6 @@ def _prepare(frame, tables, state):
 def kp_balance(frame, tables, state, now):
     """Decide for every waiting packet."""
     _prepare(frame, tables, state)
-    expires = np.uint32((now + np.int64(tables.header[T_FLOW_TIMEOUT])) & 0xFFFFFFFF)
     existing = 0
     first = 0
     for position in range(frame.queued[_NODE]):
@@ -263,13 +415,25 @@ def kp_balance(frame, tables, state, now):
                 unsupported = Reason.NAT64_NOT_SUPPORTED.value
             finish(packet, state, _NODE, _DROP, unsupported)
             continue
+        if tables.vips[vip_index]["ranges"] != 0 and not _is_let_in(frame, tables, packet):
+            finish(packet, state, _NODE, _DROP, Reason.SOURCE_RANGE.value)
+            continue
         slot = _find(tables, state, frame, packet, np.int64(packet["slot"]) - 1, now)
+        bits = tcp_bits(frame.data, packet)
+        if slot >= 0 and (
+            tables.pods[state.entries[slot]["pod"]]["flags"] != _POD_USED
+            or (begins(bits) and state.flows[slot]["state"] == _CLOSING)
+        ):
+            verdict = _is_over(tables, state, slot, bits)
+            if verdict != 0:
+                slot = np.int64(-1)
+            if verdict == 2:
+                enqueue(frame, Node.REJECT.value, number)
+                continue
         if slot >= 0:
-            entry = state.entries[slot]
-            if entry["expires"] != expires:  # once a tick: most packets leave the line clean
-                entry["expires"] = expires
+            touch(tables, state, slot, bits, True, now)
             packet["slot"] = slot
-            packet["pod"] = entry["pod"]
+            packet["pod"] = state.entries[slot]["pod"]
             packet["new_port"] = state.flows[slot]["pod_port"]
             state.vip_counters[vip_index, _NEXT] += _ONE
             existing += 1
@@ -277,6 +441,7 @@ def kp_balance(frame, tables, state, now):
             reason = _new_flow(tables, state, frame, packet, now)
             if reason == Reason.FIRST_PACKET.value:
                 first += 1
+                slot = np.int64(packet["slot"])
             elif reason == Reason.UNTRACKED.value:
                 count(state, _NODE, reason, 1)
             elif reason == Reason.NO_POD.value and np.int64(tables.vips[vip_index]["flags"]) & _REJECT:
@@ -285,11 +450,24 @@ def kp_balance(frame, tables, state, now):
             else:
                 finish(packet, state, _NODE, _DROP, reason)
                 continue
-        tally_to_pod(state, packet)
+        target = Node.NAT44.value if vip_type == _NAT44 else Node.NAT66.value
         if encap != 0:
-            enqueue(frame, _DIRECT + encap, number)
-        else:
-            enqueue(frame, Node.NAT44.value if vip_type == _NAT44 else Node.NAT66.value, number)
+            target = _DIRECT + encap
+        elif slot >= 0:
+            flow = state.flows[slot]
+            if flow["source_port"] != packet["src_port"] or flow["source"] != 0:
+                port = np.int64(flow["source_port"])
+                if port_is_fixed(
+                    packet["protocol"], np.int64(packet["flags"]), np.int64(packet["src_port"]), port
+                ):
+                    finish(packet, state, _NODE, _DROP, Reason.SCTP_FRAGMENT.value)
+                    continue
+                packet["flags"] = np.int64(packet["flags"]) | _TRANSLATED
+                packet["slot"] = flow["source"]
+                packet["src_port"] = port
+                target = Node.MASQUERADE.value
+        tally_to_pod(state, packet)
+        enqueue(frame, target, number)
     if existing != 0:
         count(state, _NODE, Reason.EXISTING_SESSION.value, existing)
     if first != 0:

@@ -9,10 +9,12 @@ from kuproxy.codes import Node, Outcome, Reason
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, source, ttl_of
+from kuproxy.dataplane.flow_state import tcp_bits, touch
 from kuproxy.dataplane.graph_queue import count, finish
-from kuproxy.dataplane.layout import REVERSE_WAYS, T_DECREMENT_TTL, T_FLOW_TIMEOUT, W_OUTCOMES
+from kuproxy.dataplane.layout import REVERSE_WAYS, T_DECREMENT_TTL, W_OUTCOMES
 from kuproxy.dataplane.memory import prefetch
 from kuproxy.dataplane.rewrite import port_is_fixed, rewrite_ipv4, rewrite_ipv6
+from kuproxy.dataplane.source import restore_client
 from kuproxy.dataplane.tally import tally_from_pod
 from kuproxy.dataplane.untracked import find_untracked
 from kuproxy.wire import ipv4, ipv6, l4
@@ -41,7 +43,6 @@ def _prepare(frame, state, node):
 @helper
 def _in2out(frame, tables, state, now, node):
     _prepare(frame, state, node)
-    expires = np.uint32((now + np.int64(tables.header[T_FLOW_TIMEOUT])) & 0xFFFFFFFF)
     decrement = np.int64(tables.header[T_DECREMENT_TTL])
     restored = 0
     for position in range(frame.queued[node]):
@@ -70,7 +71,7 @@ def _in2out(frame, tables, state, now, node):
             packet["pod"] = state.entries[slot]["pod"]
         else:
             vip_index, pod, new_port = find_untracked(
-                tables, state, packet, pod_hi, pod_lo, client_hi, client_lo
+                tables, state, packet, pod_hi, pod_lo, client_hi, client_lo, now
             )
             if vip_index == 0:
                 finish(packet, state, node, Outcome.PASS.value, Reason.NO_TRANSLATION.value)
@@ -81,16 +82,19 @@ def _in2out(frame, tables, state, now, node):
         if ttl_of(frame.data, packet) <= 1:
             finish(packet, state, node, Outcome.DROP.value, Reason.TTL_EXPIRED.value)
             continue
-        if port_is_fixed(
+        fixed = False
+        if slot >= 0:
+            touch(tables, state, slot, tcp_bits(frame.data, packet), False, now)
+            flow = state.flows[slot]
+            if flow["source"] != 0 or flow["source_port"] != flow["client_port"]:
+                fixed = not restore_client(frame, packet, flow)
+        else:
+            count(state, node, Reason.IN2OUT_UNTRACKED.value, 1)
+        if fixed or port_is_fixed(
             packet["protocol"], np.int64(packet["flags"]), np.int64(packet["src_port"]), new_port
         ):
             finish(packet, state, node, Outcome.DROP.value, Reason.SCTP_FRAGMENT.value)
             continue
-        if slot >= 0:
-            if state.entries[slot]["expires"] != expires:
-                state.entries[slot]["expires"] = expires
-        else:
-            count(state, node, Reason.IN2OUT_UNTRACKED.value, 1)
         tally_from_pod(state, packet)
         if packet["family"] == 4:
             address = np.int64(new_lo >> np.uint64(32))

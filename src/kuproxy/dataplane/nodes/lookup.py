@@ -13,6 +13,7 @@ from kuproxy.dataplane.layout import KIND_NODEPORT, REVERSE_WAYS, T_MATCH, T_N_N
 from kuproxy.dataplane.match import HOST, find_vip, match_find, match_key, prepare_vip, vip_address
 from kuproxy.dataplane.membership import is_marked, is_node_address, is_pod_address
 from kuproxy.dataplane.memory import prefetch
+from kuproxy.dataplane.source import is_reply
 from kuproxy.wire import icmp, l4
 
 _NODE = int(Node.LOOKUP)
@@ -110,7 +111,7 @@ def kp_lookup(frame, tables, state, now):
             matched += 1
             continue
         vip = _find_nodeport(tables, packet, hi, lo)
-        if vip != 0:
+        if vip != 0 and not (is_marked(tables, packet) and is_reply(frame, tables, state, packet, now)):
             packet["vip"] = vip
             packet["flags"] = np.int64(packet["flags"]) | _NODEPORT
             enqueue(frame, Node.NODEPORT4.value if family == 4 else Node.NODEPORT6.value, index)
