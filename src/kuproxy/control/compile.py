@@ -170,6 +170,7 @@ class Compiler:
 
     def apply(self, changes: Changes) -> int:
         """Publish; returns the generation that workers acknowledge when they have seen it."""
+        self._new_pods.clear()
         for vip in changes.removed:
             self._remove(vip)
         for old, new in changes.changed:
