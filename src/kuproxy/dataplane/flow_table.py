@@ -98,14 +98,20 @@ def reply_hash(family, pod_hi, pod_lo, pod_port, client_hi, client_lo, client_po
 
 
 @helper
+def source_words(tables, family, source, client_hi, client_lo):
+    """(hi, lo) of what `source` names (as in FLOW["source"]), the client's own address if 0."""
+    if source == 0:
+        return client_hi, client_lo
+    if family == 4:
+        return np.uint64(0), np.uint64(source) << np.uint64(32)
+    return tables.sources[source]["hi"], tables.sources[source]["lo"]
+
+
+@helper
 def source_seen(tables, flow):
     """(hi, lo) of the source that the flow's pod sees."""
     source = np.int64(flow["source"])
-    if source == 0:
-        return flow["client_hi"], flow["client_lo"]
-    if flow["family"] == 4:
-        return np.uint64(0), np.uint64(source) << np.uint64(32)
-    return tables.sources[source]["hi"], tables.sources[source]["lo"]
+    return source_words(tables, np.int64(flow["family"]), source, flow["client_hi"], flow["client_lo"])
 
 
 @helper

@@ -18,8 +18,6 @@ import numpy as np
 
 from kuproxy.codes import N_REASONS, Node
 
-LAYOUT_VERSION = 1
-
 TICKS_PER_SECOND = 10
 TICK_MASK = 0xFFFFFFFF
 
@@ -428,9 +426,6 @@ STATE_SPEC: tuple[tuple[str, Any, tuple[int, ...]], ...] = (
     ("vip_flows", "<i4", (MAX_VIPS,)),
     ("affinity", AFFINITY, (AFFINITY_SLOTS,)),
 )
-
-MIN_LOG2_BUCKETS = 0
-MAX_LOG2_BUCKETS = 24
 
 
 def flow_spec(log2_buckets: int) -> tuple[tuple[str, Any, tuple[int, ...]], ...]:

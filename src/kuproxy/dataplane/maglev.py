@@ -6,10 +6,28 @@ The filling is the paper's: pods in turn take the next free slot of their own wa
 
 import numpy as np
 
-from kuproxy.dataplane._jit import kernel
+from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.hash import pod_seed
 
 _LOW = np.uint64(0xFFFFFFFF)
+
+
+@helper
+def _begin_walk(position, skip, pod, seed, mask):
+    """Where the pod's walk through the table begins, and its step."""
+    skip[pod] = np.uint32((seed & _LOW) | np.uint64(1)) & mask
+    position[pod] = np.uint32(seed >> np.uint64(32)) & mask
+
+
+@helper
+def _take_slot(position, skip, pod, owner, ring, mask):
+    """Give the pod the next free slot of its walk; there must be one."""
+    slot = position[pod]
+    step = skip[pod]
+    while ring[slot] != 0:
+        slot = (slot + step) & mask
+    ring[slot] = owner
+    position[pod] = (slot + step) & mask
 
 
 @kernel
@@ -28,19 +46,12 @@ def fill_ring(hi, lo, owners, walk, ring):
     position = walk[0]
     skip = walk[1]
     for pod in range(pods):
-        seed = pod_seed(hi[pod], lo[pod])
-        skip[pod] = np.uint32((seed & _LOW) | np.uint64(1)) & mask
-        position[pod] = np.uint32(seed >> np.uint64(32)) & mask
+        _begin_walk(position, skip, pod, pod_seed(hi[pod], lo[pod]), mask)
     # With one slot the masked skip is 0, which is right: there is nowhere to go.
     filled = 0
     while True:
         for pod in range(pods):
-            slot = position[pod]
-            step = skip[pod]
-            while ring[slot] != 0:
-                slot = (slot + step) & mask
-            ring[slot] = owners[pod]
-            position[pod] = (slot + step) & mask
+            _take_slot(position, skip, pod, owners[pod], ring, mask)
             filled += 1
             if filled == slots:
                 return
@@ -62,9 +73,7 @@ def fill_weighted(hi, lo, weights, owners, walk, ring):
     skip = walk[1]
     heaviest = np.int64(0)
     for pod in range(pods):
-        seed = pod_seed(hi[pod], lo[pod])
-        skip[pod] = np.uint32((seed & _LOW) | np.uint64(1)) & mask
-        position[pod] = np.uint32(seed >> np.uint64(32)) & mask
+        _begin_walk(position, skip, pod, pod_seed(hi[pod], lo[pod]), mask)
         heaviest = max(heaviest, np.int64(weights[pod]))
     filled = 0
     turn = np.int64(0)
@@ -73,12 +82,7 @@ def fill_weighted(hi, lo, weights, owners, walk, ring):
             weight = np.int64(weights[pod])
             if (turn + 1) * weight // heaviest == turn * weight // heaviest:
                 continue
-            slot = position[pod]
-            step = skip[pod]
-            while ring[slot] != 0:
-                slot = (slot + step) & mask
-            ring[slot] = owners[pod]
-            position[pod] = (slot + step) & mask
+            _take_slot(position, skip, pod, owners[pod], ring, mask)
             filled += 1
             if filled == slots:
                 return

@@ -6,7 +6,6 @@ import select
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -182,16 +181,6 @@ class LiveEngine:
         published = int(self.tables.header[T_GENERATION])
         seen = [int(w.memory.state.header[W_ACK]) if w.process_id else published for w in self.workers]
         return min(seen)
-
-    def wait_adopted(self, timeout_s: float = 1.0) -> bool:
-        """Wait until every worker has seen what is published."""
-        deadline = time.monotonic() + timeout_s
-        wanted = int(self.tables.header[T_GENERATION])
-        while self.acknowledged() < wanted:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.001)
-        return True
 
     def resize(self, log2_buckets: int) -> None:
         """See LiveWorker.resize."""

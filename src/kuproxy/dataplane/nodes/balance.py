@@ -153,11 +153,8 @@ def _translate(tables, state, frame, packet, index, source, now):
     """Source port with which the pod's reply is unambiguous, or -1. `source` as in FLOW["source"]."""
     pod = tables.pods[index]
     family = np.int64(packet["family"])
-    hi, lo = addresses.source(frame.data, packet)
-    if source != 0 and family == 4:
-        lo = np.uint64(source) << np.uint64(32)
-    elif source != 0:
-        hi, lo = tables.sources[source]["hi"], tables.sources[source]["lo"]
+    client_hi, client_lo = addresses.source(frame.data, packet)
+    hi, lo = flow_table.source_words(tables, family, source, client_hi, client_lo)
     return allocate(
         tables,
         state,
@@ -227,11 +224,7 @@ def _enter(tables, state, frame, packet, slot, index, source, source_port, now):
     client_hi, client_lo = addresses.source(frame.data, packet)
     vip_hi, vip_lo = destination(frame.data, packet)
     family = np.int64(packet["family"])
-    seen_hi, seen_lo = client_hi, client_lo
-    if source != 0 and family == 4:
-        seen_lo = np.uint64(source) << np.uint64(32)
-    elif source != 0:
-        seen_hi, seen_lo = tables.sources[source]["hi"], tables.sources[source]["lo"]
+    seen_hi, seen_lo = flow_table.source_words(tables, family, source, client_hi, client_lo)
     pod_port = port_at_pod(pod, packet)
     direct = tables.vips[packet["vip"]]["encap"] != 0
     line_hash = np.int64(0)
