@@ -41,10 +41,16 @@ class Plane:
         self.store.settings = config.settings
         self._marks = config.interfaces
         self.compiler.set_timeout(config.settings.timeout_s)
+        self._set_translation(config.settings)
         self.compiler.apply(changes)
         self._baselines.note(self.compiler.records(), self._vip_counts)
         self.collect()
         return changes
+
+    def _set_translation(self, settings: Settings) -> None:
+        self.compiler.set_translation(
+            settings.nat46_prefix, settings.nat64_pool, settings.nat64_ports, settings.translation_mtu
+        )
 
     def collect(self) -> int:
         """Free removed pods that no flow refers to; returns how many."""

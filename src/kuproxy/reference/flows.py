@@ -34,10 +34,11 @@ class Flow:
     pod: Pod
     pod_port: int  # kept for the flow's life, whatever becomes of the VIP's target port
     expires: int
-    reply: Endpoints = field(init=False)  # as the pod writes it
+    reply: Endpoints = field(default=None)  # type: ignore[assignment]  # as the pod writes it
 
     def __post_init__(self) -> None:
-        self.reply = reply_of(self.forward, self.pod, self.pod_port)
+        if self.reply is None:
+            self.reply = reply_of(self.forward, self.pod, self.pod_port)
 
     def is_live(self, now: int) -> bool:
         return not self.vip.deleted and is_live(self.expires, now)

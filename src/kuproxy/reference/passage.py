@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from kuproxy.codes import Outcome, Reason
 from kuproxy.model.vip import Address, Pod, VipKey
+from kuproxy.reference.flows import Flow
+from kuproxy.reference.icmp import Say
 from kuproxy.reference.packet import Packet
 from kuproxy.reference.vips import VipState
 
@@ -44,6 +46,8 @@ class LiveFlow(NamedTuple):
     pod: Address
     pod_port: int
     expires: int
+    source: Address | None = None  # across families: what the client is called at the pod
+    source_port: int = 0
 
 
 @dataclass(eq=False)
@@ -54,4 +58,7 @@ class Passage:
     vip: VipState | None = None
     pod: Pod | None = None
     pod_port: int = 0
+    flow: Flow | None = None  # across families: it knows the client's address on the other side
+    say: Say | None = None  # for kp-icmp, with a value that goes into the message
+    value: int = 0
     result: Result | None = None

@@ -6,11 +6,12 @@ keeps the place it came from, so that a fault that shows only later (no such VIP
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from ipaddress import IPv4Network, IPv6Network
 
 from kuproxy.codes import Family, Protocol
 from kuproxy.errors import Problem
-from kuproxy.model.config import Show, ShowKind
+from kuproxy.model.config import Settings, Show, ShowKind
 from kuproxy.model.vip import Pod, Prefix, Vip, VipKey
 
 __all__ = [
@@ -75,6 +76,16 @@ class Action:
 class SetConf(Action):
     buckets: int | None = None  # None: stays as it is
     timeout_s: float | None = None
+    nat46_prefix: IPv6Network | None = None
+    nat64_pool: IPv4Network | None = None
+    nat64_ports: tuple[int, int] | None = None
+    translation_mtu: int | None = None
+
+    def applied_to(self, settings: Settings) -> Settings:
+        """Raises ConfigError."""
+        names = (field.name for field in fields(settings))
+        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(settings, **changes)
 
 
 @dataclass(frozen=True, slots=True)

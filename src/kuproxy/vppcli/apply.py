@@ -114,10 +114,7 @@ class Desired:
             case DelPods():
                 self._del_pods(action.selector, action.pods)
             case SetConf():
-                self.settings = Settings(
-                    self.settings.buckets if action.buckets is None else action.buckets,
-                    self.settings.timeout_s if action.timeout_s is None else action.timeout_s,
-                )
+                self.settings = action.applied_to(self.settings)
             case SetInterface():
                 self._set_interface(action)
             case ShowAction():

@@ -39,7 +39,7 @@ from kuproxy.vppcli.actions import (
     VipSelector,
     Where,
 )
-from kuproxy.vppcli.options import OptionReader, to_int, to_pod, to_protocol, to_seconds
+from kuproxy.vppcli.options import OptionReader, to_int, to_pod, to_ports, to_protocol, to_seconds
 from kuproxy.vppcli.words import Word, WordError, match_keyword, split_commands
 
 __all__ = ["COMMANDS", "Command", "Scan", "parse_line", "parse_script", "scan_script"]
@@ -71,8 +71,27 @@ def _narrowed(selector: VipSelector, options: OptionReader) -> VipSelector:
     return VipSelector(selector.prefix, port, protocol)
 
 
+def _to_network(version: int) -> Callable[[str], Prefix]:
+    def convert(text: str) -> Prefix:
+        prefix = parse_prefix(text)
+        if prefix.version != version:
+            raise ValueError(f"{text!r} is not IPv{version}")
+        return prefix
+
+    return convert
+
+
+_TRANSLATION: dict[str, Callable[[str], object]] = {
+    "nat46-prefix": _to_network(6),
+    "nat64-pool": _to_network(4),
+    "nat64-ports": to_ports,
+    "nat-mtu": to_int,
+}
+_ATTRIBUTES = {name: name.replace("-", "_") for name in _TRANSLATION} | {"nat-mtu": "translation_mtu"}
+
+
 def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
-    options.read({"buckets": to_int, "buckets-log2": to_int, "timeout": to_seconds})
+    options.read({"buckets": to_int, "buckets-log2": to_int, "timeout": to_seconds, **_TRANSLATION})
     if not options.values and not options.problems:
         options.problem("nothing to set", where.line, hint="say buckets, buckets-log2 or timeout")
     buckets = options.values.get("buckets")
@@ -90,16 +109,14 @@ def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> A
         return None
     assert buckets is None or isinstance(buckets, int)
     assert timeout_s is None or isinstance(timeout_s, float)
-    default = Settings()
+    others = {_ATTRIBUTES[name]: options.values.get(name) for name in _TRANSLATION}
+    action = SetConf(buckets, timeout_s, **others, where=where)  # type: ignore[arg-type]
     try:
-        Settings(
-            default.buckets if buckets is None else buckets,
-            default.timeout_s if timeout_s is None else timeout_s,
-        )
+        action.applied_to(Settings())
     except ConfigError as error:
         options.adopt(error, where.line)
         return None
-    return SetConf(buckets, timeout_s, where=where)
+    return action
 
 
 _NAT_WORDS = tuple(VIP_TYPE_WORDS)
@@ -211,8 +228,10 @@ def _table() -> tuple[Command, ...]:
     return (
         Command(
             ("kube-proxy", "conf"),
-            "[buckets <n>] [buckets-log2 <n>] [timeout <s>]",
-            "size of the established-flow table of each worker, and how long a silent flow is remembered",
+            "[buckets <n>] [buckets-log2 <n>] [timeout <s>] [nat46-prefix <prefix>] [nat64-pool <prefix>] "
+            "[nat64-ports <low>-<high>] [nat-mtu <n>]",
+            "size of the established-flow table of each worker, how long a silent flow is remembered, and what clients "
+            "are called at pods of the other family",
             _read_conf,
         ),
         Command(

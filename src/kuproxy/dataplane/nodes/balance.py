@@ -7,11 +7,19 @@ whose hash fits and fetches the flow's record (or the ring's slot), the second d
 import numpy as np
 
 from kuproxy.codes import Node, Outcome, PacketFlag, Reason, VipCounter, VipFlag, VipType
-from kuproxy.dataplane import flow_table
+from kuproxy.dataplane import flow_table, translated
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, source, ttl_of
-from kuproxy.dataplane.graph_queue import count, enqueue, finish
-from kuproxy.dataplane.layout import T_FLOW_TIMEOUT, W_FLOWS, WAYS
+from kuproxy.dataplane.graph_queue import (
+    SEND_PARAMETER_PROBLEM,
+    SEND_SOURCE_ROUTE,
+    SEND_TIME_EXCEEDED,
+    answer,
+    count,
+    enqueue,
+    finish,
+)
+from kuproxy.dataplane.layout import T_FLOW_TIMEOUT, T_NAT46_HI, W_FLOWS, WAYS
 from kuproxy.dataplane.memory import prefetch
 from kuproxy.wire import l4
 
@@ -25,7 +33,7 @@ _UNTRACKED_PACKET = int(VipCounter.UNTRACKED_PACKET)
 _NO_SERVER = int(VipCounter.NO_SERVER)
 _NAT44 = int(VipType.IP4_NAT44)
 _NAT46 = int(VipType.IP4_NAT46)
-_NAT66 = int(VipType.IP6_NAT66)
+_NAT64 = int(VipType.IP6_NAT64)
 _ONE = np.uint64(1)
 _CLASH_TRIES = 64  # further ring slots that are looked at when a reply would be ambiguous
 
@@ -193,6 +201,91 @@ def _new_flow(tables, state, frame, packet, now):
     return Reason.FIRST_PACKET.value
 
 
+@kernel
+def _choose_crossing(tables, state, frame, packet, now):
+    """(pod, line hash) of a new flow of an IPv4 client to IPv6 pods; pod 0 if every reply would be ambiguous."""
+    vip = tables.vips[packet["vip"]]
+    ring = np.int64(vip["ring"] >> np.uint64(8))
+    mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
+    first = np.int64(packet["hash"]) & mask
+    _, client_lo = source(frame.data, packet)
+    far_hi, far_lo = tables.header[T_NAT46_HI], translated.mapped_lo(tables, client_lo)
+    client_port = np.int64(packet["src_port"])
+    protocol = np.int64(packet["protocol"])
+    for step in range(min(mask, _CLASH_TRIES) + 1):
+        index = np.int64(tables.rings[ring + ((first + step) & mask)])
+        pod = tables.pods[index]
+        pod_port = port_at_pod(pod, packet)
+        hi, lo = pod["hi"], pod["lo"]
+        line_hash = flow_table.reply_hash(6, hi, lo, pod_port, far_hi, far_lo, client_port)
+        taken = translated.find_reply(
+            tables, state, line_hash, hi, lo, pod_port, client_lo, client_port, protocol, 4, now
+        )
+        if taken < 0:
+            if step != 0:
+                count(state, _NODE, Reason.CLASH_AVOIDED.value, 1)
+            return index, line_hash
+    return np.int64(0), np.int64(0)
+
+
+@kernel
+def _new_crossing_flow(tables, state, frame, packet, vip_type, now):
+    """Like _new_flow, towards pods of the other family; such a flow cannot do without its entry."""
+    vip_index = packet["vip"]
+    vip = tables.vips[vip_index]
+    flow_hash = np.int64(packet["hash"])
+    if vip["ring"] == 0:
+        state.vip_counters[vip_index, _NO_SERVER] += _ONE
+        return Reason.NO_POD.value
+    slot = flow_table.free_way(tables, state, flow_hash, now)
+    if slot < 0:
+        return Reason.FLOW_TABLE_FULL.value
+    address = np.int64(0)
+    port = np.int64(0)
+    if vip_type == _NAT46:
+        index, line_hash = _choose_crossing(tables, state, frame, packet, now)
+        if index == 0:
+            return Reason.FLOW_CLASH.value
+        back = flow_table.free_reverse(tables, state, line_hash, now)
+        if back < 0:
+            return Reason.FLOW_TABLE_FULL.value
+    else:
+        mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
+        index = np.int64(tables.rings[np.int64(vip["ring"] >> np.uint64(8)) + (flow_hash & mask)])
+        pod = tables.pods[index]
+        address, port, line_hash, back = translated.allocate_source(
+            tables, state, packet, pod, port_at_pod(pod, packet), now
+        )
+        if back < 0:
+            return Reason.PORTS_EXHAUSTED.value
+    _enter(tables, state, frame, packet, slot, back, index, line_hash, now)
+    state.flows[slot]["source"] = address
+    state.flows[slot]["source_port"] = port
+    packet["slot"] = slot
+    packet["pod"] = index
+    packet["new_port"] = state.flows[slot]["pod_port"]
+    state.vip_counters[vip_index, _FIRST] += _ONE
+    return Reason.FIRST_PACKET.value
+
+
+@kernel
+def _cannot_cross(frame, state, packet, number):
+    """End a packet that has no form in the other family; True if so."""
+    refusal = translated.must_not_cross(frame.data, packet)
+    if refusal == 0:
+        return False
+    if refusal == translated.SOURCE_ROUTE:
+        answer(frame, number, SEND_SOURCE_ROUTE, 0)
+    elif refusal == translated.ROUTING_HEADER:
+        start = np.int64(packet["start"])
+        l3 = start + np.int64(packet["l3"])
+        left = translated.routing_header_left(frame.data, l3, start + np.int64(packet["end"]))
+        answer(frame, number, SEND_PARAMETER_PROBLEM, left)
+    else:
+        finish(packet, state, _NODE, _DROP, refusal)
+    return True
+
+
 @helper
 def _prepare(frame, tables, state):
     """First pass: guess each packet's slot by its hash alone, fetch what the second pass will read."""
@@ -228,13 +321,11 @@ def kp_balance(frame, tables, state, now):
         vip_index = packet["vip"]
         vip_type = np.int64(tables.vips[vip_index]["type"])
         if ttl_of(frame.data, packet) <= 1:
-            finish(packet, state, _NODE, _DROP, Reason.TTL_EXPIRED.value)
+            count(state, _NODE, Reason.TTL_EXPIRED.value, 1)
+            answer(frame, np.int64(number), SEND_TIME_EXCEEDED, 0)
             continue
-        if vip_type != _NAT44 and vip_type != _NAT66:
-            unsupported = Reason.NAT46_NOT_SUPPORTED.value
-            if vip_type != _NAT46:
-                unsupported = Reason.NAT64_NOT_SUPPORTED.value
-            finish(packet, state, _NODE, _DROP, unsupported)
+        crossing = vip_type == _NAT46 or vip_type == _NAT64
+        if crossing and _cannot_cross(frame, state, packet, np.int64(number)):
             continue
         slot = _find(tables, state, frame, packet, np.int64(packet["slot"]) - 1, now)
         if slot >= 0:
@@ -247,7 +338,10 @@ def kp_balance(frame, tables, state, now):
             state.vip_counters[vip_index, _NEXT] += _ONE
             existing += 1
         else:
-            reason = _new_flow(tables, state, frame, packet, now)
+            if crossing:
+                reason = _new_crossing_flow(tables, state, frame, packet, vip_type, now)
+            else:
+                reason = _new_flow(tables, state, frame, packet, now)
             if reason == Reason.FIRST_PACKET.value:
                 first += 1
             elif reason == Reason.UNTRACKED.value:
@@ -258,7 +352,10 @@ def kp_balance(frame, tables, state, now):
             else:
                 finish(packet, state, _NODE, _DROP, reason)
                 continue
-        enqueue(frame, Node.NAT44.value if vip_type == _NAT44 else Node.NAT66.value, number)
+        if crossing:
+            enqueue(frame, Node.NAT46.value if vip_type == _NAT46 else Node.NAT64.value, number)
+        else:
+            enqueue(frame, Node.NAT44.value if vip_type == _NAT44 else Node.NAT66.value, number)
     if existing != 0:
         count(state, _NODE, Reason.EXISTING_SESSION.value, existing)
     if first != 0:
