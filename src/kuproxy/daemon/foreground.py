@@ -136,7 +136,10 @@ class Foreground:
                 raise DriverError(f"worker {worker.number} ended with status {status}")
 
     def _steer(self) -> None:
-        self._steering.set_targets(steering_targets(self._plane.compiler, self._config.interfaces, self._config.settings))
+        config = self._config
+        self._steering.set_targets(
+            steering_targets(self._plane.compiler, config.interfaces, config.settings)
+        )
         self._plane.compiler.set_node_addresses(self._steering.node_addresses)
         self._plane.compiler.set_own_addresses(self._steering.node_addresses)
 
