@@ -79,7 +79,7 @@ def test_no_checksum_is_made_where_there_was_none():
 
 
 def test_damaged_errors_are_dropped():
-    """RFC 5508 section 4.2 (REQ-3)."""
+    """RFC 5508 section 4.2."""
     reference = both()
     there = send(reference, frame(udp("40.0.0.1", "90.0.0.1", 7000, 80)))
     source, destination = addresses(there.data)
@@ -89,7 +89,7 @@ def test_damaged_errors_are_dropped():
 
 
 def test_errors_do_not_keep_a_flow_alive_nor_end_it():
-    """RFC 5508 section 4.2 (REQ-5?), RFC 4787 section 9: neither refresh nor delete."""
+    """RFC 5508 section 4.2, RFC 4787 section 9: neither refresh nor delete."""
     reference = both(timeout_ticks=100)
     data = frame(udp("40.0.0.1", "90.0.0.1", 7000, 80))
     there = send(reference, data)
