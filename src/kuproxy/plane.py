@@ -42,12 +42,18 @@ class Plane:
         self._marks = config.interfaces
         self.compiler.set_timeouts(config.settings.timeouts)
         self.compiler.set_masquerade(config.settings.masquerade)
+        self._set_translation(config.settings)
         self.compiler.apply(changes)
         for key, pod in config.flushed:
             self.compiler.flush(key, pod.address, pod.port)
         self._baselines.note(self.compiler.records(), self._vip_counts)
         self.collect()
         return changes
+
+    def _set_translation(self, settings: Settings) -> None:
+        self.compiler.set_translation(
+            settings.nat46_prefix, settings.nat64_pool, settings.nat64_ports, settings.translation_mtu
+        )
 
     def collect(self) -> int:
         """Free removed pods that no flow refers to; returns how many."""

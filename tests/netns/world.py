@@ -22,7 +22,7 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
-from kuproxy.demo.manifest import CLUSTER4, CLUSTER6, ECHO, HTTP, Endpoint, Port, service
+from kuproxy.demo.manifest import CLUSTER4, CLUSTER6, ECHO, HTTP, Port, service
 from kuproxy.demo.plane import DataPlane
 from kuproxy.demo.story import start_pods
 from kuproxy.demo.topology import Host, Network, addresses, remove_stale

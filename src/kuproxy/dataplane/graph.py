@@ -10,11 +10,15 @@ from kuproxy.dataplane.flow_table import sweep
 from kuproxy.dataplane.layout import N_NODES, W_NOW, W_VECTORS
 from kuproxy.dataplane.nodes.balance import kp_balance
 from kuproxy.dataplane.nodes.fragment import expire_held, kp_fragment, recycle_held
+from kuproxy.dataplane.nodes.icmp import kp_icmp
+from kuproxy.dataplane.nodes.icmp_error import kp_icmp_error
 from kuproxy.dataplane.nodes.in2out import kp_nat4_in2out, kp_nat6_in2out
 from kuproxy.dataplane.nodes.input import kp_input
 from kuproxy.dataplane.nodes.lookup import kp_lookup
 from kuproxy.dataplane.nodes.masquerade import kp_masquerade
 from kuproxy.dataplane.nodes.nat44 import kp4_nat4
+from kuproxy.dataplane.nodes.nat46 import kp4_nat6, kp_nat46_in2out
+from kuproxy.dataplane.nodes.nat64 import kp6_nat4, kp_nat64_in2out
 from kuproxy.dataplane.nodes.nat66 import kp6_nat6
 from kuproxy.dataplane.nodes.nodeport import kp4_nodeport, kp6_nodeport
 from kuproxy.dataplane.nodes.reject import kp_reject
@@ -25,15 +29,21 @@ NODES = {
     Node.INPUT: kp_input,
     Node.FRAGMENT: kp_fragment,
     Node.LOOKUP: kp_lookup,
+    Node.ICMP_ERROR: kp_icmp_error,
     Node.NODEPORT4: kp4_nodeport,
     Node.NODEPORT6: kp6_nodeport,
     Node.BALANCE: kp_balance,
     Node.NAT44: kp4_nat4,
     Node.NAT66: kp6_nat6,
+    Node.NAT46: kp4_nat6,
+    Node.NAT64: kp6_nat4,
     Node.NAT4_IN2OUT: kp_nat4_in2out,
     Node.NAT6_IN2OUT: kp_nat6_in2out,
+    Node.NAT46_IN2OUT: kp_nat46_in2out,
+    Node.NAT64_IN2OUT: kp_nat64_in2out,
     Node.REJECT: kp_reject,
     Node.MASQUERADE: kp_masquerade,
+    Node.ICMP: kp_icmp,
 }
 
 _FRAGMENT = int(Node.FRAGMENT)
@@ -47,6 +57,12 @@ _NAT4_IN2OUT = int(Node.NAT4_IN2OUT)
 _NAT6_IN2OUT = int(Node.NAT6_IN2OUT)
 _REJECT = int(Node.REJECT)
 _MASQUERADE = int(Node.MASQUERADE)
+_ICMP_ERROR = int(Node.ICMP_ERROR)
+_NAT46 = int(Node.NAT46)
+_NAT64 = int(Node.NAT64)
+_NAT46_IN2OUT = int(Node.NAT46_IN2OUT)
+_NAT64_IN2OUT = int(Node.NAT64_IN2OUT)
+_ICMP = int(Node.ICMP)
 
 
 @kernel
@@ -66,6 +82,8 @@ def run_graph(frame, tables, state, now):
         kp_fragment(frame, tables, state, now)
     if frame.queued[_LOOKUP] != 0:
         kp_lookup(frame, tables, state, now)
+    if frame.queued[_ICMP_ERROR] != 0:
+        kp_icmp_error(frame, tables, state, now)
     if frame.queued[_NODEPORT4] != 0:
         kp4_nodeport(frame, tables, state, now)
     if frame.queued[_NODEPORT6] != 0:
@@ -78,12 +96,22 @@ def run_graph(frame, tables, state, now):
         kp4_nat4(frame, tables, state, now)
     if frame.queued[_NAT66] != 0:
         kp6_nat6(frame, tables, state, now)
+    if frame.queued[_NAT46] != 0:
+        kp4_nat6(frame, tables, state, now)
+    if frame.queued[_NAT64] != 0:
+        kp6_nat4(frame, tables, state, now)
     if frame.queued[_NAT4_IN2OUT] != 0:
         kp_nat4_in2out(frame, tables, state, now)
     if frame.queued[_NAT6_IN2OUT] != 0:
         kp_nat6_in2out(frame, tables, state, now)
+    if frame.queued[_NAT46_IN2OUT] != 0:
+        kp_nat46_in2out(frame, tables, state, now)
+    if frame.queued[_NAT64_IN2OUT] != 0:
+        kp_nat64_in2out(frame, tables, state, now)
     if frame.queued[_REJECT] != 0:
         kp_reject(frame, tables, state, now)
+    if frame.queued[_ICMP] != 0:
+        kp_icmp(frame, tables, state, now)
 
 
 @kernel

@@ -16,10 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from kuproxy.dataplane.layout import HOLD_ROOM
+from kuproxy.drivers.contract import HEADROOM
 from kuproxy.errors import DriverError, PrivilegeError
 
 SOL_PACKET = 263
 PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION = 5, 6, 10
+PACKET_RESERVE = 12
 PACKET_VNET_HDR, PACKET_FANOUT, PACKET_IGNORE_OUTGOING = 15, 18, 23
 TPACKET_V2 = 1
 FANOUT_QM = 5
@@ -58,7 +60,7 @@ def ring_shape(frames: int, frame_bytes: int) -> RingShape:
     """At least `frames` frames.
 
     Blocks are powers of two because the kernel allocates them as such: a block of 257 pages would take 512.
-    31 frames of 65,792 bytes leave 3 % of 2 MiB unused.
+    31 frames of 65,856 bytes leave 3 % of 2 MiB unused.
     """
     if frames < 1 or frame_bytes % TPACKET_ALIGNMENT or not 256 <= frame_bytes <= BLOCK:
         raise DriverError(
@@ -94,6 +96,7 @@ class PacketSockets:
             self.index = socket.if_nametoindex(interface)
             for option, value in (
                 (PACKET_VERSION, TPACKET_V2),
+                (PACKET_RESERVE, HEADROOM),  # before the ring, as well
                 (PACKET_VNET_HDR, 1),  # before the ring: it changes where packets lie in their frames
                 (PACKET_IGNORE_OUTGOING, 1),  # or we would hear ourselves
             ):

@@ -18,7 +18,7 @@ from kuproxy.dataplane.layout import (
 )
 from kuproxy.dataplane.memory import copy_bytes
 from kuproxy.drivers._records import describe, vnet_flags
-from kuproxy.drivers.contract import ANSWER_ROOM, MIN_ROOM
+from kuproxy.drivers.contract import ANSWER_ROOM, HEADROOM, MIN_ROOM
 
 # Where a packet lies in its source. `interface` counts the source's own interfaces.
 INDEX = np.dtype(
@@ -33,7 +33,6 @@ INDEX = np.dtype(
 )
 assert INDEX.itemsize == 32
 
-HEADROOM = 64
 LINE = 64
 DEFAULT_SLOT = 2048
 NS_PER_TICK = 1_000_000_000 // TICKS_PER_SECOND

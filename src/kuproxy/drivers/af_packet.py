@@ -34,7 +34,7 @@ from kuproxy.errors import DriverError
 
 __all__ = ["AfPacketDriver", "AfPacketRing", "kernel_drops", "now_ns", "receive", "transmit", "wait"]
 
-FRAME_BYTES = 65_792  # a 64 KiB segment with headers and room for an answer: 65,536 + 256
+FRAME_BYTES = 65_856  # a 64 KiB segment with headers, headroom and room for an answer: 65,536 + 320
 FRAMES = 512
 
 # Fields of struct tpacket2_hdr

@@ -11,6 +11,8 @@ A driver owns the memory that packets lie in and lends it to the graph for one v
 - `start`, `length`: the packet, from its Ethernet header on, at frame.data[start : start + length];
 - `room`: bytes that may be written from `start`; at least 256, and at least 128 more than `length` where the
   medium allows it, so that an answer (TCP RST, ICMP error) always fits; no two packets share room;
+- headroom: the HEADROOM bytes before `start`, the virtio_net_hdr's among them, belong to the packet too, so that its
+  front may move there when a header grows (IPv4 to IPv6: 20 to 48 bytes);
 - `interface`: index of the interface that it came in by;
 - `flags` and `vnet`: with VNET, a virtio_net_hdr of 10 bytes at frame.data[vnet : vnet + 10] says whether the
   checksum is partial (PARTIAL_CHECKSUM) and whether this is a segment to be split (GSO);
@@ -21,11 +23,12 @@ is nothing (yet: `finished` tells whether more can come).  What lies past the dr
 HOLD_ROOM bytes of frame.data, is not the driver's.
 
 **transmit** sends packets[0 : meta[META_COUNT]] whose outcome is TRANSMIT or PASS, in index order, from their
-`start` and current `length`, and gives all buffers back.  DROP and HELD packets vanish.  `start` stays as
-received; appended packets lie in the hold area, with their vnet header directly before `start` when they have
-the flag.  Whoever changes a packet's length also clears its vnet header.  It returns how many were sent and
-how many could not be; it never waits for longer than some milliseconds, and counts nothing in WorkerState:
-that is the caller's.  Afterwards meta[META_COUNT] is 0: the records' buffers may be overwritten at any time.
+`start` and current `length`, and gives all buffers back.  DROP and HELD packets vanish.  `start` and `vnet` may have
+moved, at most into the headroom; appended packets lie in the hold area, with their vnet header directly before
+`start` when they have the flag.  Whoever changes a packet's length also clears or corrects its vnet header.  It
+returns how many were sent and how many could not be; it never waits for longer than some milliseconds, and counts
+nothing in WorkerState: that is the caller's.  Afterwards meta[META_COUNT] is 0: the records' buffers may be
+overwritten at any time.
 
 A `receive` that follows another without a `transmit` gives the former packets' buffers back unsent.
 
@@ -40,6 +43,7 @@ from kuproxy.errors import DriverError
 
 ANSWER_ROOM = 128  # an ICMPv6 error adds 48 bytes, an IPv4 one 28; the rest is for encapsulations to come
 MIN_ROOM = 256
+HEADROOM = 64  # an error of 576 bytes that becomes ICMPv6 grows by 48, and takes its vnet header along
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 
 from kuproxy.codes import FlowState
 from kuproxy.errors import ConfigError, Problem
@@ -17,12 +18,22 @@ __all__ = [
     "DEFAULT_TIMEOUTS_S",
     "MAX_BUCKETS",
     "MAX_TIMEOUT_S",
+    "NAT46_PREFIX",
+    "NAT64_POOL",
+    "NAT64_PORTS",
     "Config",
     "InterfaceMark",
     "Settings",
     "Show",
     "ShowKind",
 ]
+
+# RFC 8215: for translation within a network, of private addresses too; the well-known 64:ff9b::/96 must not stand for
+# those (RFC 6052 section 3.1).
+NAT46_PREFIX = IPv6Network("64:ff9b:1::/96")
+# RFC 7335: the addresses of translators inside a host or site, which are never routed elsewhere.
+NAT64_POOL = IPv4Network("192.0.0.0/29")
+NAT64_PORTS = (1024, 65535)
 
 MAX_BUCKETS = 1 << 24  # of 4 entries and one 64-byte line each: 1 GiB per worker
 MAX_TIMEOUT_S = 1_000_000.0  # 11.6 days: below half the period of a 32-bit clock in milliseconds, 24.8 days
@@ -48,6 +59,10 @@ class Settings:
     )
     timeouts_s: tuple[tuple[FlowState, float], ...] = ()  # of single states, before both
     masquerade: tuple[Address, ...] = ()  # source of masqueraded packets, at most one of each family
+    nat46_prefix: IPv6Network = NAT46_PREFIX  # IPv4 clients towards IPv6 pods
+    nat64_pool: IPv4Network = NAT64_POOL  # IPv6 clients towards IPv4 pods
+    nat64_ports: tuple[int, int] = NAT64_PORTS  # lowest and highest
+    translation_mtu: int = 0  # longest packet that translation may make; 0: the routing behind us knows
 
     def __post_init__(self) -> None:
         problems = []
@@ -71,6 +86,7 @@ class Settings:
                 )
         if len({address.version for address in self.masquerade}) < len(self.masquerade):
             problems.append(Problem("two masquerade addresses of one family", field="masquerade"))
+        problems += self._translation_problems()
         if problems:
             raise ConfigError(problems)
 
@@ -79,6 +95,36 @@ class Settings:
         """Seconds for each state: its own, else the one for all, else the default."""
         general = DEFAULT_TIMEOUTS_S if self.timeout_s is None else dict.fromkeys(FlowState, self.timeout_s)
         return general | dict(self.timeouts_s)
+
+    def _translation_problems(self) -> list[Problem]:
+        problems = []
+        if self.nat46_prefix.prefixlen != 96 or self.nat46_prefix.network_address.packed[8]:
+            # RFC 6052 section 2.2: bits 64 to 71 are zero
+            hint = "it has 96 bits, and bits 64 to 71 are zero"
+            problems.append(
+                Problem(f"{self.nat46_prefix} is not a translation prefix", field="nat46-prefix", hint=hint)
+            )
+        if self.nat64_pool.prefixlen < 8:
+            problems.append(
+                Problem(f"{self.nat64_pool} is too large a pool", field="nat64-pool", hint="/8 at most")
+            )
+        low, high = self.nat64_ports
+        if not 1 <= low <= high <= 65535:
+            problems.append(
+                Problem(f"{low}-{high} are no ports", field="nat64-ports", hint="say LOWEST-HIGHEST, 1 to 65535")
+            )
+        if self.translation_mtu and not 1280 <= self.translation_mtu <= 65535:
+            hint = "it is 1280 to 65535, or 0 to leave it to the routing"
+            problems.append(
+                Problem(f"{self.translation_mtu} is not an MTU", field="nat-mtu", hint=hint)
+            )
+        for address in self.masquerade:
+            if address in self.nat64_pool or address in self.nat46_prefix:
+                hint = "replies to it would be taken for those to clients of the other family"
+                problems.append(
+                    Problem(f"{address} is the translation's already", field="masquerade", hint=hint)
+                )
+        return problems
 
 
 @dataclass(frozen=True, slots=True)

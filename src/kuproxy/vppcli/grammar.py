@@ -43,7 +43,7 @@ from kuproxy.vppcli.actions import (
     VipSelector,
     Where,
 )
-from kuproxy.vppcli.options import OptionReader, to_int, to_pod, to_protocol, to_seconds
+from kuproxy.vppcli.options import OptionReader, to_int, to_pod, to_ports, to_protocol, to_seconds
 from kuproxy.vppcli.words import Word, WordError, match_keyword, split_commands
 
 __all__ = ["COMMANDS", "Command", "Scan", "parse_line", "parse_script", "scan_script"]
@@ -75,12 +75,32 @@ def _narrowed(selector: VipSelector, options: OptionReader) -> VipSelector:
     return VipSelector(selector.prefix, port, protocol)
 
 
+def _to_network(version: int) -> Callable[[str], Prefix]:
+    def convert(text: str) -> Prefix:
+        prefix = parse_prefix(text)
+        if prefix.version != version:
+            raise ValueError(f"{text!r} is not IPv{version}")
+        return prefix
+
+    return convert
+
+
+_TRANSLATION: dict[str, Callable[[str], object]] = {
+    "nat46-prefix": _to_network(6),
+    "nat64-pool": _to_network(4),
+    "nat64-ports": to_ports,
+    "nat-mtu": to_int,
+}
+_ATTRIBUTES = {name: name.replace("-", "_") for name in _TRANSLATION} | {"nat-mtu": "translation_mtu"}
+
+
 def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
     words: dict[str, Callable[[str], object]] = {
         "buckets": to_int,
         "buckets-log2": to_int,
         "timeout": to_seconds,
         "masquerade": parse_address,
+        **_TRANSLATION,
     }
     named = options.take_named("timeout", words, TIMEOUT_WORDS, to_seconds)
     options.read(words)
@@ -104,17 +124,14 @@ def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> A
     timeouts_s = tuple((TIMEOUT_WORDS[word], seconds) for word, seconds in named.items())
     masquerade = options.values.get("masquerade")
     assert masquerade is None or isinstance(masquerade, IPv4Address | IPv6Address)
-    default = Settings()
+    others = {_ATTRIBUTES[name]: options.values.get(name) for name in _TRANSLATION}
+    action = SetConf(buckets, timeout_s, timeouts_s, masquerade, **others, where=where)  # type: ignore[arg-type]
     try:
-        Settings(
-            default.buckets if buckets is None else buckets,
-            default.timeout_s if timeout_s is None else timeout_s,
-            timeouts_s,
-        )
+        action.applied_to(Settings())
     except ConfigError as error:
         options.adopt(error, where.line)
         return None
-    return SetConf(buckets, timeout_s, timeouts_s, masquerade, where=where)
+    return action
 
 
 TIMEOUT_WORDS = {state.label: state for state in FlowState}
@@ -266,9 +283,11 @@ def _table() -> tuple[Command, ...]:
     return (
         Command(
             ("kube-proxy", "conf"),
-            "[buckets <n>] [buckets-log2 <n>] [timeout <s>] [timeout <state> <s>] [masquerade <address>]",
+            "[buckets <n>] [buckets-log2 <n>] [timeout <s>] [timeout <state> <s>] [masquerade <address>] "
+            "[nat46-prefix <prefix>] [nat64-pool <prefix>] [nat64-ports <low>-<high>] [nat-mtu <n>]",
             "size of the established-flow table of each worker, how long a silent flow is remembered (in any "
-            f"state, or in one of {', '.join(TIMEOUT_WORDS)}), and the source of masqueraded packets",
+            f"state, or in one of {', '.join(TIMEOUT_WORDS)}), the source of masqueraded packets, and what clients "
+            "are called at pods of the other family",
             _read_conf,
         ),
         Command(

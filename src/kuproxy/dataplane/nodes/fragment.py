@@ -15,6 +15,9 @@ from kuproxy.dataplane.hash import hash_words, ports_word
 from kuproxy.dataplane.layout import (
     FRAGMENT_SLOTS,
     HOLD_BYTES,
+    HOLD_HEADROOM,
+    HOLD_LONGEST,
+    HOLD_RELEASED,
     HOLD_SLOTS,
     META_COUNT,
     META_HOLD_BASE,
@@ -41,7 +44,7 @@ _ASSOCIATIVITY = 4
 # Values of HELD["used"]
 _FREE = 0
 _WAITING = 1
-_RELEASED = 2  # in the present frame: the bytes are needed until it is transmitted
+_RELEASED = HOLD_RELEASED
 
 
 @kernel
@@ -139,11 +142,11 @@ def _release_held(frame, state, record):
         number = frame.meta[META_COUNT]
         frame.meta[META_COUNT] = number + 1
         packet = frame.packets[number]
-        start = frame.meta[META_HOLD_BASE] + oldest * HOLD_BYTES + VNET_BYTES
+        start = frame.meta[META_HOLD_BASE] + oldest * HOLD_BYTES + HOLD_HEADROOM
         packet["start"] = start
         packet["vnet"] = start - VNET_BYTES
         packet["length"] = held["length"]
-        packet["room"] = HOLD_BYTES - VNET_BYTES
+        packet["room"] = HOLD_BYTES - HOLD_HEADROOM
         packet["end"] = held["end"]
         packet["l3"] = held["l3"]
         packet["l4"] = held["l4"]
@@ -204,7 +207,7 @@ def _may_be_ours(tables, packet, src_hi, src_lo, dst_hi, dst_lo):
 def _hold(frame, state, packet, identification, protocol, src_hi, src_lo, dst_hi, dst_lo, now):
     """Keep a copy until the first fragment comes; returns the reason."""
     length = np.int64(packet["length"])
-    if length > HOLD_BYTES - VNET_BYTES:
+    if length > HOLD_LONGEST:
         return Reason.FRAGMENT_TOO_LONG.value
     free = -1
     for index in range(HOLD_SLOTS):
@@ -213,13 +216,13 @@ def _hold(frame, state, packet, identification, protocol, src_hi, src_lo, dst_hi
             break
     if free < 0:
         return Reason.FRAGMENT_HOLD_FULL.value
-    target = frame.meta[META_HOLD_BASE] + free * HOLD_BYTES
+    target = frame.meta[META_HOLD_BASE] + free * HOLD_BYTES + HOLD_HEADROOM
     start = np.int64(packet["start"])
     flags = np.int64(packet["flags"])
     if flags & _VNET:
         vnet = np.int64(packet["vnet"])
-        copy_bytes(frame.data, target, frame.data, vnet, VNET_BYTES)
-    copy_bytes(frame.data, target + VNET_BYTES, frame.data, start, length)
+        copy_bytes(frame.data, target - VNET_BYTES, frame.data, vnet, VNET_BYTES)
+    copy_bytes(frame.data, target, frame.data, start, length)
     held = state.held[free]
     held["src_hi"] = src_hi
     held["src_lo"] = src_lo
