@@ -1,14 +1,19 @@
 """Cases, rounds and figures.
 
 A case is measured once a round, and the rounds of all cases of a suite are interleaved (A B C A B C ...), so that a
-neighbour's load spoils a round of everything rather than every round of one case. Read minimum and median together.
+neighbour's load spoils a round of everything rather than every round of one case. Times are processor time of the
+measuring thread: being preempted costs nothing, but a neighbour's traffic in the shared cache still does. Read minimum
+and median together.
 """
 
 import fnmatch
+import multiprocessing
 import statistics
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -18,10 +23,10 @@ class Scale:
     name: str
     rounds: int
     packets: int  # a timed round sends at least as many
-    flows: tuple[int, ...]  # most to fewest do not matter; each has a table of its own
+    flows: tuple[int, ...]  # in the table, in the cases of `graph` and `memory`
     most_vips: int
     cycles: int  # of adding and deleting
-    pods: int  # of the Maglev table of suites `maglev` and `properties`
+    pods: int  # of the Maglev tables of `maglev` and `properties`
     slots: int
     trials: int  # of the disruption
 
@@ -51,6 +56,7 @@ class Case:
     """Something that can be measured again and again."""
 
     unit = "ns"
+    units: ClassVar[dict[str, str]] = {}  # of metrics that have another one
 
     def __init__(self, name: str, note: str = ""):
         self.name = name
@@ -64,7 +70,11 @@ class Case:
         """One round: value by metric, in `unit`."""
         raise NotImplementedError
 
+    def finish(self) -> None:
+        """Once, after the last case's last round: give memory back."""
+
     def rounds(self, scale: Scale) -> int:
+        """How many; not more than the scale says."""
         return scale.rounds
 
     def figures(self) -> list[Figure]:
@@ -72,26 +82,32 @@ class Case:
         metrics = dict.fromkeys(metric for sample in self.samples for metric in sample)
         return [self.figure(metric, [s[metric] for s in self.samples if metric in s]) for metric in metrics]
 
-    def figure(self, metric: str, values: list[float], unit: str = "") -> Figure:
-        unit = unit or self.unit
-        return Figure(
-            self.name, metric, unit, min(values), statistics.median(values), max(values), len(values), self.note
-        )
+    def figure(self, metric: str, values: list[float], note: str = "") -> Figure:
+        """Minimum, median and maximum of a metric."""
+        unit = self.units.get(metric, self.unit)
+        spread = (min(values), statistics.median(values), max(values))
+        return Figure(self.name, metric, unit, *spread, len(values), note or self.note)
 
 
 class Count(Case):
-    """A case that is counted, not timed: one round."""
-
-    def __init__(self, name: str, unit: str, function: Callable[[], Sample], note: str = ""):
-        super().__init__(name, note)
-        self.unit = unit
-        self._function = function
-
-    def sample(self) -> Sample:
-        return self._function()
+    """A case that is counted rather than timed: one round."""
 
     def rounds(self, scale: Scale) -> int:
         return 1
+
+
+class Apart(Count):
+    """One that counts memory, in a process of its own, where nothing was freed before."""
+
+    def __init__(self, name: str, function: Callable[[], Sample], unit: str, units: dict[str, str] | None = None):
+        super().__init__(name)
+        self._function = function
+        self.unit = unit
+        self.units = units or {}
+
+    def sample(self) -> Sample:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(self._function).result()
 
 
 def chosen(cases: Iterable[Case], pattern: str) -> list[Case]:
@@ -112,4 +128,6 @@ def measure(cases: list[Case], scale: Scale) -> list[Figure]:
                 print(f"\r\033[Kround {number + 1}: {case.name}", end="", file=sys.stderr, flush=True)
     if progress:
         print("\r\033[K", end="", file=sys.stderr)
+    for case in cases:
+        case.finish()
     return [figure for case in cases for figure in case.figures()]

@@ -10,6 +10,8 @@ import llvmlite
 import numba
 import numpy as np
 
+from kuproxy.dataplane._jit import source_digest
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -53,6 +55,7 @@ def describe() -> dict[str, str]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
+        "kernels": source_digest(),
         "cpu": f"{_first(cpu, 'model name') or platform.machine()}, "
         f"family {_first(cpu, 'cpu family') or '?'} model {_first(cpu, 'model') or '?'}",
         "mhz": _first(cpu, "cpu MHz") or "unknown",

@@ -39,7 +39,7 @@ def make_vip(family: int, number: int, pods: Iterable[int], new_len: int) -> Vip
     )
 
 
-def many_vips(count: int, pods_each: int = 4, new_len: int = 16, family: int = 4) -> Iterator[Vip]:
+def many_vips(count: int, pods_each: int = 1, new_len: int = 16, family: int = 4) -> Iterator[Vip]:
     """VIPs 1 ... count, each with its own pods."""
     for n in range(1, count + 1):
         yield make_vip(family, n, range(n * pods_each, (n + 1) * pods_each), new_len)
@@ -61,7 +61,7 @@ class World:
         self.store = Store()
         self.compiler.set_timeout(TIMEOUT_S)
         self.compiler.set_interface(POD_INTERFACE, int(InterfaceFlag.NAT4_IN | InterfaceFlag.NAT6_IN))
-        self.publish(list(vips))
+        self.publish(vips)
 
     def drive(
         self,
@@ -91,7 +91,7 @@ class World:
         loops.collect(frame, tables, state, flat, loops.NO_PAYLOAD, out.reshape(-1), stride, now)
         return out
 
-    def publish(self, vips: list[Vip]) -> None:
+    def publish(self, vips: Iterable[Vip]) -> None:
         """Make these all the VIPs there are, and let the worker see them."""
         self.compiler.apply(self.store.replace("bench", vips))
         self.engine.acknowledge()

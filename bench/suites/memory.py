@@ -1,13 +1,14 @@
 """Bytes: of a flow, a VIP, a pod and a ring slot, by layout and as the kernel sees them."""
 
+import functools
 import gc
 
 from bench import traffic
-from bench.harness import Case, Count, Sample, Scale
+from bench.harness import Apart, Case, Sample, Scale
 from bench.machine import rss_bytes
 from bench.suites.graph import count_name, fitting_log2
 from bench.world import World, make_vip, many_vips
-from kuproxy.dataplane.layout import ENTRY, FLOW, MATCH, POD, REVERSE, REVERSE_WAYS, VIP, WAYS, W_FLOWS
+from kuproxy.dataplane.layout import ENTRY, FLOW, MATCH, POD, REVERSE, REVERSE_WAYS, VIP, W_FLOWS, WAYS
 
 
 def _layout() -> Sample:
@@ -34,9 +35,10 @@ def _flows(flows: int, log2: int) -> Sample:
 
 def _vips(vips: int) -> Sample:
     """Resident memory of a control process with these VIPs: tables, and the records behind them."""
+    World(0, many_vips(1))  # loads the kernels
     gc.collect()
     shared, private = rss_bytes("RssShmem"), rss_bytes("RssAnon")
-    world = World(0, many_vips(vips))
+    world = World(0, many_vips(vips, 1))
     gc.collect()
     used = {"tables": rss_bytes("RssShmem") - shared, "records": rss_bytes("RssAnon") - private}
     assert len(world.store) == vips
@@ -44,12 +46,12 @@ def _vips(vips: int) -> Sample:
 
 
 def cases(scale: Scale) -> list[Case]:
-    """By layout; flows that half fill, and nearly fill, their table; VIPs with four pods each."""
-    found: list[Case] = [Count("memory-layout", "bytes", _layout)]
+    """By layout; flows that half fill, and nearly fill, their table; VIPs with a pod each."""
+    found: list[Case] = [Apart("memory-layout", _layout, "bytes")]
     for flows in scale.flows:
         for log2 in (fitting_log2(flows), fitting_log2(flows) - 1):
             name = f"memory-{count_name(flows)}flow-2e{log2}bucket"
-            found.append(Count(name, "bytes", lambda f=flows, b=log2: _flows(f, b)))
+            found.append(Apart(name, functools.partial(_flows, flows, log2), "bytes", {"flows tracked": "flows"}))
     vips = scale.most_vips
-    found.append(Count(f"memory-{count_name(vips)}vip-4pod", "bytes", lambda: _vips(vips)))
+    found.append(Apart(f"memory-{count_name(vips)}vip-1pod", functools.partial(_vips, vips), "bytes"))
     return found

@@ -32,6 +32,10 @@ T = TypeVar("T")
 SCRIPT_SUFFIX = ".ku"
 MANIFEST_SUFFIXES = (".yaml", ".yml", ".json")
 
+# Scripts have VPP's 1,024 buckets unless they say otherwise. A node whose configuration is manifests alone has nobody
+# to say it: 262,144 flows, as many as Linux' connection tracking has room for by default. Unused memory is not taken.
+MANIFEST_BUCKETS = 65_536
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -71,6 +75,8 @@ def load_config(paths: Sequence[Path | str]) -> Config:
     if problems:
         raise ConfigError(problems)
     config = desired.config(tuple(map(str, paths)))
+    if not any(Path(name).suffix == SCRIPT_SUFFIX for name in paths):
+        config = replace(config, settings=replace(config.settings, buckets=MANIFEST_BUCKETS))
     return replace(config, vips=config.vips + tuple(vips), notes=tuple(notes))
 
 

@@ -3,12 +3,23 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from kuproxy.errors import KuError
 
 USAGE_ERROR = 2
+
+config_option = click.option(
+    "--config",
+    "configs",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A `ku` script (*.ku) or Kubernetes manifests (*.yaml, *.json). May be repeated.",
+)
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None, name: str = "ku") -> None:

@@ -10,6 +10,7 @@ from kuproxy.control.report import Baselines, build_report
 from kuproxy.control.store import Changes, Store
 from kuproxy.engine.contract import Engine
 from kuproxy.engine.memory import Totals, flows_by_state, pod_flows, totals, vip_counters
+from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, InterfaceMark, Settings
 from kuproxy.model.report import Report, WorkerReport
 
@@ -33,11 +34,17 @@ class Plane:
         return self.store.settings
 
     def apply(self, config: Config, source: str = "files") -> Changes:
-        """Make `source` hold the VIPs of `config`. Raises ConflictError, changing nothing.
+        """Make `source` hold the VIPs of `config`. Raises ConflictError or TableFullError, changing nothing.
 
         The flow table's size is the engine's affair: compare `settings.buckets`.
         """
+        before = self.store.source(source)
         changes = self.store.replace(source, config.vips)
+        try:
+            self.compiler.check(changes)
+        except TableFullError:
+            self.store.replace(source, before)
+            raise
         self.store.settings = config.settings
         self._marks = config.interfaces
         self.compiler.set_timeouts(config.settings.timeouts)

@@ -13,7 +13,7 @@ from kuproxy.engine.contract import MAX_INTERFACES, TICK_MASK, TICKS_PER_SECOND
 from kuproxy.engine.local import LocalEngine
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.load import load_config
-from kuproxy.main import run
+from kuproxy.main import config_option, run
 from kuproxy.model.config import Config, InterfaceMark, Show, ShowKind
 from kuproxy.plane import Plane
 from kuproxy.vppcli.show import render, to_json
@@ -77,15 +77,7 @@ class Replay:
 
 
 @click.command(name="replay")
-@click.option(
-    "--config",
-    "configs",
-    multiple=True,
-    required=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="A `ku` script (*.ku) or Kubernetes manifests (*.yaml, *.json). May be repeated.",
-)
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print counters and VIPs as one JSON object.")
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))

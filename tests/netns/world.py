@@ -9,11 +9,15 @@ The Services:
 
 from __future__ import annotations
 
+import functools
 import http.client
+import itertools
+import os
 import shutil
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +38,7 @@ BULK = ("10.96.0.90", "fd00:10:96::90")
 NONE = ("10.96.0.99", "fd00:10:96::99")
 BULK_PORT = Port("bulk", "TCP", 5001, 5001, 30501)
 TIMEOUT_S = 3.0
+_numbers = itertools.count(1)
 
 
 def plain(network: int, host: int) -> tuple[str, str]:
@@ -66,6 +71,8 @@ class World:
         ]
 
     def start(self) -> None:
+        """`ku run`; returns when it forwards."""
+        _warm()
         self.plane = DataPlane(self.node, self.directory, self.documents())
         self.plane.wait_for("forwarding")
 
@@ -74,11 +81,18 @@ class World:
         self.plane.change(self.documents(names))
 
 
+@functools.cache
+def _warm() -> None:
+    """So that no test waits for the compiler."""
+    subprocess.run([sys.executable, "-m", "kuproxy.warm"], check=True, timeout=280)
+
+
 @contextmanager
 def world(pods: int = 3) -> Iterator[World]:
     """Without `ku run`, so far."""
     remove_stale(PREFIX)
-    with Network(PREFIX, pods) as network, tempfile.TemporaryDirectory(prefix=f"{PREFIX}-") as directory:
+    files = tempfile.TemporaryDirectory(prefix=f"{PREFIX}-")
+    with files as directory, Network(f"{PREFIX}{next(_numbers)}", pods) as network:
         yield World(network, Path(directory))
 
 
@@ -89,11 +103,15 @@ def family_of(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
 
 
-def connect(host: Host, address: str, port: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+def connect(
+    host: Host, address: str, port: int, kind: int = socket.SOCK_STREAM, source_port: int = 0
+) -> socket.socket:
     """A connected socket of a host's. Raises OSError."""
     opened = host.call(socket.socket, family_of(address), kind)
     opened.settimeout(TIMEOUT_S)
     try:
+        if source_port:
+            opened.bind(("", source_port))
         opened.connect((address, port))
     except BaseException:
         opened.close()
@@ -104,10 +122,10 @@ def connect(host: Host, address: str, port: int, kind: int = socket.SOCK_STREAM)
 class Kept(http.client.HTTPConnection):
     """An HTTP connection from a host, which `get` uses again and again."""
 
-    def __init__(self, host: Host, address: str, port: int) -> None:
+    def __init__(self, host: Host, address: str, port: int, source_port: int = 0) -> None:
         super().__init__(address, port, timeout=TIMEOUT_S)
         self.auto_open = 0  # a connection that broke is not made anew behind our back
-        self.sock = connect(host, address, port)
+        self.sock = connect(host, address, port, source_port=source_port)
 
     def get(self, path: str = "/") -> tuple[str, bytes]:
         """The pod's name and the body. Raises OSError or HTTPException."""
@@ -118,9 +136,9 @@ class Kept(http.client.HTTPConnection):
         return response.headers["X-Pod"], body
 
 
-def web(host: Host, address: str, port: int = HTTP.port) -> str:
+def web(host: Host, address: str, port: int = HTTP.port, source_port: int = 0) -> str:
     """The pod that answers an HTTP request over a new connection."""
-    connection = Kept(host, address, port)
+    connection = Kept(host, address, port, source_port)
     try:
         return connection.get()[0]
     finally:
@@ -180,7 +198,9 @@ def listener(host: Host, port: int, serve: Callable[[socket.socket, str], None])
                 connection, peer = opened.accept()
             except OSError:
                 return
-            thread = threading.Thread(target=one, args=(connection, peer[0].removeprefix("::ffff:")), daemon=True)
+            thread = threading.Thread(
+                target=one, args=(connection, peer[0].removeprefix("::ffff:")), daemon=True
+            )
             thread.start()
             threads.append(thread)
 
@@ -194,6 +214,16 @@ def listener(host: Host, port: int, serve: Callable[[socket.socket, str], None])
         accepting.join()
         for thread in threads:
             thread.join()
+
+
+def listens(host: Host, port: int) -> bool:
+    """Whether something listens at a TCP port in a host, without connecting to it (proc(5))."""
+
+    def read() -> str:
+        return "".join(Path("/proc/thread-self/net", name).read_text() for name in ("tcp", "tcp6"))
+
+    rows = [line.split() for line in host.call(read).splitlines() if ":" in line]
+    return any(row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port for row in rows)
 
 
 def read_exactly(opened: socket.socket, number: int) -> bytearray:
@@ -246,6 +276,8 @@ class Capture:
                 if self._ending:
                     return
                 continue
+            except OSError:  # the interface is gone, or `close` was never called
+                return
             if address[2] == _OUTGOING:
                 continue
             ((_, _, auxdata),) = [each for each in ancillary if each[:2] == (_SOL_PACKET, _PACKET_AUXDATA)]
@@ -253,13 +285,26 @@ class Capture:
             self.frames.append(Captured(frame, bool(status & _TP_STATUS_CSUMNOTREADY)))
 
     def close(self) -> list[Captured]:
-        """All frames. The kernel has dropped none."""
+        """All frames; the kernel has dropped none. Idempotent."""
+        if self._ending:
+            return self.frames
         self._ending = True
         self._thread.join()
         _, dropped = struct.unpack("=2I", self._socket.getsockopt(_SOL_PACKET, 6, 8))  # PACKET_STATISTICS
         self._socket.close()
         assert dropped == 0
         return self.frames
+
+
+@contextmanager
+def captured(*hosts: Host) -> Iterator[list[Capture]]:
+    """A capture at each host, which ends at the latest with the block."""
+    captures = [Capture(host) for host in hosts]
+    try:
+        yield captures
+    finally:
+        for each in captures:
+            each.close()
 
 
 def state(host: Host) -> list[str]:
@@ -292,13 +337,9 @@ def programs_of(process_id: int) -> set[int]:
 
 def program_exists(number: int) -> bool:
     """Whether the kernel still has a BPF program."""
-    import os
-
     try:
-        fd, _ = _bpf(13, struct.pack("=3I", number, 0, 0))  # type: ignore[arg-type]  # BPF_PROG_GET_FD_BY_ID
+        fd, _ = _bpf(13, struct.pack("=3I", number, 0, 0))  # BPF_PROG_GET_FD_BY_ID
     except FileNotFoundError:
         return False
     os.close(fd)
     return True
-
-

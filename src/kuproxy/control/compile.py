@@ -38,6 +38,7 @@ from kuproxy.dataplane.layout import (
     T_GENERATION,
     T_MASQUERADE4,
     T_MASQUERADE6,
+    T_MATCH,
     T_N_NODEPORTS,
     T_NAT46_HI,
     T_NAT46_LO,
@@ -50,11 +51,13 @@ from kuproxy.dataplane.layout import (
     T_PREFIXES,
     T_REJECT_RATE,
     T_TRANSLATION_MTU,
+    T_VIP_MATCH,
     TICKS_PER_SECOND,
     Tables,
 )
 from kuproxy.dataplane.maglev import fill_ring, fill_weighted
-from kuproxy.dataplane.writer import Arena, IndexPool, MatchWriter, Retirement
+from kuproxy.dataplane.writer import Arena, IndexPool, MatchWriter, Retirement, match_arena
+from kuproxy.errors import TableFullError
 from kuproxy.model.config import NAT46_PREFIX, NAT64_POOL, NAT64_PORTS
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
@@ -145,7 +148,9 @@ class Compiler:
         self.tables = tables
         self._generation = 0
         self._retirement = Retirement()
-        self._match = MatchWriter(tables, self._retire)
+        arena = match_arena(tables)
+        self._vip_match = MatchWriter(tables, T_VIP_MATCH, arena, self._retire)
+        self._match = MatchWriter(tables, T_MATCH, arena, self._retire)
         self._rings = Arena(RING_ARENA, "ring slots")
         self._ranges = Arena(RANGE_ARENA, "source ranges")
         self._vip_indices = IndexPool(MAX_VIPS, "VIPs")
@@ -192,6 +197,21 @@ class Compiler:
             self._add(vip)
         return self._publish()
 
+    def check(self, changes: Changes) -> None:
+        """Raise TableFullError if the tables may not hold these changes, before any of them is made."""
+        touched = [*changes.added, *(new for _, new in changes.changed)]
+        pods = sum(len(vip.pods) for vip in touched)
+        needs = (
+            (len(changes.added), self._vip_indices.room, "VIPs"),
+            (pods, self._pod_indices.room, "pods"),
+            (sum(vip.new_len for vip in touched if vip.pods), self._rings.room, "ring slots"),
+            (8 * len(touched) + 2 * pods, self._match.room, "match entries"),
+            (2 * sum(len(vip.source_ranges) + 1 for vip in touched), self._ranges.room, "source ranges"),
+        )
+        for needed, room, what in needs:
+            if needed > room:
+                raise TableFullError(f"{needed} more {what} are asked for, and {room} are free")
+
     def set_timeout(self, seconds: float) -> int:
         """One flow timeout for all states, from the next packet of each flow on."""
         return self.set_timeouts(dict.fromkeys(FlowState, seconds))
@@ -222,6 +242,7 @@ class Compiler:
             self._sources[place : place + 1] = [address]
             self.tables.sources[place + 1] = address_words(address)
         return self._sources.index(address) + 1
+
     def set_translation(
         self, prefix: IPv6Network, pool: IPv4Network | None, ports: tuple[int, int], mtu: int
     ) -> int:
@@ -313,7 +334,7 @@ class Compiler:
             "vips": self._vip_indices.used,
             "pods": self._pod_indices.used,
             "ring_slots": self._rings.used,
-            "match_entries": self._match.entries,
+            "match_entries": self._vip_match.entries + self._match.entries,
             "address_references": len(self._references),
             "source_ranges": self._ranges.used,
             "retired": len(self._retirement),
@@ -440,7 +461,7 @@ class Compiler:
             if protocol != key.protocol and VipKey(key.prefix, protocol, key.port) in self._records:
                 continue
             word = key_word(KIND_VIP, key.family, prefix_length(key), protocol, key.port)
-            self._match.put(hi, lo, word, record.index)
+            self._vip_match.put(hi, lo, word, record.index)
         self._count_length(key, 1)
 
     def _leave_key(self, record: VipRecord) -> None:
@@ -454,9 +475,9 @@ class Compiler:
                 continue
             word = key_word(KIND_VIP, key.family, prefix_length(key), protocol, key.port)
             if general is not None and protocol in PROTOCOLS_WITH_PORTS:
-                self._match.put(hi, lo, word, general.index)
+                self._vip_match.put(hi, lo, word, general.index)
             else:
-                self._match.delete(hi, lo, word)
+                self._vip_match.delete(hi, lo, word)
         self._count_length(key, -1)
 
     def _count_length(self, key: VipKey, change: int) -> None:

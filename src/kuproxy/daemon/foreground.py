@@ -21,9 +21,9 @@ import structlog
 from kuproxy.codes import InterfaceFlag, Outcome
 from kuproxy.daemon.targets import steering_targets
 from kuproxy.engine.live import Attachment, LiveEngine
-from kuproxy.errors import DriverError, KuError
+from kuproxy.errors import DriverError, KuError, TableFullError
 from kuproxy.load import load_config
-from kuproxy.main import run
+from kuproxy.main import config_option, run
 from kuproxy.model.config import Config, Show, ShowKind
 from kuproxy.plane import Plane
 from kuproxy.steering.links import KU0_MAC, KU1, KU1_MAC
@@ -91,6 +91,9 @@ class Foreground:
             self._steering.close()
             self._engine.stop()
         self._write_report()
+        report = self._plane.report()
+        for show in self._config.shows:
+            print(render(report, show), end="")
         self._log.info("stopped")
 
     def _listen(self) -> None:
@@ -147,8 +150,12 @@ class Foreground:
         """Publish a configuration: tables first, then the traffic that needs them."""
         for note in config.notes:
             self._log.info("config", text=str(note))
-        self._engine.resize(config.settings.buckets.bit_length() - 1)
         changes = self._plane.apply(config)
+        try:
+            self._engine.resize(config.settings.buckets.bit_length() - 1)
+        except TableFullError:
+            self._plane.apply(self._config)
+            raise
         self._config = config
         self._steer()
         if config.flush_flows:
@@ -182,20 +189,15 @@ class Foreground:
             "shows": [render(report, show) for show in shows],
         }
         temporary = self._report_path.with_name(f"{self._report_path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(content))
-        temporary.replace(self._report_path)
+        try:
+            temporary.write_text(json.dumps(content))
+            temporary.replace(self._report_path)
+        except OSError as error:
+            self._log.error("report not written", file=str(self._report_path), text=str(error.strerror))
 
 
 @click.command(name="run")
-@click.option(
-    "--config",
-    "configs",
-    multiple=True,
-    required=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="A `ku` script (*.ku) or Kubernetes manifests (*.yaml, *.json). May be repeated.",
-)
+@config_option
 @click.option(
     "--interface", "interfaces", multiple=True, metavar="NAME", help="Attach only here. May be repeated."
 )

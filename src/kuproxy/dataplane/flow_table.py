@@ -64,7 +64,7 @@ def _gives_way(state, one, other, now):
     return state.flows[one]["reverse_hash"] < state.flows[other]["reverse_hash"]
 
 
-@kernel
+@helper
 def way_for(tables, state, flow_hash, half_open, now):
     """A slot of the bucket for a new flow, or -1 if there is none.
 
@@ -110,9 +110,30 @@ def source_seen(tables, flow):
 
 
 @helper
+def _is_reply(
+    tables, state, slot, pod_hi, pod_lo, pod_port, client_hi, client_lo, client_port, protocol, family, now
+):
+    """Is this packet from a pod to a client the reply of the live flow in `slot`?"""
+    flow = state.flows[slot]
+    seen_hi, seen_lo = source_seen(tables, flow)
+    if (
+        seen_lo != client_lo
+        or seen_hi != client_hi
+        or np.int64(flow["source_port"]) != client_port
+        or np.int64(flow["pod_port"]) != pod_port
+        or np.int64(flow["protocol"]) != protocol
+        or np.int64(flow["family"]) != family
+    ):
+        return False
+    pod = tables.pods[state.entries[slot]["pod"]]
+    return pod["lo"] == pod_lo and pod["hi"] == pod_hi and is_occupied(tables, state, slot, now)
+
+
+@helper
 def find_reply(
     tables,
     state,
+    hint,
     line_hash,
     pod_hi,
     pod_lo,
@@ -124,30 +145,47 @@ def find_reply(
     family,
     now,
 ):
-    """The slot of the live flow whose reply this is, or -1."""
+    """The slot of the live flow whose reply this is, or -1. `hint` is a slot to look at first, or -1."""
+    if hint >= 0 and _is_reply(
+        tables,
+        state,
+        hint,
+        pod_hi,
+        pod_lo,
+        pod_port,
+        client_hi,
+        client_lo,
+        client_port,
+        protocol,
+        family,
+        now,
+    ):
+        return hint
     lines = len(state.reverse) // REVERSE_WAYS
     base = (line_hash & (lines - 1)) * REVERSE_WAYS
     for way in range(REVERSE_WAYS):
         back = state.reverse[base + way]
         if np.int64(back["hash"]) == line_hash and back["slot"] != 0:
             slot = np.int64(back["slot"]) - 1
-            flow = state.flows[slot]
-            seen_hi, seen_lo = source_seen(tables, flow)
-            if (
-                seen_lo == client_lo
-                and seen_hi == client_hi
-                and np.int64(flow["source_port"]) == client_port
-                and np.int64(flow["pod_port"]) == pod_port
-                and np.int64(flow["protocol"]) == protocol
-                and np.int64(flow["family"]) == family
+            if _is_reply(
+                tables,
+                state,
+                slot,
+                pod_hi,
+                pod_lo,
+                pod_port,
+                client_hi,
+                client_lo,
+                client_port,
+                protocol,
+                family,
+                now,
             ):
-                pod = tables.pods[state.entries[slot]["pod"]]
-                if pod["lo"] == pod_lo and pod["hi"] == pod_hi and is_occupied(tables, state, slot, now):
-                    return slot
+                return slot
     return np.int64(-1)
 
 
-@kernel
+@helper
 def free_reverse(tables, state, line_hash, now):
     """Index of a writable reverse entry of the line, or -1 if eight live flows hold it."""
     lines = len(state.reverse) // REVERSE_WAYS

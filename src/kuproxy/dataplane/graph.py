@@ -33,6 +33,7 @@ NODES = {
     Node.NODEPORT4: kp4_nodeport,
     Node.NODEPORT6: kp6_nodeport,
     Node.BALANCE: kp_balance,
+    Node.MASQUERADE: kp_masquerade,
     Node.NAT44: kp4_nat4,
     Node.NAT66: kp6_nat6,
     Node.NAT46: kp4_nat6,
@@ -42,7 +43,6 @@ NODES = {
     Node.NAT46_IN2OUT: kp_nat46_in2out,
     Node.NAT64_IN2OUT: kp_nat64_in2out,
     Node.REJECT: kp_reject,
-    Node.MASQUERADE: kp_masquerade,
     Node.ICMP: kp_icmp,
 }
 

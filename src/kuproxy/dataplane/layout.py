@@ -165,7 +165,7 @@ MAX_SOURCES = 256
 
 MAX_VIPS = 1 << 18
 MAX_PODS = 1 << 20
-MATCH_ARENA = 1 << 22  # entries: holds the live table and the one that a growth builds beside it
+MATCH_ARENA = 1 << 24  # entries: holds both live tables and those that growth builds beside them
 RING_ARENA = 1 << 30  # entries
 MAX_INTERFACES = 1 << 12
 MAX_WORKERS = 64
@@ -173,11 +173,16 @@ PREFIX_LENGTHS = 129
 
 # Words of Tables.header
 T_GENERATION = 0  # bumped after every published change; workers echo it when they have seen it
-T_MATCH = 1  # offset of the live match table << 8 | log2(entries)
+T_MATCH = 1  # offset of the live match table << 8 | log2(entries); all kinds but KIND_VIP
 T_DECREMENT_TTL = 3  # 1: we are the router; 0: the kernel's routing behind us lowers the TTL
 T_ANY_NODE_ADDRESS = 4  # 1: every address counts as a node address (captures, where nobody knows the node's)
 T_N_NODEPORTS = 5
 T_REJECT_RATE = 6  # ICMP answers per second and worker
+T_VIP_MATCH = 7  # the same for KIND_VIP alone: what every packet asks stays small and dense
+T_PREFIXES = 8  # 6 words: for IPv4 then IPv6, bit n of word n // 64 set when a VIP of prefix length n exists
+T_FLOW_TIMEOUT = 16  # 8 words, ticks: one for each FlowState
+T_MASQUERADE4 = 24  # our IPv4 address towards pods, as in FLOW["source"]; 0 = none
+T_MASQUERADE6 = 25  # the same for IPv6
 T_NAT46_HI = 40  # the /96 prefix (RFC 6052) that IPv4 clients have towards IPv6 pods: first word
 T_NAT46_LO = 41  # and second word, whose upper half is the place of the IPv4 address
 T_NAT64_BASE = 42  # first address of the pool that IPv6 clients have towards IPv4 pods, as a number
@@ -187,16 +192,13 @@ T_TRANSLATION_MTU = 45  # longest packet that a translation may make, 0 = the ro
 T_OWN4 = 46  # our address as the source of ICMP errors (second word); 0 = what the packet was sent to
 T_OWN6_HI = 47
 T_OWN6_LO = 48
-T_PREFIXES = 8  # 6 words: for IPv4 then IPv6, bit n of word n // 64 set when a VIP of prefix length n exists
-T_FLOW_TIMEOUT = 16  # 8 words, ticks: one for each FlowState
-T_MASQUERADE4 = 24  # our IPv4 address towards pods, as in FLOW["source"]; 0 = none
-T_MASQUERADE6 = 25  # the same for IPv6
 T_COMMAND = 64  # one word a worker, see COMMAND_*
 T_WORDS = T_COMMAND + MAX_WORKERS
 
 COMMAND_RUN = 0
 COMMAND_STOP = 1
 COMMAND_CALL = 2  # leave the compiled loop and look at the control socket
+COMMAND_HOLD = 3  # do not forward yet
 
 # Bits of Tables.classes: which kinds of VIP keys exist for a family and prefix length
 CLASS_PORT = 1  # protocol and port

@@ -1,8 +1,8 @@
-"""The match table: one open-addressing hash for VIPs, node ports, node addresses and pods.
+"""The match tables: open-addressing hashes, one for VIPs, one for node ports, node addresses and pods.
 
 Readers never wait. The writer fills an entry's address and value first and its key last, deletes by overwriting
 the key with a tombstone, and never reuses a tombstone: growth and clean-up build a new table beside the old one in the
-same arena and publish it with one store to `header[T_MATCH]`.
+same arena and publish it with one store to a header word, T_VIP_MATCH or T_MATCH.
 """
 
 import numpy as np
@@ -42,9 +42,7 @@ def _first(location, hi, lo, key):
 
 
 @helper
-def match_find(match, location, hi, lo, key):
-    """The entry's value (int64), or 0. `location` is header[T_MATCH]."""
-    base, index, mask = _first(location, hi, lo, key)
+def _find_from(match, base, index, mask, hi, lo, key):
     while True:
         entry = match[base + index]
         found = entry["key"]
@@ -53,6 +51,13 @@ def match_find(match, location, hi, lo, key):
         if found == _ZERO:
             return np.int64(0)
         index = (index + 1) & mask
+
+
+@helper
+def match_find(match, location, hi, lo, key):
+    """The entry's value (int64), or 0. `location` is the table's header word."""
+    base, index, mask = _first(location, hi, lo, key)
+    return _find_from(match, base, index, mask, hi, lo, key)
 
 
 @kernel
@@ -142,22 +147,32 @@ def _find_in_prefix(match, location, hi, lo, family, plen, classes, protocol, po
 
 
 @helper
-def prefetch_vip(tables, hi, lo, family, protocol, port):
-    """Start loading the entry that an exact match would read."""
-    location = tables.header[T_MATCH]
+def prepare_vip(tables, location, hi, lo, family, protocol, port):
+    """Start loading the entry that an exact match reads first; returns its place in the table, for find_vip.
+
+    `location` is header[T_VIP_MATCH], read once for the vector: control may publish another table at any time.
+    """
     base, index, _ = _first(location, hi, lo, match_key(KIND_VIP, family, HOST, protocol, port))
     prefetch(tables.match, base + index)
+    return index
 
 
 @helper
-def find_vip(tables, hi, lo, family, protocol, port):
-    """Index of the most specific VIP that accepts this destination, or 0."""
-    location = tables.header[T_MATCH]
+def find_vip(tables, location, place, hi, lo, family, protocol, port):
+    """Index of the most specific VIP that accepts this destination, or 0. `place` comes from prepare_vip."""
     side = 0 if family == 4 else 1
     lengths = side * PREFIX_LENGTHS
     classes = np.int64(tables.classes[lengths + HOST])
-    if classes != 0:
-        vip = _find_in_prefix(tables.match, location, hi, lo, family, HOST, classes, protocol, port)
+    if classes & CLASS_PORT:
+        mask = (np.int64(1) << np.int64(location & np.uint64(0xFF))) - 1
+        key = match_key(KIND_VIP, family, HOST, protocol, port)
+        vip = _find_from(tables.match, np.int64(location >> np.uint64(8)), place, mask, hi, lo, key)
+        if vip != 0:
+            return vip
+    if classes & ~CLASS_PORT:
+        vip = _find_in_prefix(
+            tables.match, location, hi, lo, family, HOST, classes & ~CLASS_PORT, protocol, port
+        )
         if vip != 0:
             return vip
     for word in range(1, -1, -1):

@@ -262,6 +262,13 @@ else:
 
 
 @kernel
+def crc32c_byte(crc, byte):
+    """One byte (int64) more into a CRC32C state (uint64); for what is left behind the last whole word."""
+    state = np.int64(crc)
+    return np.uint64(np.int64(_CRC_TABLE[(state ^ byte) & 0xFF]) ^ (state >> 8))
+
+
+@kernel
 def copy_bytes(target, at, source, start, length):
     """target[at:at + length] = source[start:start + length] (uint8 arrays); the ranges must not overlap."""
     whole = length & ~7

@@ -38,7 +38,19 @@ def worker_ports(worker: int, workers: int) -> tuple[int, int]:
 def _is_free(tables, state, family, pod_hi, pod_lo, pod_port, source_hi, source_lo, port, protocol, now):
     line = flow_table.reply_hash(family, pod_hi, pod_lo, pod_port, source_hi, source_lo, port)
     taken = flow_table.find_reply(
-        tables, state, line, pod_hi, pod_lo, pod_port, source_hi, source_lo, port, protocol, family, now
+        tables,
+        state,
+        np.int64(-1),
+        line,
+        pod_hi,
+        pod_lo,
+        pod_port,
+        source_hi,
+        source_lo,
+        port,
+        protocol,
+        family,
+        now,
     )
     return taken < 0 and flow_table.free_reverse(tables, state, line, now) >= 0
 

@@ -135,7 +135,19 @@ def find_any_reply(
             tables, state, line_hash, pod_hi, pod_lo, pod_port, seen_lo, seen_port, inner, 6, now
         )
     return flow_table.find_reply(
-        tables, state, line_hash, pod_hi, pod_lo, pod_port, seen_hi, seen_lo, seen_port, protocol, family, now
+        tables,
+        state,
+        np.int64(-1),
+        line_hash,
+        pod_hi,
+        pod_lo,
+        pod_port,
+        seen_hi,
+        seen_lo,
+        seen_port,
+        protocol,
+        family,
+        now,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kuproxy.dataplane.layout import MATCH_ARENA, T_MATCH, Tables
+from kuproxy.dataplane.layout import Tables
 from kuproxy.dataplane.match import match_clear, match_copy, match_delete, match_put
 from kuproxy.errors import TableFullError
 
@@ -27,6 +27,11 @@ class Arena:
         self._top = 1
         self._free: dict[int, list[int]] = {}
         self.used = 0  # entries in blocks that are out
+
+    @property
+    def room(self) -> int:
+        """Entries that were never given out: what is certain to be allocated, in whatever sizes."""
+        return self._capacity - self._top
 
     def allocate(self, log2: int) -> int:
         """Offset of a block of 2^log2 entries, with whatever its last use left in it."""
@@ -62,6 +67,11 @@ class IndexPool:
         """Indices that are out."""
         return self._next - 1 - len(self._free)
 
+    @property
+    def room(self) -> int:
+        """Indices that are left."""
+        return self._capacity - 1 - self.used
+
     def allocate(self) -> int:
         """The index freed last, or a new one."""
         if self._free:
@@ -95,18 +105,27 @@ class Retirement:
             self._waiting.popleft()[1]()
 
 
-class MatchWriter:
-    """Keeps the match table at most half full (tombstones included), growing beside the live one."""
+def match_arena(tables: Tables) -> Arena:
+    """The room for all match tables."""
+    return Arena(len(tables.match), "match entries")
 
-    def __init__(self, tables: Tables, retire: Callable[[Callable[[], None]], None]):
+
+class MatchWriter:
+    """Keeps a match table at most half full (tombstones included), growing beside the live one.
+
+    `word` is the header word that publishes it; tables share the arena that `match_arena` makes.
+    """
+
+    def __init__(self, tables: Tables, word: int, arena: Arena, retire: Callable[[Callable[[], None]], None]):
         self._tables = tables
+        self._word = word
         self._retire = retire
-        self._arena = Arena(MATCH_ARENA, "match entries")
+        self._arena = arena
         self._log2 = 6
         self._location = self._new_table(self._log2)
         self._taken = 0  # slots that are not empty: entries and tombstones
         self.entries = 0
-        tables.header[T_MATCH] = self._location
+        tables.header[word] = self._location
 
     def _new_table(self, log2: int) -> np.uint64:
         location = np.uint64(self._arena.allocate(log2) << 8 | log2)
@@ -117,14 +136,19 @@ class MatchWriter:
         if self._taken * 2 < 1 << self._log2:
             return
         log2 = 6
-        while self.entries * 4 >= 1 << log2:
+        while self.entries * 8 >= 3 << log2:  # room to grow by a third before the next time
             log2 += 1
         old, old_log2 = self._location, self._log2
         self._location = self._new_table(log2)
         self._taken = match_copy(self._tables.match, old, self._location)
         self._log2 = log2
-        self._tables.header[T_MATCH] = self._location
+        self._tables.header[self._word] = self._location
         self._retire(lambda: self._arena.free(int(old) >> 8, old_log2))
+
+    @property
+    def room(self) -> int:
+        """Entries that are certain to find a place, growth included: the table and its successor are half empty."""
+        return self._arena.room // 8
 
     def put(self, hi: np.uint64, lo: np.uint64, key: np.uint64, value: int) -> None:
         """Insert or change an entry."""

@@ -24,7 +24,9 @@ def check_privilege() -> None:
     (effective,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
     missing = [name for name, bit in _NEEDED.items() if not effective >> bit & 1]
     if missing:
-        raise PrivilegeError(f"ku demo makes network namespaces and needs {', '.join(missing)}: run it as root")
+        raise PrivilegeError(
+            f"ku demo makes network namespaces and needs {', '.join(missing)}: run it as root"
+        )
 
 
 class Progress:

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
+from typing import Any
 
 from kuproxy.demo.pods import LARGE, large_body
 
@@ -30,8 +31,8 @@ AT_ONCE = 48  # new connections under way; beyond, the rate falls
 LARGE_EVERY = 20
 TELL_EVERY_S = 0.25
 MAX_EXAMPLES = 10
-# Datagrams of their own get ports of their own, below Linux's ephemeral range (32768): a port that the kernel gave twice
-# within 40 s would be one flow, with one pod, and no new one.
+# Sockets for one datagram get ports of their own, below Linux's ephemeral range (32768): a port that the kernel
+# gave twice within 40 s would be one flow, with one pod, and no new one.
 FIRST_PORT, LAST_PORT = 12000, 32000
 
 
@@ -112,7 +113,7 @@ class Load:
     # --- orders and reports --------------------------------------------------------------------------------
 
     def _order(self, line: str) -> None:
-        order = json.loads(line) if line else {"finish": True}  # whoever gave orders is gone
+        order: dict[str, Any] = json.loads(line) if line else {"finish": True}  # whoever gave orders is gone
         self._phase = order.get("phase", self._phase)
         self._drained |= frozenset(order.get("drained", ()))
         if order.get("finish"):

@@ -24,7 +24,7 @@ def main() -> None:
     namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     if libc.setns(namespace, CLONE_NEWNET) != 0:
         sys.exit(f"entering {path}: {os.strerror(ctypes.get_errno())}")
-    os.execvp(command[0], command)  # noqa: S606
+    os.execvp(command[0], command)
 
 
 if __name__ == "__main__":

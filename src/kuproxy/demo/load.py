@@ -36,12 +36,17 @@ class Clients:
     def order(self, **order: Any) -> None:
         """The same to each."""
         for process in self._processes:
+            assert process.stdin is not None
             process.stdin.write(json.dumps(order).encode() + b"\n")
             process.stdin.flush()
 
     def listen(self, deadline: float) -> None:
         """Take in what the next of them tells. Raises TimeoutError after the deadline, on the monotonic clock."""
-        pipes = {process.stdout: process for process in self._processes if not self._tallies[process].final}
+        pipes = {
+            process.stdout: process
+            for process in self._processes
+            if process.stdout is not None and not self._tallies[process].final
+        }
         ready, _, _ = select.select(list(pipes), [], [], max(0.0, deadline - time.monotonic()))
         if not ready or time.monotonic() > deadline:
             raise TimeoutError

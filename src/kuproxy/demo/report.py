@@ -49,7 +49,11 @@ def as_json(outcome: Outcome) -> str:
 def as_text(outcome: Outcome) -> str:
     """Several tables."""
     tally = outcome.tally
-    lines = ["", "New connections per pod, and the share of the Maglev ring (cluster IPs, node ports, TCP, UDP):", ""]
+    lines = [
+        "",
+        "New connections per pod, and the share of the Maglev ring (cluster IPs, node ports, TCP, UDP):",
+        "",
+    ]
     lines += _shares(outcome)
     lines += ["", "Answered, by the way they came:", ""]
     width = max(map(len, tally.per_target), default=0)
@@ -62,7 +66,9 @@ def as_text(outcome: Outcome) -> str:
         f"failed              {failed:>7}",
         f"connections broken  {tally.broken:>7}   {tally.on_drained} of the kept ones went on at the drained pod",
     ]
-    for title, text in zip(("show ku vip verbose", "show node counters"), outcome.report["shows"], strict=True):
+    for title, text in zip(
+        ("show ku vip verbose", "show node counters"), outcome.report["shows"], strict=True
+    ):
         lines += ["", f"ku# {title}", text.rstrip()]
     lines += ["", *(f"  {example}" for example in tally.examples)] if tally.examples else []
     lines.append("")

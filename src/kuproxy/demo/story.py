@@ -82,7 +82,8 @@ def tell(requests: int, progress: Progress) -> Outcome:
     warm = subprocess.Popen([sys.executable, "-m", "kuproxy.warm"], stdout=subprocess.DEVNULL)
     try:
         progress("network namespaces: client, node, four pods")
-        with Network(PREFIX, PODS) as network, tempfile.TemporaryDirectory(prefix=f"{PREFIX}-{os.getpid()}-") as directory:
+        files = tempfile.TemporaryDirectory(prefix=f"{PREFIX}-{os.getpid()}-")
+        with files as directory, Network(PREFIX, PODS) as network:
             endpoints = start_pods(network)
             progress("kernels: compiled, or taken from the cache")
             try:
@@ -118,6 +119,7 @@ def start_pods(network: Network) -> list[Endpoint]:
         command = (sys.executable, "-m", "kuproxy.demo.pods", name, *ports)
         servers.append(host.start(*command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE))
     for server in servers:
+        assert server.stdout is not None
         if server.stdout.readline() != b"ready\n":
             raise KuError(f"a pod's server ended with status {server.wait()}")
     return endpoints

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -162,13 +163,16 @@ class Network:
 
     def __init__(self, prefix: str, pods: int) -> None:
         self.hosts: list[Host] = []
+        self._names: list[str] = []  # of namespaces that exist, or are about to
         start = f"{prefix}-{os.getpid()}"
         try:
             self.node = self._add(f"{start}-node")
             self.client = self._add(f"{start}-client")
             self.pods = [self._add(f"{start}-pod{number}") for number in range(1, pods + 1)]
             self.pairs = [
-                Pair(host, self.node, port, list(zip(addresses(number, 2), addresses(number, 1), strict=True)))
+                Pair(
+                    host, self.node, port, list(zip(addresses(number, 2), addresses(number, 1), strict=True))
+                )
                 for number, (host, port) in enumerate(
                     [(self.client, "client0"), *((pod, f"pod{i}") for i, pod in enumerate(self.pods, 1))]
                 )
@@ -183,6 +187,9 @@ class Network:
             raise
 
     def _add(self, name: str) -> Host:
+        if (_DIRECTORY / name).exists():
+            raise KuError(f"there is a network namespace {name} already")
+        self._names.append(name)
         host = Host(name)
         self.hosts.append(host)
         return host
@@ -201,6 +208,10 @@ class Network:
         for host in self.hosts:
             host.close()
         self.hosts.clear()
+        for name in self._names:  # those that were interrupted before they were hosts
+            with suppress(OSError):
+                netns.remove(name)
+        self._names.clear()
 
 
 def addresses(network: int, host: int) -> tuple[str, str]:
@@ -220,19 +231,27 @@ def _bring_up(host: Host, name: str, interfaces: Iterable[Interface]) -> None:
 
 
 def _create(name: str) -> None:
+    # A process of pyroute2's makes it; a signal of ours must not leave that one to itself halfway.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         netns.create(name)
-        if not os.path.ismount(_DIRECTORY / name):
-            raise OSError
     except OSError as error:
-        (_DIRECTORY / name).unlink(missing_ok=True)
+        with suppress(OSError):  # the file, to which no namespace has been bound
+            (_DIRECTORY / name).unlink()
         why = f": {error.strerror}" if error.strerror else ""
-        raise PrivilegeError(f"a network namespace cannot be made{why}; CAP_SYS_ADMIN (or root) is needed") from error
+        raise PrivilegeError(
+            f"a network namespace cannot be made{why}; CAP_SYS_ADMIN (or root) is needed"
+        ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def remove_stale(prefix: str) -> list[str]:
-    """Delete namespaces that a killed run left: those whose process is gone. Returns their names."""
-    pattern = re.compile(rf"{re.escape(prefix)}-(\d+)-\w+")
+    """Delete namespaces that a killed run left: those whose process is gone. Returns their names.
+
+    A prefix followed by a number, for several networks of one process, counts too.
+    """
+    pattern = re.compile(rf"{re.escape(prefix)}\d*-(\d+)-\w+")
     removed = []
     for name in netns.listnetns():
         match = pattern.fullmatch(name)

@@ -5,6 +5,7 @@ import numpy as np
 from kuproxy.codes import PacketFlag
 from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.layout import PACKET, VNET_BYTES
+from kuproxy.dataplane.memory import crc32c, crc32c_byte, load16, load64, store32
 
 VNET = int(PacketFlag.VNET)
 PARTIAL_CHECKSUM = int(PacketFlag.PARTIAL_CHECKSUM)
@@ -13,7 +14,11 @@ GSO = int(PacketFlag.GSO)
 # struct virtio_net_hdr (virtio 1.2, 5.1.6): flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
 NEEDS_CHECKSUM = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM
 GSO_TYPE = 0x7F  # bit 7 is GSO_ECN: a bit beside the type, no type of its own
+CHECKSUM_START = 6
+CHECKSUM_OFFSET = 8
 assert VNET_BYTES == 10
+
+SCTP_CHECKSUM = 8
 
 EMPTY = np.zeros(1, PACKET)  # copied whole, so that fields which the graph gains later are zeroed too
 
@@ -27,6 +32,34 @@ def vnet_flags(data, vnet):
     if data[vnet + 1] & GSO_TYPE:
         flags |= GSO
     return flags
+
+
+@kernel
+def complete_sctp(data, vnet, start, length):
+    """Fill in the CRC32C that an SCTP sender has left to the hardware, and say so in the header.
+
+    A virtio_net_hdr cannot tell CRC32C from the Internet checksum: handed back to the kernel as it came, the packet
+    would get a 16-bit sum in its place. SCTP is recognised by where its checksum lies, at offset 8 (RFC 9260 section
+    3.1); TCP's lies at 16, UDP's at 6. Returns whether it was one.
+    """
+    if load16(data, vnet + CHECKSUM_OFFSET) != SCTP_CHECKSUM:
+        return False
+    first = start + load16(data, vnet + CHECKSUM_START)
+    end = start + length
+    if first + SCTP_CHECKSUM + 4 > end:
+        return False
+    store32(data, first + SCTP_CHECKSUM, 0)
+    state = np.uint64(0xFFFFFFFF)
+    position = first
+    while position + 8 <= end:
+        state = crc32c(state, load64(data, position))
+        position += 8
+    while position < end:
+        state = crc32c_byte(state, np.int64(data[position]))
+        position += 1
+    store32(data, first + SCTP_CHECKSUM, np.int64(state) ^ 0xFFFFFFFF)
+    data[vnet] = data[vnet] & np.uint8(0xFF ^ NEEDS_CHECKSUM)
+    return True
 
 
 @kernel

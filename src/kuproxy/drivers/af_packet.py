@@ -29,7 +29,7 @@ from kuproxy.dataplane.memory import acquire32, load16, load32, release32
 from kuproxy.drivers import _libc
 from kuproxy.drivers._libc import now_ns
 from kuproxy.drivers._packet_socket import PACKET_STATISTICS, SOL_PACKET, PacketSockets, ring_shape
-from kuproxy.drivers._records import describe, vnet_flags
+from kuproxy.drivers._records import complete_sctp, describe, vnet_flags
 from kuproxy.errors import DriverError
 
 __all__ = ["AfPacketDriver", "AfPacketRing", "kernel_drops", "now_ns", "receive", "transmit", "wait"]
@@ -76,6 +76,7 @@ STATISTICS = {
 }
 
 _VNET = int(PacketFlag.VNET)
+_PARTIAL = int(PacketFlag.PARTIAL_CHECKSUM)
 _TRANSMIT, _PASS = int(Outcome.TRANSMIT), int(Outcome.PASS)
 
 ETHERNET_BYTES = 14
@@ -175,6 +176,8 @@ def receive(ring, frame):
         start = base + mac
         vnet = start - VNET_BYTES
         flags = vnet_flags(data, vnet)
+        if flags & _PARTIAL and complete_sctp(data, vnet, start, length):
+            flags &= ~_PARTIAL
         describe(frame.packets, n, start, length, frame_bytes - mac, words[R_INTERFACE], vnet, flags)
         n += 1
     words[R_CURSOR] = cursor

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from kuproxy.dataplane.layout import (
     COMMAND_CALL,
+    COMMAND_HOLD,
     COMMAND_RUN,
     COMMAND_STOP,
     T_COMMAND,
@@ -75,7 +76,7 @@ class LiveWorker:
         fds = [options.tables_fd, options.state_fd, options.flows_fd, options.control_fd]
         if options.namespace_fd >= 0:
             fds.append(options.namespace_fd)
-        self._tables.tables.header[T_COMMAND + self.number] = COMMAND_RUN
+        self._tables.tables.header[T_COMMAND + self.number] = COMMAND_HOLD
         self._process = subprocess.Popen(
             [sys.executable, "-m", "kuproxy.engine.worker", options.to_json()],
             pass_fds=fds,
@@ -84,6 +85,7 @@ class LiveWorker:
         theirs.close()
         self._control = ours
         self._receive(START_TIMEOUT_S)
+        self._tables.tables.header[T_COMMAND + self.number] = COMMAND_RUN
 
     def _receive(self, timeout_s: float) -> tuple[dict[str, object], list[int]]:
         assert self._control is not None

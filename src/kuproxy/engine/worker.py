@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict, dataclass
 
 from kuproxy.dataplane import flow_table
-from kuproxy.dataplane.layout import COMMAND_CALL, T_COMMAND
+from kuproxy.dataplane.layout import COMMAND_CALL, COMMAND_HOLD, T_COMMAND
 from kuproxy.drivers.af_packet import AfPacketDriver
 from kuproxy.engine.loop import BROKEN, forward_af_packet, tick_now
 from kuproxy.engine.memory import TablesMemory, WorkerMemory
@@ -95,24 +95,33 @@ class Worker:
         except KuError as error:
             self._reply({"ok": False, "error": str(error)})
 
+    def _loop(self) -> int:
+        """Forward until the command word changes; returns it."""
+        driver = self._driver
+        command = int(
+            forward_af_packet(driver.frame, self._tables, self._memory.state, driver.ring, self._options.worker)
+        )
+        if command == BROKEN:
+            driver.check()
+            raise KuError(f"{self._options.device}: poll failed")
+        return command
+
+    def _await_change(self, command: int) -> None:
+        """Until the parent sets another command; it is but a moment."""
+        while self._tables.header[T_COMMAND + self._options.worker] == command:
+            os.sched_yield()
+
     def run(self) -> int:
         """Forward until told to stop. Returns the exit status."""
-        word = T_COMMAND + self._options.worker
-        driver = self._driver
+        self._loop()  # the word is COMMAND_HOLD: this compiles the loop, or loads it, and returns
         self._reply({"ready": True})
+        self._await_change(COMMAND_HOLD)
         while True:
-            command = forward_af_packet(
-                driver.frame, self._tables, self._memory.state, driver.ring, self._options.worker
-            )
-            if command == BROKEN:
-                driver.check()
-                raise KuError(f"{self._options.device}: poll failed")
+            command = self._loop()
             if command != COMMAND_CALL:
                 return 0
             self._answer()
-            # The parent has the answer and clears the word; it is but a moment.
-            while self._tables.header[word] == COMMAND_CALL:
-                os.sched_yield()
+            self._await_change(COMMAND_CALL)
 
 
 def main() -> int:

@@ -38,6 +38,7 @@ class Interface(NamedTuple):
     name: str
     ethernet: bool  # frames have an Ethernet header; loopback has one too
     up: bool
+    mtu: int
 
 
 class _Owned(NamedTuple):
@@ -150,6 +151,7 @@ class NodeWatch:
             name=message.get("ifname") or "",
             ethernet=message["ifi_type"] in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK),
             up=bool(message["flags"] & _IFF_UP),
+            mtu=message.get("mtu") or 0,
         )
 
     def _take_address(self, message: Any, gone: bool) -> None:

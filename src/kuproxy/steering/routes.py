@@ -2,7 +2,9 @@
 
 A packet made on the node enters at no interface, so no ingress program sees it.  A route through ku0 brings it up
 instead, with an address of the node as its source: the pod's reply must find the way back here.  All routes
-lead over one next hop, so that a prefix of millions of addresses needs one neighbour entry.
+lead over one next hop, so that a prefix of millions of addresses needs one neighbour entry.  They have the MTU of the
+interfaces behind us, not ku0's: a datagram of 4 kB that comes back from ku0 whole would not fit on its way to the pod,
+and the complaint about it would name the pod's address, of which the sender knows nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ __all__ = ["VipRoutes"]
 PROTOCOL = 0x6B  # marks the routes as ours: `ip route show proto 107` ("k")
 _ONLINK = 4  # RTNH_F_ONLINK: the next hop is on the link although no address says so
 _EEXIST = 17
+_LEAST_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200
 
 
 class VipRoutes:
@@ -32,6 +35,7 @@ class VipRoutes:
         self._netlink, self._ifindex, self._next_hops = netlink, ifindex, next_hops
         self._networks: set[Network] = set()
         self._sources: dict[int, Address | None] = {4: None, 6: None}
+        self._mtu = 0
         self.refused: dict[Network, str] = {}  # what could not be routed, and why
 
     @property
@@ -45,6 +49,13 @@ class VipRoutes:
                 self._sources[family] = sources.get(family)
                 for network in [each for each in self._networks if each.version == family]:
                     self._request("replace", network)
+
+    def set_mtu(self, mtu: int) -> None:
+        """The largest packet that reaches every pod, 0 if nothing is known; existing routes follow a change."""
+        if self._mtu != mtu:
+            self._mtu = mtu
+            for network in self._networks:
+                self._request("replace", network)
 
     def change(self, remove: Iterable[Network], add: Iterable[Network]) -> None:
         """Only what differs is asked of the kernel; a network that somebody else routes already is left alone."""
@@ -72,6 +83,8 @@ class VipRoutes:
         source = self._sources[network.version]
         if source is not None and command != "del":
             arguments["prefsrc"] = str(source)
+        if self._mtu and command != "del":
+            arguments["metrics"] = {"mtu": max(self._mtu, _LEAST_MTU[network.version])}
         try:
             self._netlink.route(command, **arguments)
         except NetlinkError as error:

@@ -20,7 +20,7 @@ from pyroute2 import IPRoute
 
 from ..errors import SteeringError
 from . import program
-from .attach import Attachments, is_wanted
+from .attach import LOOPBACK, Attachments, is_wanted
 from .bpf import AttachType, Link, LoadedProgram, has_tcx
 from .keys import Address, ConfigBit, Network, endpoint_keys, network_keys
 from .links import VethPair
@@ -187,6 +187,7 @@ class Steering:
         lines = self._ingress.sync(wanted)
         self._follow_pods()
         self._write_marks()
+        self._routes.set_mtu(min((each.mtu for each in wanted if each.name != LOOPBACK), default=0))
         self._routes.set_sources({family: self._node.primary_address(family) for family in (4, 6)})
         if self._addresses != self._node.addresses:
             lines += self._follow_addresses()

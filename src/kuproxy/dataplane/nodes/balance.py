@@ -24,7 +24,7 @@ from kuproxy.dataplane.addresses import destination, ttl_of
 from kuproxy.dataplane.entry import enter, port_at_pod
 from kuproxy.dataplane.flow_state import begins, tcp_bits, touch
 from kuproxy.dataplane.graph_queue import SEND_TIME_EXCEEDED, answer, count, enqueue, finish
-from kuproxy.dataplane.layout import T_MASQUERADE4, T_MASQUERADE6, WAYS
+from kuproxy.dataplane.layout import REVERSE_WAYS, T_MASQUERADE4, T_MASQUERADE6, WAYS
 from kuproxy.dataplane.memory import prefetch
 from kuproxy.dataplane.new_crossing import cannot_cross, new_crossing_flow
 from kuproxy.dataplane.ports import allocate
@@ -97,6 +97,7 @@ def _reply_is_taken(tables, state, frame, packet, pod, line_hash, client_hi, cli
     slot = flow_table.find_reply(
         tables,
         state,
+        np.int64(-1),
         line_hash,
         pod["hi"],
         pod["lo"],
@@ -284,17 +285,30 @@ def _prepare(frame, tables, state):
         packet = frame.packets[frame.queue[_NODE, position]]
         flow_hash = packet["hash"]
         base = (np.int64(flow_hash) & bucket_mask) * WAYS
+        # A sum of comparisons, without branches whose outcomes nobody could predict. Free entries have hash 0.
         guess = np.int64(-1)
         for way in range(WAYS):
-            entry = state.entries[base + way]
-            if entry["hash"] == flow_hash and entry["pod"] != 0:
-                guess = base + way
-                break
+            guess = max(
+                guess, np.int64(state.entries[base + way]["hash"] == flow_hash) * (base + way + 1) - 1
+            )
         if guess >= 0:
             prefetch(state.flows, guess)
             prefetch(tables.pods, np.int64(state.entries[guess]["pod"]))
         else:
-            prefetch(state.flows, base)
+            for way in range(WAYS):
+                if state.entries[base + way]["pod"] == 0:
+                    prefetch(state.flows, base + way)
+                    break
+            vip = tables.vips[packet["vip"]]
+            if vip["ring"] != 0:
+                mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
+                index = np.int64(
+                    tables.rings[np.int64(vip["ring"] >> np.uint64(8)) + (np.int64(flow_hash) & mask)]
+                )
+                client_hi, client_lo = addresses.source(frame.data, packet)
+                port = np.int64(packet["src_port"])
+                back = _line_hash(packet, tables.pods[index], client_hi, client_lo, port)
+                prefetch(state.reverse, (back & (len(state.reverse) // REVERSE_WAYS - 1)) * REVERSE_WAYS)
         packet["slot"] = guess + 1
 
 

@@ -17,9 +17,10 @@ from kuproxy.dataplane.layout import (
     T_DECREMENT_TTL,
     T_NAT46_HI,
     T_OWN4,
+    T_VIP_MATCH,
     W_IDENTIFICATION,
 )
-from kuproxy.dataplane.match import find_vip
+from kuproxy.dataplane.match import find_vip, prepare_vip
 from kuproxy.dataplane.membership import find_nodeport, is_marked
 
 _NODE = int(Node.ICMP_ERROR)
@@ -215,7 +216,9 @@ def _translate(frame, tables, state, packet, now):
     to_hi, to_lo = destination(data, packet)
     if to_hi != src_hi or to_lo != src_lo:
         return _PASS, Reason.NO_TRANSLATION.value  # not sent to whom it concerns
-    vip = find_vip(tables, src_hi, src_lo, family, protocol, sport)
+    location = tables.header[T_VIP_MATCH]
+    place = prepare_vip(tables, location, src_hi, src_lo, family, protocol, sport)
+    vip = find_vip(tables, location, place, src_hi, src_lo, family, protocol, sport)
     slot = np.int64(-1)
     marked = is_marked(tables, packet)
     if vip == 0:

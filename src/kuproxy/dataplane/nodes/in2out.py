@@ -29,13 +29,14 @@ def _prepare(frame, state, node):
     for position in range(frame.queued[node]):
         packet = frame.packets[frame.queue[node, position]]
         base = (np.int64(packet["hash"]) & line_mask) * REVERSE_WAYS
+        slot = np.int64(-1)
         for way in range(REVERSE_WAYS):
             back = state.reverse[base + way]
-            if back["hash"] == packet["hash"] and back["slot"] != 0:
-                slot = np.int64(back["slot"]) - 1
-                prefetch(state.flows, slot)
-                prefetch(state.entries, slot)
-                break
+            slot = max(slot, np.int64(back["hash"] == packet["hash"]) * np.int64(back["slot"]) - 1)
+        if slot >= 0:
+            prefetch(state.flows, slot)
+            prefetch(state.entries, slot)
+            packet["slot"] = slot + 1
 
 
 @helper
@@ -50,6 +51,7 @@ def _in2out(frame, tables, state, now, node):
         slot = flow_table.find_reply(
             tables,
             state,
+            np.int64(packet["slot"]) - 1,
             np.int64(packet["hash"]),
             pod_hi,
             pod_lo,

@@ -10,12 +10,8 @@ from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, source
 from kuproxy.dataplane.graph_queue import SEND_ECHO_REPLY, answer, count, enqueue, finish
 from kuproxy.dataplane.hash import hash_words, ports_word
-from kuproxy.dataplane.layout import (
-    REVERSE_WAYS,
-    T_N_NODEPORTS,
-    WAYS,
-)
-from kuproxy.dataplane.match import find_vip, prefetch_vip, vip_address
+from kuproxy.dataplane.layout import REVERSE_WAYS, T_N_NODEPORTS, T_VIP_MATCH, WAYS
+from kuproxy.dataplane.match import find_vip, prepare_vip, vip_address
 from kuproxy.dataplane.membership import find_nodeport, is_marked, is_node_address
 from kuproxy.dataplane.memory import load16, prefetch, swap16
 from kuproxy.dataplane.source import is_reply
@@ -29,7 +25,6 @@ _FRAGMENT = int(PacketFlag.FRAGMENT)
 _NAT64 = int(VipType.IP6_NAT64)
 _NODEPORT = int(PacketFlag.NODEPORT)
 _ZERO = np.uint64(0)
-_AHEAD = 4
 
 
 @helper
@@ -44,7 +39,7 @@ def _may_concern_us(tables, packet, hi, lo):
 
 
 @kernel
-def _goes_elsewhere(frame, tables, state, packet, index):
+def _goes_elsewhere(frame, tables, state, location, packet, index):
     """ICMP: True if its way out of here is none of the ways below. Gives NAT64's echoes their identifier as port."""
     flags = np.int64(packet["flags"])
     if flags & _LATER:
@@ -67,7 +62,7 @@ def _goes_elsewhere(frame, tables, state, packet, index):
         return True
     if flags & _FRAGMENT or not icmp.is_echo(family, kind):
         return False
-    vip = find_vip(tables, hi, lo, family, protocol, 0)
+    vip = find_vip(tables, location, np.int64(packet["slot"]), hi, lo, family, protocol, 0)
     if vip == 0:
         request = kind == icmp.ECHO_REQUEST4 or kind == icmp.ECHO_REQUEST6
         if request and vip_address(tables, hi, lo, family):
@@ -89,6 +84,23 @@ def _in2out_node(tables, family, hi, lo):
     return Node.NAT46_IN2OUT.value if is_mapped(tables, hi, lo) else Node.NAT6_IN2OUT.value
 
 
+@helper
+def _prepare(frame, tables, location):
+    """First pass: fetch the entries that the second will read; `slot` keeps their places until then."""
+    for position in range(frame.queued[_NODE]):
+        packet = frame.packets[frame.queue[_NODE, position]]
+        hi, lo = destination(frame.data, packet)
+        packet["slot"] = prepare_vip(
+            tables,
+            location,
+            hi,
+            lo,
+            np.int64(packet["family"]),
+            np.int64(packet["protocol"]),
+            np.int64(packet["dst_port"]),
+        )
+
+
 @kernel
 def kp_lookup(frame, tables, state, now):
     """Classify every waiting packet."""
@@ -97,30 +109,25 @@ def kp_lookup(frame, tables, state, now):
     bucket_mask = len(state.entries) // WAYS - 1
     line_mask = len(state.reverse) // REVERSE_WAYS - 1
     matched = 0
+    location = tables.header[T_VIP_MATCH]
+    _prepare(frame, tables, location)
     for position in range(waiting):
-        if position + _AHEAD < waiting:
-            ahead = packets[frame.queue[_NODE, position + _AHEAD]]
-            hi, lo = destination(frame.data, ahead)
-            prefetch_vip(
-                tables,
-                hi,
-                lo,
-                np.int64(ahead["family"]),
-                np.int64(ahead["protocol"]),
-                np.int64(ahead["dst_port"]),
-            )
         index = frame.queue[_NODE, position]
         packet = packets[index]
         family = np.int64(packet["family"])
         protocol = np.int64(packet["protocol"])
         if protocol == 1 or protocol == 58:
-            if _goes_elsewhere(frame, tables, state, packet, index):
+            if _goes_elsewhere(frame, tables, state, location, packet, index):
                 continue
         hi, lo = destination(frame.data, packet)
-        vip = find_vip(tables, hi, lo, family, protocol, np.int64(packet["dst_port"]))
+        place = np.int64(packet["slot"])
+        packet["slot"] = 0
+        vip = find_vip(tables, location, place, hi, lo, family, protocol, np.int64(packet["dst_port"]))
         if vip != 0:
             packet["vip"] = vip
             prefetch(state.entries, (np.int64(packet["hash"]) & bucket_mask) * WAYS)
+            prefetch(tables.vips, vip)
+            prefetch(state.vip_counters, vip * 8)
             enqueue(frame, Node.BALANCE.value, index)
             matched += 1
             continue

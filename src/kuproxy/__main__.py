@@ -1,0 +1,5 @@
+"""`python -m kuproxy` is `ku`."""
+
+from kuproxy.cli import main
+
+main()
