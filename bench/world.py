@@ -82,13 +82,13 @@ class World:
             frame, tables, state, flat, payload, first, packets, vector, stride, interface, stage, NOW
         )
 
-    def forwarded(self, rows: np.ndarray) -> np.ndarray:
+    def forwarded(self, rows: np.ndarray, now: int = NOW) -> np.ndarray:
         """The rows as they leave the graph."""
         frame, stride = _frame(loops.ROW)
         out = np.zeros_like(rows)
         tables, state = self.engine.tables, self.engine.state
         flat = rows.reshape(-1)
-        loops.collect(frame, tables, state, flat, loops.NO_PAYLOAD, out.reshape(-1), stride, NOW)
+        loops.collect(frame, tables, state, flat, loops.NO_PAYLOAD, out.reshape(-1), stride, now)
         return out
 
     def publish(self, vips: Iterable[Vip]) -> None:

@@ -110,7 +110,7 @@ def test_without_a_mark_replies_pass_untouched(tmp_path):
 
 
 def test_packets_times_are_the_clock(tmp_path):
-    """39 s later the flow is known, 41 s later it is a new one."""
+    """39 s later the flow is known, 41 s later it is a new one, with VPP's default timeout of 40 s."""
     from scapy.layers.l2 import Ether
     from scapy.utils import wrpcap
 

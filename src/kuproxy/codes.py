@@ -136,7 +136,7 @@ class Outcome(IntEnum):
 
 
 class Node(IntEnum):
-    """Nodes of the graph, in the order in which run_graph visits them."""
+    """Nodes of the graph. `graph.NODES` tells the order in which a vector visits them."""
 
     INPUT = 0
     FRAGMENT = 1
@@ -149,6 +149,12 @@ class Node(IntEnum):
     NAT4_IN2OUT = 8
     NAT6_IN2OUT = 9
     REJECT = 10
+    ICMP_ERROR = 11
+    NAT46 = 12
+    NAT64 = 13
+    NAT46_IN2OUT = 14
+    NAT64_IN2OUT = 15
+    ICMP = 16
     GRE = 21
     IPIP = 22
     GUE = 23
@@ -178,6 +184,12 @@ NODE_NAMES = {
     Node.GUE: "kp-gue",
     Node.L3DSR: "kp-l3dsr",
     Node.MASQUERADE: "kp-masquerade",
+    Node.ICMP_ERROR: "kp-icmp-error",
+    Node.NAT46: "kp4-nat6",
+    Node.NAT64: "kp6-nat4",
+    Node.NAT46_IN2OUT: "kp-nat46-in2out",
+    Node.NAT64_IN2OUT: "kp-nat64-in2out",
+    Node.ICMP: "kp-icmp",
 }
 
 
@@ -206,9 +218,6 @@ class Reason(IntEnum):
     NO_POD = 17
     REJECT_RATE_LIMITED = 19
     REJECT_SUPPRESSED = 20
-    NAT46_NOT_SUPPORTED = 21
-    NAT64_NOT_SUPPORTED = 22
-    ICMP_ERROR_NOT_SUPPORTED = 23
     FLOW_CLASH = 24
     FRAGMENT_HOLD_FULL = 25
     FRAGMENT_TOO_LONG = 26
@@ -236,6 +245,23 @@ class Reason(IntEnum):
     UNTRACKED = 54
     CLASH_AVOIDED = 55
     IN2OUT_UNTRACKED = 56
+    # --- translation between the families, and ICMP: each says how it ends ------------------------------
+    ICMP_BAD_CHECKSUM = 64
+    ICMP_ERROR_TRANSLATED = 65
+    TIME_EXCEEDED_SENT = 66
+    ERROR_SUPPRESSED = 67
+    ERROR_RATE_LIMITED = 68
+    ECHO_ANSWERED = 69
+    FLOW_TABLE_FULL = 70
+    PORTS_EXHAUSTED = 71
+    UNTRANSLATABLE_PROTOCOL = 72
+    UNTRANSLATABLE_ICMP = 73
+    UNTRANSLATABLE_FRAGMENT = 74
+    ZERO_CHECKSUM_FRAGMENT = 75
+    SOURCE_ROUTE_SENT = 76
+    PARAMETER_PROBLEM_SENT = 77
+    PACKET_TOO_BIG_SENT = 78
+    FRAGMENTED = 79
     # --- direct return -----------------------------------------------------------------------------------
     ENCAPSULATED = 96  # TRANSMIT
     TUNNEL_NO_SOURCE = 97  # DROP
@@ -249,7 +275,6 @@ class Reason(IntEnum):
     AFFINITY = 84
     MASQUERADE_EXHAUSTED = 88
     NO_MASQUERADE_ADDRESS = 89
-    FLOW_TABLE_FULL = 90
     SOURCE_RANGE = 91
     SESSION_CAP = 92
 
@@ -273,9 +298,6 @@ REASON_TEXT = {
     Reason.NO_POD: "no server configured",
     Reason.REJECT_RATE_LIMITED: "no server configured, answer suppressed by the rate limit",
     Reason.REJECT_SUPPRESSED: "no server configured, and this kind of packet must not be answered",
-    Reason.NAT46_NOT_SUPPORTED: "IPv4 VIP with IPv6 pods: translation is not supported yet",
-    Reason.NAT64_NOT_SUPPORTED: "IPv6 VIP with IPv4 pods: translation is not supported yet",
-    Reason.ICMP_ERROR_NOT_SUPPORTED: "ICMP error about a flow: translation is not supported yet",
     Reason.FLOW_CLASH: "client address and port already in use towards every candidate pod",
     Reason.FRAGMENT_HOLD_FULL: "fragment came before its first one and the hold is full",
     Reason.FRAGMENT_TOO_LONG: "fragment came before its first one and is longer than a hold buffer",
@@ -310,9 +332,24 @@ REASON_TEXT = {
     Reason.AFFINITY: "first packets sent to the pod that the client had before",
     Reason.MASQUERADE_EXHAUSTED: "no free source port found towards the pod",
     Reason.NO_MASQUERADE_ADDRESS: "source must be masqueraded, but there is no address to do it with",
-    Reason.FLOW_TABLE_FULL: "source must be translated, but the flow table has no room to remember it",
     Reason.SOURCE_RANGE: "client outside the source ranges of the VIP",
     Reason.SESSION_CAP: "the VIP has as many flows as it may have",
+    Reason.ICMP_BAD_CHECKSUM: "ICMP error with a wrong checksum",
+    Reason.ICMP_ERROR_TRANSLATED: "ICMP errors translated, with the packet that they embed",
+    Reason.TIME_EXCEEDED_SENT: "time exceeded sent",
+    Reason.ERROR_SUPPRESSED: "an ICMP error is due, but this kind of packet must not be answered with one",
+    Reason.ERROR_RATE_LIMITED: "an ICMP error is due, but suppressed by the rate limit",
+    Reason.ECHO_ANSWERED: "echo requests to a VIP answered",
+    Reason.FLOW_TABLE_FULL: "no room for a flow that cannot do without an entry in the flow table",
+    Reason.PORTS_EXHAUSTED: "no free address and port of the NAT64 pool towards this pod",
+    Reason.UNTRANSLATABLE_PROTOCOL: "protocol that is not translated between IPv4 and IPv6",
+    Reason.UNTRANSLATABLE_ICMP: "ICMP message without a counterpart in the other family",
+    Reason.UNTRANSLATABLE_FRAGMENT: "fragment of an ICMP message, which is not translated between IPv4 and IPv6",
+    Reason.ZERO_CHECKSUM_FRAGMENT: "first fragment of a UDP datagram without a checksum, which IPv6 demands",
+    Reason.SOURCE_ROUTE_SENT: "source route failed sent: an unexpired source route cannot be translated",
+    Reason.PARAMETER_PROBLEM_SENT: "parameter problem sent: a routing header with segments left cannot be translated",
+    Reason.PACKET_TOO_BIG_SENT: "packet too big or fragmentation needed sent",
+    Reason.FRAGMENTED: "fragments made of translated packets, beside the first ones",
 }
 
 

@@ -52,6 +52,7 @@ class Plane:
         self.compiler.set_timeouts(config.settings.timeouts)
         self.compiler.set_masquerade(config.settings.masquerade)
         self.compiler.set_tunnel_sources(config.settings.ip4_src_address, config.settings.ip6_src_address)
+        self._set_translation(config.settings)
         self.compiler.apply(changes)
         self._baselines.note_pods(self.compiler.take_new_pods(), self._pod_counts)
         for key, pod in config.flushed:
@@ -59,6 +60,11 @@ class Plane:
         self._baselines.note(self.compiler.records(), self._vip_counts)
         self.collect()
         return changes
+
+    def _set_translation(self, settings: Settings) -> None:
+        self.compiler.set_translation(
+            settings.nat46_prefix, settings.nat64_pool, settings.nat64_ports, settings.translation_mtu
+        )
 
     def collect(self) -> int:
         """Free removed pods that no flow refers to; returns how many."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from random import Random
 from typing import ClassVar, Protocol
 
 from hypothesis import note
@@ -127,6 +128,7 @@ class ForwardingMachine(RuleBasedStateMachine):
         self.known: dict[VipKey, Vip] = {}
         self.sent: list[RefPacket] = []
         self.forwarded: list[bytes] = []
+        self.restored: list[bytes] = []
         for each in (self.reference, self.plane):
             each.mark_interface(INSIDE, True, True)
         for vip in first:
@@ -226,7 +228,10 @@ class ForwardingMachine(RuleBasedStateMachine):
         for result in expected:
             if result.reason == Reason.FORWARDED:
                 self.forwarded.append(result.data)
+            elif result.reason == Reason.IN2OUT:
+                self.restored.append(result.data)
         del self.forwarded[:-24]
+        del self.restored[:-24]
 
     @rule(burst=strategies.bursts, together=st.booleans())
     def send(self, burst: list[RefPacket], together: bool) -> None:
@@ -253,6 +258,14 @@ class ForwardingMachine(RuleBasedStateMachine):
         chosen = data.draw(st.lists(st.sampled_from(self.forwarded), min_size=1, max_size=8))
         ttl = data.draw(strategies.reply_ttls)
         self._receive([RefPacket(packets.reply_to(one, ttl=ttl), interface) for one in chosen])
+
+    @precondition(lambda self: self.forwarded or self.restored)
+    @rule(seed=st.integers(0, 2**32))
+    def complain(self, seed: int) -> None:
+        """Routers and receivers about what was sent to them."""
+        rng = Random(seed)
+        about = [rng.choice(self.forwarded + self.restored) for _ in range(rng.choice([1, 4]))]
+        self._receive([strategies.make_complaint(rng, each) for each in about])
 
     # ------------------------------------------------------------------------------------------------- time
 

@@ -26,6 +26,7 @@ from kuproxy.dataplane.layout import (
 from kuproxy.engine.local import LocalEngine
 from kuproxy.engine.memory import pod_counters, pod_flows, totals, vip_counters
 from kuproxy.errors import TableFullError
+from kuproxy.model.config import NAT46_PREFIX
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
 from kuproxy.reference import LiveFlow, RefPacket, Result
 
@@ -53,6 +54,10 @@ class CompiledPlane:
         self.engine.tables.header[T_REJECT_RATE] = config.reject_rate
         self.set_timeout(config.timeout_ticks)
         self.set_masquerade(config.masquerade)
+        self.compiler.set_translation(
+            NAT46_PREFIX, config.nat64_pool, config.nat64_ports, config.translation_mtu
+        )
+        self.compiler.set_own_addresses(config.own_addresses.values())
         self.frame = make_frame(np.zeros(BATCH * STRIDE + HOLD_ROOM, np.uint8))
 
     # -------------------------------------------------------------------------------------------- operators
@@ -186,6 +191,15 @@ class CompiledPlane:
         counts = totals(self.engine.states).outcomes
         return {outcome: counts[outcome] for outcome in Outcome}
 
+    def _source(self, flow: np.void, pod: np.void) -> Address:
+        """What the client is called at the pod."""
+        if flow["family"] == pod["family"]:
+            return address_of(int(flow["family"]), *source_seen(self.engine.tables, flow))
+        if flow["family"] == 6:
+            return IPv4Address(int(flow["source"]).to_bytes(4, "little"))
+        client = int(address_of(4, flow["client_hi"], flow["client_lo"]))
+        return IPv6Address(int(NAT46_PREFIX.network_address) + client)
+
     def live_flows(self, now: int) -> list[LiveFlow]:
         state, tables = self.engine.state, self.engine.tables
         keys = {record.index: record.vip.key for record in self.compiler.records() if not record.removed}
@@ -207,7 +221,7 @@ class CompiledPlane:
                     address_of(int(pod["family"]), pod["hi"], pod["lo"]),
                     int(flow["pod_port"]),
                     int(entry["expires"]),
-                    address_of(family, *source_seen(tables, flow)),
+                    self._source(flow, pod),
                     int(flow["source_port"]),
                     FlowState(int(flow["state"])),
                 )

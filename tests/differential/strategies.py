@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from random import Random
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import packets
 from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, HashMode, Protocol
+from kuproxy.model.config import NAT64_POOL, NAT64_PORTS
 from kuproxy.model.vip import ENCAP_WORDS, Pod, Vip, VipKey, encap_of, vip_type
 from kuproxy.reference import RefPacket
 
@@ -52,6 +53,10 @@ class Config:
     ip4_src_address: Address | None = None
     ip6_src_address: Address | None = None
     masquerade: tuple[Address, ...] = ()
+    nat64_pool: IPv4Network | None = NAT64_POOL
+    nat64_ports: tuple[int, int] = NAT64_PORTS
+    translation_mtu: int = 0
+    own_addresses: dict[Family, Address] = field(default_factory=dict)
 
 
 TUNNEL_SOURCES = (ip_address("40.0.0.250"), ip_address("4000::fa"))
@@ -70,6 +75,10 @@ configs = st.builds(
     ip4_src_address=st.sampled_from([TUNNEL_SOURCES[0]] * 2 + [None]),
     ip6_src_address=st.sampled_from([TUNNEL_SOURCES[1]] * 2 + [None]),
     masquerade=st.sampled_from(MASQUERADES),
+    nat64_pool=st.sampled_from([IPv4Network("192.0.0.0/29"), IPv4Network("192.0.0.0/31"), None]),
+    nat64_ports=st.sampled_from([(1024, 65535), (1, 1), (7, 8)]),
+    translation_mtu=st.sampled_from([0, 1280, 1280, 1500]),
+    own_addresses=st.sampled_from([{}, dict(zip((Family.IPV4, Family.IPV6), NODE_ADDRESSES, strict=True))]),
 )
 start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
 
@@ -82,15 +91,16 @@ PREFIXES = {
     4: ["90.0.0.1/32", "90.0.0.1/32", "90.0.0.2/32", "90.0.0.0/24", "90.0.0.0/8", "0.0.0.0/0"],
     6: ["9000::1/128", "9000::1/128", "9000::2/128", "9000::/64", "9000::/16", "::/0"],
 }
-NOT_TRANSLATED_YET = {4: "91.0.0.1/32", 6: "9100::1/128"}  # VIPs whose pods are of the other family
+# VIPs whose pods are of the other family
+CROSSING = {4: ["91.0.0.1/32", "91.0.0.0/16"], 6: ["9100::1/128", "9100::/32"]}
 ADDRESSED = {
-    4: ["90.0.0.1", "90.0.0.2", "90.0.0.3", "90.1.0.1"],
-    6: ["9000::1", "9000::2", "9000::3", "9000:1::1"],
+    4: ["90.0.0.1", "90.0.0.2", "90.0.0.3", "90.1.0.1", "91.0.0.1", "91.0.0.2"],
+    6: ["9000::1", "9000::2", "9000::3", "9000:1::1", "9100::1", "9100::2"],
 }
 NODE = {4: "40.0.0.254", 6: "4000::fe"}
 SELDOM_ADDRESSED = {
-    4: ["91.0.0.1", "91.0.0.1", "127.0.0.1", "224.0.0.1", "40.0.0.253"],
-    6: ["9100::1", "9100::1", "::1", "ff02::1", "4000::fd"],
+    4: ["91.0.0.1", "192.0.0.1", "127.0.0.1", "224.0.0.1", "40.0.0.253"],
+    6: ["9100::1", "64:ff9b:1::2800:1", "::1", "ff02::1", "4000::fd"],
 }
 PODS = {4: [f"10.0.0.{last}" for last in range(1, 6)], 6: [f"2001::{last}" for last in range(2, 7)]}
 NODE_PORTS = [30080, 30081]
@@ -105,8 +115,8 @@ def make_pods(rng: Random, version: int, with_ports: bool) -> tuple[Pod, ...]:
 
 def make_vip(rng: Random) -> Vip:
     version = rng.choice([4, 6])
-    other_family = one_in(rng, 12)
-    prefix = ip_network(NOT_TRANSLATED_YET[version] if other_family else rng.choice(PREFIXES[version]))
+    other_family = one_in(rng, 4)
+    prefix = ip_network(rng.choice(CROSSING[version] if other_family else PREFIXES[version]))
     icmp = Protocol.ICMP if version == 4 else Protocol.ICMP6
     protocol = rng.choice([Protocol.ANY] * 4 + [*PROTOCOLS_WITH_PORTS, icmp])
     has_ports = protocol == Protocol.ANY or protocol in PROTOCOLS_WITH_PORTS
@@ -159,10 +169,15 @@ KINDS = ["tcp"] * 5 + ["udp"] * 5 + ["sctp", "sctp", "echo", "echo", "icmp", "er
 KINDS_IN_FRAGMENTS = ["udp", "udp", "tcp", "sctp", "sctp", "sctp", "echo", "other"]
 
 
-def make_datagram(rng: Random, kinds: Sequence[str] = KINDS, size: int | None = None) -> packets.Datagram:
+def make_datagram(
+    rng: Random, kinds: Sequence[str] = KINDS, size: int | None = None, *, crossing: bool = False
+) -> packets.Datagram:
     """What a client sends, mostly to VIPs; seldom, what a pod sends of its own accord."""
     version = rng.choice([4, 6])
-    if one_in(rng, 12):
+    if crossing:
+        source, source_port = rng.choice(CLIENTS[version]), rng.choice(CLIENT_PORTS)
+        destination, port = ADDRESSED[version][4], 80
+    elif one_in(rng, 12):
         source, source_port = rng.choice(PODS[version]), rng.choice([80, 8080, 9090])
         destination, port = rng.choice(CLIENTS[version]), rng.choice(CLIENT_PORTS)
     else:
@@ -176,7 +191,7 @@ def make_datagram(rng: Random, kinds: Sequence[str] = KINDS, size: int | None = 
             destination, port = NODE[version], rng.choice(NODE_PORTS)
         elif one_in(rng, 12):
             destination, port = rng.choice(SELDOM_ADDRESSED[version]), rng.choice([80, *NODE_PORTS])
-    data = bytes(range(256))[: rng.randrange(40) if size is None else size]
+    data = (bytes(range(256)) * 16)[: rng.randrange(40) if size is None else size]
     return _transport(rng, rng.choice(kinds), (source, destination), (source_port, port), data)
 
 
@@ -211,6 +226,14 @@ EXTENSIONS = [
     packets.extension(packets.ROUTING),
     packets.extension(packets.DESTINATION, bytes(14)),
     packets.fragment_header(0, False, 1),
+    (packets.ROUTING, bytes([0, 2, 1, 0, 0, 0, 0])),  # a segment is left
+]
+OPTIONS = [
+    *(bytes([1] * length) for length in (4, 8, 40)),
+    *[bytes([131, 7, 4, 1, 2, 3, 4, 0])] * 4,  # a loose source route, unexpired
+    bytes([137, 7, 8, 1, 2, 3, 4, 0]),  # a strict one, used up
+    bytes([131, 1, 0, 0]),
+    bytes([1, 1, 1, 131]),
 ]
 
 
@@ -222,7 +245,9 @@ def make_frame(rng: Random) -> bytes:
         "pad_to": rng.choice([0, 0, 60]),
     }
     if datagram.version == 4:
-        how["options"] = bytes([1] * rng.choice([4, 8, 40])) if one_in(rng, 6) else b""
+        how["options"] = rng.choice(OPTIONS) if one_in(rng, 5) else b""
+        how["dont_fragment"] = one_in(rng, 2)
+        how["tos"] = rng.choice([0, 0xB9])
     elif one_in(rng, 4):
         how["extensions"] = rng.choices(EXTENSIONS, k=rng.choice([1, 2, 3, 8, 9]))
     return packets.frame(datagram, **how)  # type: ignore[arg-type]
@@ -277,10 +302,25 @@ def make_damaged(rng: Random) -> bytes:
 
 def make_fragments(rng: Random) -> list[bytes]:
     """Some of the fragments of a datagram, in some order; identifications repeat."""
-    datagram = make_datagram(rng, KINDS_IN_FRAGMENTS, size=rng.randrange(30, 200))
+    datagram = make_datagram(rng, KINDS_IN_FRAGMENTS, size=rng.randrange(30, 200), crossing=one_in(rng, 6))
+    if datagram.protocol == packets.UDP and datagram.version == 4 and one_in(rng, 4):
+        datagram = replace(datagram, payload=datagram.payload[:6] + bytes(2) + datagram.payload[8:])
     pieces = packets.fragments(datagram, rng.choice([24, 40, 64]), identification=rng.randrange(3))
     rng.shuffle(pieces)
     return pieces[: rng.choice([len(pieces), len(pieces), 1, 2])]
+
+
+def make_long(rng: Random) -> list[RefPacket]:
+    """What may be too long for the other side, or must be cut in pieces; whole or itself a fragment."""
+    size = rng.choice([1232, 1233, 1240, 1241, 1252, 1300, 1472, 2464, 2500, 4000]) - 8
+    datagram = make_datagram(rng, ["udp", "udp", "tcp", "echo", "sctp"], size, crossing=one_in(rng, 2))
+    how: dict[str, object] = {"dont_fragment": one_in(rng, 2)} if datagram.version == 4 else {}
+    if one_in(rng, 3) and size > 1232:
+        frames = packets.fragments(datagram, 1232, **how)  # type: ignore[arg-type]
+    else:
+        frames = [packets.frame(datagram, **how)]  # type: ignore[arg-type]
+    partial = one_in(rng, 4)
+    return [RefPacket(data, OUTSIDE, partial) for data in frames]
 
 
 def make_hold(rng: Random) -> list[RefPacket]:
@@ -298,6 +338,8 @@ def make_packets(rng: Random) -> list[RefPacket]:
     """One frame, or the fragments of one datagram."""
     if one_in(rng, 100):
         return make_hold(rng)
+    if one_in(rng, 15):
+        return make_long(rng)
     kind = rng.randrange(10)
     if kind == 0:
         frames = [make_damaged(rng)]
@@ -325,5 +367,34 @@ bursts = st.lists(made_by(make_packets), min_size=1, max_size=12).map(_joined)
 
 # Around the fragments' 5 s, the timeouts of `configs`, and the refilling of the rate limit.
 durations = st.sampled_from([1, 2, 4, 5, 6, 10, 49, 50, 51, 59, 60, 61, 399, 400, 401])
+
+
+
+def make_complaint(rng: Random, about: bytes) -> RefPacket:
+    """An ICMP error about a frame that went out, from its receiver or from a router on the way."""
+    l3, l4, _, _ = packets.headers(about)
+    version = about[l3] >> 4
+    width = 4 if version == 4 else 16
+    at = l3 + (12 if version == 4 else 8)
+    complained, receiver = about[at : at + width], about[at + width : at + 2 * width]
+    router = ip_address("50.0.0.1" if version == 4 else rng.choice(["5000::1", "64:ff9b:1::3200:1"]))
+    source = router if one_in(rng, 2) else ip_address(receiver)
+    quote = bytearray(about[l3:][: rng.choice([l4 - l3 + 8, l4 - l3 + 4, 64, 576, 1232])])
+    if one_in(rng, 8):
+        quote[rng.randrange(len(quote))] ^= 1 << rng.randrange(8)
+    kinds4 = [(3, 0), (3, 2), (3, 3), (3, 4), (3, 4), (3, 9), (3, 14), (4, 0), (5, 0), (11, 0), (12, 0), (12, 1)]
+    kinds6 = [(1, 0), (1, 1), (1, 4), (1, 5), (2, 0), (2, 0), (3, 0), (4, 0), (4, 1), (4, 2)]
+    kind, code = rng.choice(kinds4 if version == 4 else kinds6)
+    rest = struct.pack(">I", rng.choice([0, 6, 20, 1280, 1400, 0x08000000, 0x0C000000, 0x02000000, 66000]))
+    datagram = packets.icmp(source, ip_address(complained), kind, code, rest + bytes(quote))
+    if one_in(rng, 12):
+        payload = bytearray(datagram.payload)
+        payload[-1] ^= 1
+        datagram = replace(datagram, payload=bytes(payload))
+    how: dict[str, object] = {"ttl": rng.choice([64, 64, 64, 1, 2])}
+    how |= {"options": bytes(4)} if version == 4 and one_in(rng, 5) else {}
+    interface = OUTSIDE if one_in(rng, 4) else INSIDE
+    return RefPacket(packets.frame(datagram, **how), interface, one_in(rng, 12))  # type: ignore[arg-type]
+
 
 reply_ttls = st.sampled_from([64, 64, 64, 64, 1, 0])

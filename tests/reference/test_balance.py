@@ -65,7 +65,8 @@ def test_counters_of_a_flow():
 def test_ttl_expired(ttl, decrement):
     reference = world(vip("90.0.0.0/8", FIVE), vip("9000::/16", ["2001::2"]), decrement_ttl=decrement)
     for datagram in (udp("40.0.0.1", "90.0.0.1", 1, 2), udp("4000::1", "9000::1", 1, 2)):
-        assert verdict(reference, frame(datagram, ttl=ttl)) == (Outcome.DROP, Reason.TTL_EXPIRED)
+        assert verdict(reference, frame(datagram, ttl=ttl)) == (Outcome.TRANSMIT, Reason.TIME_EXCEEDED_SENT)
+    assert reference.counters[Node.BALANCE, Reason.TTL_EXPIRED] == 2
     assert reference.live_flows(0) == []
 
 
@@ -77,8 +78,8 @@ def test_ttl():
 
 def test_other_family_of_pods():
     reference = world(vip("90.0.0.0/8", ["2001::2"], kind="nat46"), vip("9000::/16", FIVE, kind="nat64"))
-    assert verdict(reference, client(1)) == (Outcome.DROP, Reason.NAT46_NOT_SUPPORTED)
-    assert verdict(reference, vpp_flows(version=6)[0]) == (Outcome.DROP, Reason.NAT64_NOT_SUPPORTED)
+    for data in (client(1), vpp_flows(version=6)[0]):
+        assert verdict(reference, data) == (Outcome.TRANSMIT, Reason.FORWARDED)
 
 
 def test_no_pod():

@@ -189,7 +189,8 @@ def test_abbreviations(line, action) -> None:
         ),
         (
             "ku conf",
-            "nothing to set; say buckets, buckets-log2, timeout, masquerade, ip4-src-address or ip6-src-address",
+            "nothing to set; say one of buckets, buckets-log2, timeout, masquerade, ip4-src-address, "
+            "ip6-src-address, nat46-prefix, nat64-pool, nat64-ports, nat-mtu",
         ),
         ("ku conf buckets-log2 25", "buckets-log2: 25 is too high; it is 0 to 24"),
         ("ku conf buckets 8 buckets-log2 4", "buckets-log2: 2^4 is not 8; give one of the two"),

@@ -10,6 +10,7 @@ A pod is known by address and port: when a VIP's target port changes, pods that 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, IPv6Network
 
 import numpy as np
 
@@ -39,8 +40,17 @@ from kuproxy.dataplane.layout import (
     T_MASQUERADE6,
     T_MATCH,
     T_N_NODEPORTS,
+    T_NAT46_HI,
+    T_NAT46_LO,
+    T_NAT64_BASE,
+    T_NAT64_COUNT,
+    T_NAT64_PORTS,
+    T_OWN4,
+    T_OWN6_HI,
+    T_OWN6_LO,
     T_PREFIXES,
     T_REJECT_RATE,
+    T_TRANSLATION_MTU,
     T_TUNNEL_SOURCE,
     T_VIP_MATCH,
     TICKS_PER_SECOND,
@@ -49,6 +59,7 @@ from kuproxy.dataplane.layout import (
 from kuproxy.dataplane.maglev import fill_ring, fill_weighted
 from kuproxy.dataplane.writer import Arena, IndexPool, MatchWriter, Retirement, match_arena
 from kuproxy.errors import TableFullError
+from kuproxy.model.config import NAT46_PREFIX, NAT64_POOL, NAT64_PORTS
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 HOST = 128
@@ -160,6 +171,7 @@ class Compiler:
         tables.header[T_DECREMENT_TTL] = int(decrement_ttl)
         tables.header[T_ANY_NODE_ADDRESS] = int(any_node_address)
         tables.header[T_REJECT_RATE] = DEFAULT_REJECT_RATE
+        self.set_translation(NAT46_PREFIX, NAT64_POOL, NAT64_PORTS, 0)
 
     # ---------------------------------------------------------------------------------------------- changes
 
@@ -197,6 +209,7 @@ class Compiler:
             (pods, self._pod_indices.room, "pods"),
             (sum(vip.new_len for vip in touched if vip.pods), self._rings.room, "ring slots"),
             (8 * len(touched) + 2 * pods, self._match.room, "match entries"),
+            (2 * sum(len(vip.source_ranges) + 1 for vip in touched), self._ranges.room, "source ranges"),
         )
         for needed, room, what in needs:
             if needed > room:
@@ -240,6 +253,31 @@ class Compiler:
             self._sources[place : place + 1] = [address]
             self.tables.sources[place + 1] = address_words(address)
         return self._sources.index(address) + 1
+
+    def set_translation(
+        self, prefix: IPv6Network, pool: IPv4Network | None, ports: tuple[int, int], mtu: int
+    ) -> int:
+        """What clients are called at pods of the other family, and the longest packet that translation may make.
+
+        Flows that began before keep their pool address; their replies are known as long as it stays in the pool.
+        """
+        header = self.tables.header
+        header[T_NAT46_HI], header[T_NAT46_LO] = address_words(prefix.network_address)
+        low, high = ports
+        header[T_NAT64_COUNT] = 0  # no reader may see a mixture
+        header[T_NAT64_PORTS] = low << 16 | high - low + 1
+        header[T_TRANSLATION_MTU] = mtu
+        if pool is not None:
+            header[T_NAT64_BASE] = int(pool.network_address)
+            header[T_NAT64_COUNT] = pool.num_addresses
+        return self._publish()
+
+    def set_own_addresses(self, addresses: Iterable[Address]) -> int:
+        """The sources of ICMP errors of our own: the first address of each family; without one, what was addressed."""
+        own = {address.version: address_words(address) for address in reversed(list(addresses))}
+        self.tables.header[T_OWN4] = own.get(4, (0, 0))[1]
+        self.tables.header[T_OWN6_HI], self.tables.header[T_OWN6_LO] = own.get(6, (0, 0))
+        return self._publish()
 
     def set_interface(self, index: int, flags: int) -> int:
         """Mark an interface (InterfaceFlag)."""

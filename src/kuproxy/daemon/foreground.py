@@ -139,8 +139,12 @@ class Foreground:
                 raise DriverError(f"worker {worker.number} ended with status {status}")
 
     def _steer(self) -> None:
-        self._steering.set_targets(steering_targets(self._plane.compiler, self._config.interfaces))
+        config = self._config
+        self._steering.set_targets(
+            steering_targets(self._plane.compiler, config.interfaces, config.settings)
+        )
         self._plane.compiler.set_node_addresses(self._steering.node_addresses)
+        self._plane.compiler.set_own_addresses(self._steering.node_addresses)
 
     def _apply(self, config: Config) -> None:
         """Publish a configuration: tables first, then the traffic that needs them."""

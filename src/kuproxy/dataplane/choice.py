@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from kuproxy.codes import HashMode
+from kuproxy.codes import HashMode, VipFlag
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.affinity import pod_of
 from kuproxy.dataplane.hash import hash_words
 
 _ZERO = np.uint64(0)
 _SOURCE = int(HashMode.SOURCE)
+_MASQUERADE = int(VipFlag.MASQUERADE)
 
 
 @helper
@@ -30,6 +31,12 @@ def owner_of(tables, vip, slot_hash):
 def is_bound(vip):
     """Does the client's address alone decide? Then another pod must not be tried for the sake of one flow."""
     return vip["affinity"] != 0 or vip["hash_mode"] == _SOURCE
+
+
+@helper
+def must_masquerade(vip, pod, client_hi, client_lo):
+    """By the VIP's wish, or because the client is the pod: its own reply would never come back here."""
+    return np.int64(vip["flags"]) & _MASQUERADE != 0 or (pod["lo"] == client_lo and pod["hi"] == client_hi)
 
 
 @kernel

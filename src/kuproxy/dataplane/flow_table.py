@@ -14,7 +14,7 @@ import numpy as np
 from kuproxy.codes import FlowState
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.hash import hash_words, ports_word
-from kuproxy.dataplane.layout import REVERSE_WAYS, W_FLOWS, W_STATES, W_SWEEP, W_SWEEPS, WAYS
+from kuproxy.dataplane.layout import MAX_SOURCES, REVERSE_WAYS, W_FLOWS, W_STATES, W_SWEEP, W_SWEEPS, WAYS
 
 _HALF_OPEN = int(FlowState.TCP_HALF_OPEN)
 HALF_OPEN_WAYS = 2  # of a bucket: what a flood of first packets can fill
@@ -64,7 +64,7 @@ def _gives_way(state, one, other, now):
     return state.flows[one]["reverse_hash"] < state.flows[other]["reverse_hash"]
 
 
-@kernel
+@helper
 def way_for(tables, state, flow_hash, half_open, now):
     """A slot of the bucket for a new flow, or -1 if there is none.
 
@@ -98,18 +98,19 @@ def reply_hash(family, pod_hi, pod_lo, pod_port, client_hi, client_lo, client_po
 
 
 @helper
+@helper
 def source_words(tables, family, source, client_hi, client_lo):
     """(hi, lo) of what `source` names (as in FLOW["source"]), the client's own address if 0."""
     if source == 0:
         return client_hi, client_lo
     if family == 4:
         return np.uint64(0), np.uint64(source) << np.uint64(32)
-    return tables.sources[source]["hi"], tables.sources[source]["lo"]
+    index = source & (MAX_SOURCES - 1)  # a flow to a pod of the other family has an IPv4 address here
+    return tables.sources[index]["hi"], tables.sources[index]["lo"]
 
 
-@helper
 def source_seen(tables, flow):
-    """(hi, lo) of the source that the flow's pod sees."""
+    """(hi, lo) of the source that the flow's pod sees, if the pod is of the client's family."""
     source = np.int64(flow["source"])
     return source_words(tables, np.int64(flow["family"]), source, flow["client_hi"], flow["client_lo"])
 

@@ -12,6 +12,8 @@ from kuproxy.dataplane.nodes.balance import kp_balance
 from kuproxy.dataplane.nodes.fragment import expire_held, kp_fragment, recycle_held
 from kuproxy.dataplane.nodes.gre import kp_gre
 from kuproxy.dataplane.nodes.gue import kp_gue
+from kuproxy.dataplane.nodes.icmp import kp_icmp
+from kuproxy.dataplane.nodes.icmp_error import kp_icmp_error
 from kuproxy.dataplane.nodes.in2out import kp_nat4_in2out, kp_nat6_in2out
 from kuproxy.dataplane.nodes.input import kp_input
 from kuproxy.dataplane.nodes.ipip import kp_ipip
@@ -19,6 +21,8 @@ from kuproxy.dataplane.nodes.l3dsr import kp_l3dsr
 from kuproxy.dataplane.nodes.lookup import kp_lookup
 from kuproxy.dataplane.nodes.masquerade import kp_masquerade
 from kuproxy.dataplane.nodes.nat44 import kp4_nat4
+from kuproxy.dataplane.nodes.nat46 import kp4_nat6, kp_nat46_in2out
+from kuproxy.dataplane.nodes.nat64 import kp6_nat4, kp_nat64_in2out
 from kuproxy.dataplane.nodes.nat66 import kp6_nat6
 from kuproxy.dataplane.nodes.nodeport import kp4_nodeport, kp6_nodeport
 from kuproxy.dataplane.nodes.reject import kp_reject
@@ -30,19 +34,25 @@ NODES = {
     Node.INPUT: kp_input,
     Node.FRAGMENT: kp_fragment,
     Node.LOOKUP: kp_lookup,
+    Node.ICMP_ERROR: kp_icmp_error,
     Node.NODEPORT4: kp4_nodeport,
     Node.NODEPORT6: kp6_nodeport,
     Node.BALANCE: kp_balance,
     Node.MASQUERADE: kp_masquerade,
     Node.NAT44: kp4_nat4,
     Node.NAT66: kp6_nat6,
+    Node.NAT46: kp4_nat6,
+    Node.NAT64: kp6_nat4,
     Node.NAT4_IN2OUT: kp_nat4_in2out,
     Node.NAT6_IN2OUT: kp_nat6_in2out,
+    Node.NAT46_IN2OUT: kp_nat46_in2out,
+    Node.NAT64_IN2OUT: kp_nat64_in2out,
     Node.REJECT: kp_reject,
     Node.GRE: kp_gre,
     Node.IPIP: kp_ipip,
     Node.GUE: kp_gue,
     Node.L3DSR: kp_l3dsr,
+    Node.ICMP: kp_icmp,
 }
 
 _INPUT = int(Node.INPUT)
@@ -61,6 +71,12 @@ _IPIP = int(Node.IPIP)
 _GUE = int(Node.GUE)
 _L3DSR = int(Node.L3DSR)
 _MASQUERADE = int(Node.MASQUERADE)
+_ICMP_ERROR = int(Node.ICMP_ERROR)
+_NAT46 = int(Node.NAT46)
+_NAT64 = int(Node.NAT64)
+_NAT46_IN2OUT = int(Node.NAT46_IN2OUT)
+_NAT64_IN2OUT = int(Node.NAT64_IN2OUT)
+_ICMP = int(Node.ICMP)
 
 
 @kernel
@@ -87,6 +103,10 @@ def run_graph(frame, tables, state, now):
         kp_lookup(frame, tables, state, now)
         if traced:
             trace_node(frame, tables, state, now, _LOOKUP)
+    if frame.queued[_ICMP_ERROR] != 0:
+        kp_icmp_error(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _ICMP_ERROR)
     if frame.queued[_NODEPORT4] != 0:
         kp4_nodeport(frame, tables, state, now)
         if traced:
@@ -111,6 +131,14 @@ def run_graph(frame, tables, state, now):
         kp6_nat6(frame, tables, state, now)
         if traced:
             trace_node(frame, tables, state, now, _NAT66)
+    if frame.queued[_NAT46] != 0:
+        kp4_nat6(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _NAT46)
+    if frame.queued[_NAT64] != 0:
+        kp6_nat4(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _NAT64)
     if frame.queued[_NAT4_IN2OUT] != 0:
         kp_nat4_in2out(frame, tables, state, now)
         if traced:
@@ -119,6 +147,14 @@ def run_graph(frame, tables, state, now):
         kp_nat6_in2out(frame, tables, state, now)
         if traced:
             trace_node(frame, tables, state, now, _NAT6_IN2OUT)
+    if frame.queued[_NAT46_IN2OUT] != 0:
+        kp_nat46_in2out(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _NAT46_IN2OUT)
+    if frame.queued[_NAT64_IN2OUT] != 0:
+        kp_nat64_in2out(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _NAT64_IN2OUT)
     if frame.queued[_REJECT] != 0:
         kp_reject(frame, tables, state, now)
         if traced:
@@ -139,6 +175,10 @@ def run_graph(frame, tables, state, now):
         kp_l3dsr(frame, tables, state, now)
         if traced:
             trace_node(frame, tables, state, now, _L3DSR)
+    if frame.queued[_ICMP] != 0:
+        kp_icmp(frame, tables, state, now)
+        if traced:
+            trace_node(frame, tables, state, now, _ICMP)
 
 
 @kernel

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kuproxy.codes import Node
 from kuproxy.dataplane._jit import helper
 from kuproxy.dataplane.layout import W_OUTCOMES
 
@@ -14,6 +15,23 @@ def enqueue(frame, node, index):
     waiting = frame.queued[node]
     frame.queue[node, waiting] = index
     frame.queued[node] = waiting + 1
+
+
+# What kp-icmp shall send about a packet, in the packet's `new_port`; its `slot` holds an MTU or a pointer.
+SEND_TIME_EXCEEDED = 1
+SEND_TOO_BIG = 2
+SEND_SOURCE_ROUTE = 3
+SEND_PARAMETER_PROBLEM = 4
+SEND_ECHO_REPLY = 5
+
+
+@helper
+def answer(frame, index, kind, value):
+    """Hand packet `index` to kp-icmp."""
+    packet = frame.packets[index]
+    packet["new_port"] = kind
+    packet["slot"] = value
+    enqueue(frame, Node.ICMP.value, index)
 
 
 @helper

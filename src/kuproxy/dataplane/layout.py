@@ -31,6 +31,7 @@ BATCH = (
 HOLD_LONGEST = 9206  # a jumbo frame: longer fragments are not held
 HOLD_HEADROOM = 64  # before a held fragment, as before every packet: see drivers.contract
 HOLD_BYTES = HOLD_HEADROOM + 9216
+HOLD_RELEASED = 2  # HELD["used"]: its bytes go out with the present frame, and are free with the next one
 HOLD_ROOM = HOLD_SLOTS * HOLD_BYTES  # bytes at the end of Frame.data that belong to the held fragments
 VNET_BYTES = 10  # struct virtio_net_hdr, without num_buffers
 HEADROOM = HOLD_HEADROOM  # bytes before `start` that are the packet's own: a tunnel's headers, a vnet header
@@ -47,13 +48,14 @@ PACKET = np.dtype(
         (
             "slot",
             "<u4",
-        ),  # index into WorkerState.flows, meaningful when tracked; with TRANSLATED, FLOW["source"]
+        ),  # index into WorkerState.flows when tracked; FLOW["source"] with TRANSLATED and towards kp6-nat4
         ("end", "<u4"),  # end of the IP packet, from `start`; padding lies behind it
         ("l3", "<u2"),  # offsets from `start`
         ("l4", "<u2"),
         ("src_port", "<u2"),  # host order; 0 for protocols without ports
         ("dst_port", "<u2"),
         ("new_port", "<u2"),  # destination port at the pod
+        ("source_port", "<u2"),  # towards kp6-nat4: the source port that the pod shall see
         ("interface", "<u2"),  # index into Tables.interfaces
         ("flags", "<u2"),  # PacketFlag
         ("family", "u1"),
@@ -182,6 +184,15 @@ T_PREFIXES = 8  # 6 words: for IPv4 then IPv6, bit n of word n // 64 set when a 
 T_FLOW_TIMEOUT = 16  # 8 words, ticks: one for each FlowState
 T_MASQUERADE4 = 24  # our IPv4 address towards pods, as in FLOW["source"]; 0 = none
 T_MASQUERADE6 = 25  # the same for IPv6
+T_NAT46_HI = 40  # the /96 prefix (RFC 6052) that IPv4 clients have towards IPv6 pods: first word
+T_NAT46_LO = 41  # and second word, whose upper half is the place of the IPv4 address
+T_NAT64_BASE = 42  # first address of the pool that IPv6 clients have towards IPv4 pods, as a number
+T_NAT64_COUNT = 43  # addresses of the pool, 0 = none
+T_NAT64_PORTS = 44  # lowest port << 16 | number of ports
+T_TRANSLATION_MTU = 45  # longest packet that a translation may make, 0 = the routing behind us knows
+T_OWN4 = 46  # our address as the source of ICMP errors (second word); 0 = what the packet was sent to
+T_OWN6_HI = 47
+T_OWN6_LO = 48
 T_COMMAND = 64  # one word a worker, see COMMAND_*
 T_WORDS = T_COMMAND + MAX_WORKERS
 
@@ -246,10 +257,9 @@ FLOW = np.dtype(
         ("reverse", "<u4"),  # index of the reverse entry
         ("reverse_hash", "<u4"),
         ("created", "<u4"),
-        (
-            "source",
-            "<u4",
-        ),  # source of packets to the pod: 0 = the client's; IPv4 address; index of an IPv6 one
+        # source of packets to the pod: 0 = the client's (its form in the other family, if the pod is of it);
+        # IPv4 address; index of an IPv6 one
+        ("source", "<u4"),
         ("source_port", "<u2"),  # source port of packets to the pod
         ("state", "u1"),  # codes.FlowState
         ("flags", "u1"),  # codes.FlowFlag
@@ -352,6 +362,7 @@ W_PORT_FIRST = (
     40  # source ports that this worker may allocate; W_PORT_COUNT is a prime, 0 = ports.py's default
 )
 W_PORT_COUNT = 41
+W_IDENTIFICATION = 42  # of the last packet that kp6-nat4 or kp-nat46-in2out made
 W_WORDS = 64
 
 # What a node left of a traced packet. Headers are read from the packet, the pod is copied: it may be gone when somebody

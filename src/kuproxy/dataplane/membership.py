@@ -4,8 +4,16 @@ import numpy as np
 
 from kuproxy.codes import InterfaceFlag
 from kuproxy.dataplane._jit import helper
-from kuproxy.dataplane.layout import KIND_NODE_ADDRESS, KIND_POD_ADDRESS, T_ANY_NODE_ADDRESS, T_MATCH
+from kuproxy.dataplane.layout import (
+    KIND_NODE_ADDRESS,
+    KIND_NODEPORT,
+    KIND_POD_ADDRESS,
+    T_ANY_NODE_ADDRESS,
+    T_MATCH,
+    T_N_NODEPORTS,
+)
 from kuproxy.dataplane.match import HOST, match_find, match_key
+from kuproxy.wire import l4
 
 _NAT4_IN = int(InterfaceFlag.NAT4_IN)
 _NAT6_IN = int(InterfaceFlag.NAT6_IN)
@@ -37,3 +45,15 @@ def is_node_address(tables, family, hi, lo):
         return True
     key = match_key(KIND_NODE_ADDRESS, family, HOST, 0, 0)
     return match_find(tables.match, tables.header[T_MATCH], hi, lo, key) != 0
+
+
+@helper
+def find_nodeport(tables, family, protocol, port, hi, lo):
+    """The VIP that owns this node port, if the address is the node's, or 0."""
+    if tables.header[T_N_NODEPORTS] == _ZERO or not l4.has_ports(protocol):
+        return np.int64(0)
+    key = match_key(KIND_NODEPORT, family, HOST, protocol, port)
+    vip = match_find(tables.match, tables.header[T_MATCH], _ZERO, _ZERO, key)
+    if vip != 0 and not is_node_address(tables, family, hi, lo):
+        return np.int64(0)
+    return vip

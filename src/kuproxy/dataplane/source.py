@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kuproxy.dataplane import addresses, flow_table
+from kuproxy.dataplane import addresses, translated
 from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.rewrite import port_is_fixed, rewrite_ipv4, rewrite_ipv6
 from kuproxy.wire import ipv4, ipv6, l4
@@ -59,7 +59,7 @@ def is_reply(frame, tables, state, packet, now):
     """Is it a reply of a live flow? Asked where an allocated port may also be a node port."""
     pod_hi, pod_lo = addresses.source(frame.data, packet)
     hi, lo = addresses.destination(frame.data, packet)
-    slot = flow_table.find_reply(
+    slot = translated.find_any_reply(
         tables,
         state,
         np.int64(-1),

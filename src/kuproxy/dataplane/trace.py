@@ -25,6 +25,7 @@ _INPUT = int(Node.INPUT)
 _FRAGMENT = int(Node.FRAGMENT)
 _BALANCE = int(Node.BALANCE)
 _REJECT = int(Node.REJECT)
+_ICMP = int(Node.ICMP)
 _LATER = int(PacketFlag.LATER_FRAGMENT)
 _TRACED = int(PacketFlag.TRACED)
 _ZERO = np.uint64(0)
@@ -63,7 +64,7 @@ def _headers(frame, row, packet, node):
     at = start + np.int64(packet["l4"])
     family = np.int64(packet["family"])
     protocol = np.int64(packet["protocol"])
-    if node == _REJECT:  # the answer has no options, and perhaps another protocol
+    if node == _REJECT or node == _ICMP:  # the answer has no options, and perhaps another protocol
         protocol = int(data[l3 + (ipv4.PROTOCOL if family == 4 else ipv6.NEXT_HEADER)])
         at = l3 + (ipv4.HEADER if family == 4 else ipv6.HEADER)
     hi, lo = source(data, packet)

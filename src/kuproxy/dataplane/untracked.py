@@ -62,6 +62,7 @@ def find_untracked(tables, state, packet, pod_hi, pod_lo, client_hi, client_lo, 
             if (
                 np.int64(vip["flags"]) & (_USED | _MASQUERADE) == _USED
                 and vip["plen"] == HOST
+                and vip["family"] == family
                 and vip["ring"] != _ZERO
                 and vip["encap"] == 0
                 and (vip["protocol"] == 0 or vip["protocol"] == protocol)

@@ -58,7 +58,7 @@ def ring_shape(frames: int, frame_bytes: int) -> RingShape:
     """At least `frames` frames.
 
     Blocks are powers of two because the kernel allocates them as such: a block of 257 pages would take 512.
-    31 frames of 65,792 bytes leave 3 % of 2 MiB unused.
+    31 frames of 65,856 bytes leave 3 % of 2 MiB unused.
     """
     if frames < 1 or frame_bytes % TPACKET_ALIGNMENT or not 256 <= frame_bytes <= BLOCK:
         raise DriverError(

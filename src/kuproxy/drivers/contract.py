@@ -10,9 +10,9 @@ A driver owns the memory that packets lie in and lends it to the graph for one v
 
 - `start`, `length`: the packet, from its Ethernet header on, at frame.data[start : start + length];
 - `room`: bytes that may be written from `start`; at least 256, and at least 128 more than `length` where the
-  medium allows it, so that an answer (TCP RST, ICMP error) always fits;
-- `start` has HEADROOM bytes before it that belong to the packet too, for the headers of a tunnel and a vnet header;
-  no two packets share headroom or room;
+  medium allows it, so that an answer (TCP RST, ICMP error) always fits; no two packets share headroom or room;
+- headroom: the HEADROOM bytes before `start`, the virtio_net_hdr's among them, belong to the packet too, for the
+  headers of a tunnel, or so that its front may move there when a header grows (IPv4 to IPv6: 20 to 48 bytes);
 - `interface`: index of the interface that it came in by;
 - `flags` and `vnet`: with VNET, a virtio_net_hdr of 10 bytes at frame.data[vnet : vnet + 10] says whether the
   checksum is partial (PARTIAL_CHECKSUM) and whether this is a segment to be split (GSO);
@@ -25,10 +25,10 @@ HOLD_ROOM bytes of frame.data, is not the driver's.
 **transmit** sends packets[0 : meta[META_COUNT]] whose outcome is TRANSMIT or PASS, in index order, from their
 `start` and current `length`, and gives all buffers back.  DROP and HELD packets vanish.  The graph may have moved
 `start` down into the headroom, the vnet header with it; appended packets lie in the hold area, with their vnet header
-directly before `start` when they have the flag.  Whoever changes a packet's length also clears its vnet header.  It
-returns how many were sent and how many could not be; it never waits for longer than some milliseconds, and counts
-nothing in WorkerState: that is the caller's.  Afterwards meta[META_COUNT] is 0: the records' buffers may be overwritten
-at any time.
+directly before `start` when they have the flag.  Whoever changes a packet's length also clears or corrects its vnet
+header.  It returns how many were sent and how many could not be; it never waits for longer than some milliseconds, and
+counts nothing in WorkerState: that is the caller's.  Afterwards meta[META_COUNT] is 0: the records' buffers may be
+overwritten at any time.
 
 A `receive` that follows another without a `transmit` gives the former packets' buffers back unsent.
 

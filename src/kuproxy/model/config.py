@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 
 from kuproxy.codes import FlowState
 from kuproxy.errors import ConfigError, Problem
@@ -18,12 +19,22 @@ __all__ = [
     "MAX_BUCKETS",
     "MAX_TIMEOUT_S",
     "MAX_TRACED",
+    "NAT46_PREFIX",
+    "NAT64_POOL",
+    "NAT64_PORTS",
     "Config",
     "InterfaceMark",
     "Settings",
     "Show",
     "ShowKind",
 ]
+
+# RFC 8215: for translation within a network, of private addresses too; the well-known 64:ff9b::/96 must not stand for
+# those (RFC 6052 section 3.1).
+NAT46_PREFIX = IPv6Network("64:ff9b:1::/96")
+# RFC 7335: the addresses of translators inside a host or site, which are never routed elsewhere.
+NAT64_POOL = IPv4Network("192.0.0.0/29")
+NAT64_PORTS = (1024, 65535)
 
 MAX_BUCKETS = 1 << 24  # of 4 entries and one 64-byte line each: 1 GiB per worker
 MAX_TRACED = 1000  # packets at once that a worker's trace ring holds with all their nodes
@@ -52,6 +63,10 @@ class Settings:
     masquerade: tuple[Address, ...] = ()  # source of masqueraded packets, at most one of each family
     ip4_src_address: Address | None = None  # outer source of tunnels to IPv4 pods
     ip6_src_address: Address | None = None
+    nat46_prefix: IPv6Network = NAT46_PREFIX  # IPv4 clients towards IPv6 pods
+    nat64_pool: IPv4Network = NAT64_POOL  # IPv6 clients towards IPv4 pods
+    nat64_ports: tuple[int, int] = NAT64_PORTS  # lowest and highest
+    translation_mtu: int = 0  # longest packet that translation may make; 0: the routing behind us knows
 
     def __post_init__(self) -> None:
         problems = []
@@ -79,6 +94,7 @@ class Settings:
                 problems.append(Problem(f"{address} is not an IPv{version} address", field=field))
         if len({address.version for address in self.masquerade}) < len(self.masquerade):
             problems.append(Problem("two masquerade addresses of one family", field="masquerade"))
+        problems += self._translation_problems()
         if problems:
             raise ConfigError(problems)
 
@@ -87,6 +103,36 @@ class Settings:
         """Seconds for each state: its own, else the one for all, else the default."""
         general = DEFAULT_TIMEOUTS_S if self.timeout_s is None else dict.fromkeys(FlowState, self.timeout_s)
         return general | dict(self.timeouts_s)
+
+    def _translation_problems(self) -> list[Problem]:
+        problems = []
+        if self.nat46_prefix.prefixlen != 96 or self.nat46_prefix.network_address.packed[8]:
+            # RFC 6052 section 2.2: bits 64 to 71 are zero
+            hint = "it has 96 bits, and bits 64 to 71 are zero"
+            problems.append(
+                Problem(f"{self.nat46_prefix} is not a translation prefix", field="nat46-prefix", hint=hint)
+            )
+        if self.nat64_pool.prefixlen < 8:
+            problems.append(
+                Problem(f"{self.nat64_pool} is too large a pool", field="nat64-pool", hint="/8 at most")
+            )
+        low, high = self.nat64_ports
+        if not 1 <= low <= high <= 65535:
+            problems.append(
+                Problem(f"{low}-{high} are no ports", field="nat64-ports", hint="say LOWEST-HIGHEST, 1 to 65535")
+            )
+        if self.translation_mtu and not 1280 <= self.translation_mtu <= 65535:
+            hint = "it is 1280 to 65535, or 0 to leave it to the routing"
+            problems.append(
+                Problem(f"{self.translation_mtu} is not an MTU", field="nat-mtu", hint=hint)
+            )
+        for address in self.masquerade:
+            if address in self.nat64_pool or address in self.nat46_prefix:
+                hint = "replies to it would be taken for those to clients of the other family"
+                problems.append(
+                    Problem(f"{address} is the translation's already", field="masquerade", hint=hint)
+                )
+        return problems
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from kuproxy.codes import Encap
 from kuproxy.model.vip import Address, Pod
 from kuproxy.reference.life import Life
 from kuproxy.reference.packet import Endpoints
+from kuproxy.reference.translate import other_protocol
 from kuproxy.reference.vips import VipState
 
 WAYS = 4
@@ -67,7 +68,10 @@ class Flow:
 
 def reply_of(forward: Endpoints, pod: Pod, pod_port: int, source: Address, source_port: int) -> Endpoints:
     """What this pod would answer to that client, if it sees it as `source`."""
-    return Endpoints(pod.address, pod_port, source, source_port, forward.protocol)
+    protocol = forward.protocol
+    if source.version != forward.source.version:
+        protocol = other_protocol(protocol)
+    return Endpoints(pod.address, pod_port, source, source_port, protocol)
 
 
 class FlowTable:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, IPv6Network
 
 from kuproxy.codes import (
     PROTOCOLS_WITH_PORTS,
@@ -24,8 +25,10 @@ from kuproxy.codes import (
     VipCounter,
     VipType,
 )
+from kuproxy.model.config import NAT46_PREFIX, NAT64_POOL, NAT64_PORTS
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
-from kuproxy.reference import direct, ports, reject, rewrite
+from kuproxy.reference import direct, icmp, ports, reject, rewrite, translate
+from kuproxy.reference.crossing import CROSSING, Crossing, crosses
 from kuproxy.reference.flows import TICK_MASK, Flow, FlowTable, reply_of
 from kuproxy.reference.fragments import FRAGMENT_TICKS, HOLD_BYTES, Fragments
 from kuproxy.reference.life import Life, begins, state_of, tcp_flags
@@ -34,7 +37,6 @@ from kuproxy.reference.passage import LiveFlow, Passage, RefPacket, Result
 from kuproxy.reference.vips import Vips, VipState
 
 NOT_FOR_US_ICMP6 = range(130, 138)  # multicast listener and neighbour discovery
-ICMP_ERRORS = {Family.IPV4: (3, 4, 5, 11, 12), Family.IPV6: range(128)}
 NODE_PORT_NODE = {Family.IPV4: Node.NODEPORT4, Family.IPV6: Node.NODEPORT6}
 NAT_NODE = {Family.IPV4: Node.NAT44, Family.IPV6: Node.NAT66}
 IN2OUT_NODE = {Family.IPV4: Node.NAT4_IN2OUT, Family.IPV6: Node.NAT6_IN2OUT}
@@ -42,7 +44,7 @@ IN2OUT_MARK = {Family.IPV4: InterfaceFlag.NAT4_IN, Family.IPV6: InterfaceFlag.NA
 
 
 @dataclass
-class Reference:
+class Reference(Crossing):
     """One worker. Times are ticks of 0.1 s; everything else is in docs/forwarding.md."""
 
     buckets: int = 1024
@@ -54,6 +56,11 @@ class Reference:
     masquerade: Iterable[Address] = ()
     ip4_src_address: Address | None = None  # outer sources of tunnels
     ip6_src_address: Address | None = None
+    nat46_prefix: IPv6Network = NAT46_PREFIX
+    nat64_pool: IPv4Network | None = NAT64_POOL
+    nat64_ports: tuple[int, int] = NAT64_PORTS
+    translation_mtu: int = 0  # 0: the routing behind us knows
+    own_addresses: dict[Family, Address] = field(default_factory=dict)  # sources of our ICMP errors
 
     counters: Counter[tuple[Node, Reason]] = field(default_factory=Counter)
     outcomes: Counter[Outcome] = field(default_factory=Counter)  # add up to `received`; HELD: waiting now
@@ -62,6 +69,7 @@ class Reference:
     def __post_init__(self) -> None:
         self.node_addresses = frozenset(self.node_addresses)
         self._timeouts: dict[FlowState, int] = {}
+        self.far = translate.Far(self.nat46_prefix, self.nat64_pool, self.nat64_ports)
         self._vips = Vips()
         self._flows = FlowTable(self.buckets)
         self._interfaces: dict[int, InterfaceFlag] = {}
@@ -202,19 +210,25 @@ class Reference:
             Node.INPUT: self._input,
             Node.FRAGMENT: self._fragment,
             Node.LOOKUP: self._lookup,
+            Node.ICMP_ERROR: self._icmp_error,
             Node.NODEPORT4: lambda passage: self._nodeport(passage, Node.NODEPORT4),
             Node.NODEPORT6: lambda passage: self._nodeport(passage, Node.NODEPORT6),
             Node.BALANCE: self._balance,
             Node.MASQUERADE: self._masquerade,
             Node.NAT44: lambda passage: self._nat(passage, Node.NAT44),
             Node.NAT66: lambda passage: self._nat(passage, Node.NAT66),
+            Node.NAT46: lambda passage: self._nat_crossing(passage, Node.NAT46),
+            Node.NAT64: lambda passage: self._nat_crossing(passage, Node.NAT64),
             Node.NAT4_IN2OUT: lambda passage: self._in2out(passage, Node.NAT4_IN2OUT),
             Node.NAT6_IN2OUT: lambda passage: self._in2out(passage, Node.NAT6_IN2OUT),
+            Node.NAT46_IN2OUT: lambda passage: self._in2out_crossing(passage, Node.NAT46_IN2OUT),
+            Node.NAT64_IN2OUT: lambda passage: self._in2out_crossing(passage, Node.NAT64_IN2OUT),
             Node.REJECT: self._reject,
             Node.GRE: lambda passage: self._tunnel(passage, Node.GRE),
             Node.IPIP: lambda passage: self._tunnel(passage, Node.IPIP),
             Node.GUE: lambda passage: self._tunnel(passage, Node.GUE),
             Node.L3DSR: self._l3dsr,
+            Node.ICMP: self._icmp,
         }
 
     def _send(self, passage: Passage, node: Node) -> None:
@@ -311,20 +325,27 @@ class Reference:
             if packet.family == Family.IPV6 and icmp_type in NOT_FOR_US_ICMP6:
                 self._end(passage, Node.LOOKUP, Outcome.PASS, Reason.UNSUPPORTED_PROTOCOL)
                 return
-            if icmp_type in ICMP_ERRORS[packet.family]:
-                from_pod = self._is_marked(packet) and self._vips.have_pod_address(packet.source)
-                if from_pod or self._vips.cover(packet.destination):
-                    self._end(passage, Node.LOOKUP, Outcome.DROP, Reason.ICMP_ERROR_NOT_SUPPORTED)
+            if icmp.is_error(packet):
+                node_port = self._vips.have_node_ports() and self._is_node_address(packet.destination)
+                if self._is_marked(packet) or node_port or self._vips.cover(packet.destination):
+                    self._send(passage, Node.ICMP_ERROR)
                 else:
                     self._end(passage, Node.LOOKUP, Outcome.PASS, Reason.NO_VIP)
                 return
 
         passage.vip = self._vips.match(packet.destination, packet.protocol, packet.destination_port)
+        identifier = translate.echo_identifier(packet)
         if passage.vip is not None:
+            if _echo_has_port(passage.vip.vip) and identifier is not None:
+                packet.source_port = identifier
             self._count(Node.LOOKUP, Reason.VIP_MATCHED)
             self._send(passage, Node.BALANCE)
             return
-        is_reply = self._is_marked(packet) and self._flows.find_reply(packet.endpoints, self._now) is not None
+        is_request = icmp_type == reject.ECHO_REQUEST[packet.family] and identifier is not None
+        if is_request and self._vips.cover(packet.destination):
+            self._say(passage, icmp.Say.ECHO_REPLY)
+            return
+        is_reply = self._is_marked(packet) and self._flow_of_reply(packet.endpoints) is not None
         if packet.has_ports and not is_reply and self._is_node_address(packet.destination):
             passage.vip = self._vips.match_node_port(packet.family, packet.protocol, packet.destination_port)
             if passage.vip is not None:
@@ -332,9 +353,16 @@ class Reference:
                 self._send(passage, NODE_PORT_NODE[packet.family])
                 return
         if self._is_marked(packet):
-            self._send(passage, IN2OUT_NODE[packet.family])
+            self._send(passage, self._in2out_node(packet))
         else:
             self._end(passage, Node.LOOKUP, Outcome.PASS, Reason.NO_VIP)
+
+    def _in2out_node(self, packet: Packet) -> Node:
+        if packet.family == Family.IPV4 and self._in_pool(packet.destination):
+            return Node.NAT64_IN2OUT
+        if packet.family == Family.IPV6 and packet.destination in self.far.prefix:
+            return Node.NAT46_IN2OUT
+        return IN2OUT_NODE[packet.family]
 
     def _nodeport(self, passage: Passage, node: Node) -> None:
         self._count(node, Reason.VIP_MATCHED)
@@ -346,11 +374,11 @@ class Reference:
         state = passage.vip
         assert state is not None
         forward = passage.packet.endpoints
-        refusal = _refusal(passage.packet, state.vip)
-        if refusal is not None:
-            self._end(passage, Node.BALANCE, Outcome.DROP, refusal)
+        if passage.packet.ttl <= 1:
+            self._expire(passage, Node.BALANCE)
             return
-
+        if crosses(state.vip) and self._cannot_cross(passage, Node.BALANCE):
+            return
         if not passage.by_node_port and not state.lets_in(forward.source):
             self._end(passage, Node.BALANCE, Outcome.DROP, Reason.SOURCE_RANGE)
             return
@@ -432,6 +460,8 @@ class Reference:
             self._count(Node.BALANCE, Reason.AFFINITY)
         if state.vip.encap is not Encap.NAT:
             return pod, forward.source, forward.source_port  # no reply comes by that could be ambiguous
+        if crosses(state.vip):
+            return self._choose_crossing(state, forward, pod)
         if state.must_masquerade(pod, forward.source):
             own = next((a for a in self.masquerade if a.version == forward.source.version), None)
             if own is None:
@@ -476,7 +506,8 @@ class Reference:
 
     def _untracked(self, passage: Passage, state: VipState, pod: Pod) -> None:
         packet = passage.packet
-        if state.vip.encap is Encap.NAT and state.must_masquerade(pod, packet.source):
+        is_nat = state.vip.encap is Encap.NAT
+        if crosses(state.vip) or (is_nat and state.must_masquerade(pod, packet.source)):
             self._end(passage, Node.BALANCE, Outcome.DROP, Reason.FLOW_TABLE_FULL)
             return
         state.counters[VipCounter.UNTRACKED_PACKET] += 1
@@ -485,8 +516,8 @@ class Reference:
 
     def _follow(self, passage: Passage, flow: Flow) -> None:
         passage.flow = flow
-        passage.pod = flow.pod
-        if flow.is_translated and rewrite.port_is_fixed(passage.packet, flow.source_port):
+        passage.pod, passage.pod_port = flow.pod, flow.pod_port
+        if not crosses(flow.vip.vip) and flow.is_translated and rewrite.port_is_fixed(passage.packet, flow.source_port):
             self._end(passage, Node.BALANCE, Outcome.DROP, Reason.SCTP_FRAGMENT)
             return
         self._to_pod(passage, flow.pod, flow.pod_port)
@@ -499,9 +530,11 @@ class Reference:
         passage.vip.counters[VipCounter.TO_POD_BYTES] += size
         passage.vip.pod_counters[pod][PodCounter.TO_POD_PACKETS] += 1
         passage.vip.pod_counters[pod][PodCounter.TO_POD_BYTES] += size
-        encap = passage.vip.vip.encap
-        if encap is not Encap.NAT:
-            self._send(passage, direct.NODES[encap])
+        vip = passage.vip.vip
+        if vip.encap is not Encap.NAT:
+            self._send(passage, direct.NODES[vip.encap])
+        elif crosses(vip):
+            self._send(passage, CROSSING[vip.type])
         elif passage.flow is not None and passage.flow.is_translated:
             self._send(passage, Node.MASQUERADE)
         else:
@@ -530,7 +563,7 @@ class Reference:
     def _in2out(self, passage: Passage, node: Node) -> None:
         packet = passage.packet
         reply = packet.endpoints
-        flow = self._flows.find_reply(reply, self._now)
+        flow = self._flow_of_reply(reply)
         if flow is not None:
             passage.vip, passage.pod, addressed = flow.vip, flow.pod, flow.forward
         else:
@@ -542,13 +575,12 @@ class Reference:
             passage.pod = passage.vip.candidate(addressed, self._now)
 
         if packet.ttl <= 1:
-            self._end(passage, node, Outcome.DROP, Reason.TTL_EXPIRED)
+            self._expire(passage, node)
             return
         if flow is not None:
             self._touch(flow, tcp_flags(packet), from_client=False)
         else:
             self._count(node, Reason.IN2OUT_UNTRACKED)
-        size = _ip_length(packet)
         try:
             if flow is not None and flow.is_translated:
                 rewrite.set_destination(packet, flow.forward.source, flow.forward.source_port)
@@ -556,13 +588,18 @@ class Reference:
         except rewrite.SctpFragment:
             self._end(passage, node, Outcome.DROP, Reason.SCTP_FRAGMENT)
             return
-        assert passage.pod is not None
+        self._tally_from_pod(passage, flow)
+        self._transmit(passage, node, Reason.IN2OUT)
+
+    def _tally_from_pod(self, passage: Passage, flow: Flow | None) -> None:
+        """As received: before a translation between the families."""
+        assert passage.vip is not None and passage.pod is not None
+        size = _ip_length(passage.packet)
         passage.vip.counters[VipCounter.FROM_POD_PACKETS] += 1
         passage.vip.counters[VipCounter.FROM_POD_BYTES] += size
         if flow is None or not flow.flushed:
             passage.vip.pod_counters[passage.pod][PodCounter.FROM_POD_PACKETS] += 1
             passage.vip.pod_counters[passage.pod][PodCounter.FROM_POD_BYTES] += size
-        self._transmit(passage, node, Reason.IN2OUT)
 
     def _untracked_flows_of(self, reply: Endpoints) -> list[tuple[VipState, Endpoints]]:
         """Each VIP whose ring would have sent a client's packet to where this reply comes from, and that packet."""
@@ -614,17 +651,9 @@ class Reference:
             self._end(passage, Node.REJECT, Outcome.TRANSMIT, Reason.REJECT_SENT)
 
 
-def _refusal(packet: Packet, vip: Vip) -> Reason | None:
-    """Why kp-balance drops a packet before looking for a pod, or None."""
-    if packet.ttl <= 1:
-        return Reason.TTL_EXPIRED
-    if vip.encap is not Encap.NAT:
-        return None
-    if vip.type == VipType.IP4_NAT46:
-        return Reason.NAT46_NOT_SUPPORTED
-    if vip.type == VipType.IP6_NAT64:
-        return Reason.NAT64_NOT_SUPPORTED
-    return None
+def _echo_has_port(vip: Vip) -> bool:
+    """Towards IPv4 pods an echo's identifier is allocated like a port."""
+    return crosses(vip) and vip.type == VipType.IP6_NAT64
 
 
 def _ip_length(packet: Packet) -> int:

@@ -69,6 +69,13 @@ class Fragments:
     def hold_is_full(self) -> bool:
         return len(self._held) + self._leaving == HOLD_SLOTS
 
+    def places_taken(self) -> int:
+        return len(self._held) + self._leaving
+
+    def take_place(self) -> None:
+        """For a fragment of our own making, until the next vector."""
+        self._leaving += 1
+
     def hold(self, packet: Packet, expires: int) -> None:
         self._held.append(Held(packet, expires))
 

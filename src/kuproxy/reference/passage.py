@@ -8,6 +8,7 @@ from typing import NamedTuple
 from kuproxy.codes import FlowState, Outcome, Reason
 from kuproxy.model.vip import Address, Pod, VipKey
 from kuproxy.reference.flows import Flow
+from kuproxy.reference.icmp import Say
 from kuproxy.reference.packet import Packet
 from kuproxy.reference.vips import VipState
 
@@ -61,4 +62,6 @@ class Passage:
     pod_port: int = 0
     by_node_port: bool = False
     flow: Flow | None = None
+    say: Say | None = None  # for kp-icmp, with a value that goes into the message
+    value: int = 0
     result: Result | None = None

@@ -53,9 +53,16 @@ def answer(packet: Packet) -> bytes:
     """The frame that goes back in the packet's place."""
     if is_reset(packet):
         return _frame(packet, Protocol.TCP, _tcp_reset(packet), checksum_at=16)
-    message = _port_unreachable(packet)
+    return error_frame(packet, PORT_UNREACHABLE[packet.family] + bytes(6), packet.destination)
+
+
+def error_frame(packet: Packet, head: bytes, origin: Address) -> bytes:
+    """An ICMP error about the packet, in its place; `head` is its first eight bytes, checksum 0."""
+    headers = HEADER_BYTES[packet.family] + ICMP_HEADER_BYTES
+    fits = min(MOST_ANSWER_BYTES[packet.family], packet.room - packet.l3) - headers
+    as_it_came = bytes(packet.data[packet.l3 : packet.end])
     protocol = Protocol.ICMP if packet.family == Family.IPV4 else Protocol.ICMP6
-    return _frame(packet, protocol, message, checksum_at=2)
+    return _frame(packet, protocol, head + as_it_came[:fits], checksum_at=2, origin=origin)
 
 
 def _tcp_flags(packet: Packet) -> int:
@@ -81,20 +88,15 @@ def _tcp_reset(packet: Packet) -> bytes:
     return ports + sequence + acknowledgement + bytes([5 << 4, answer_flags]) + bytes(6)
 
 
-def _port_unreachable(packet: Packet) -> bytes:
-    headers = HEADER_BYTES[packet.family] + ICMP_HEADER_BYTES
-    fits = min(MOST_ANSWER_BYTES[packet.family], packet.room - packet.l3) - headers
-    as_it_came = bytes(packet.data[packet.l3 : packet.end])
-    return PORT_UNREACHABLE[packet.family] + bytes(6) + as_it_came[:fits]
-
-
-def _frame(packet: Packet, protocol: int, payload: bytes, *, checksum_at: int) -> bytes:
+def _frame(
+    packet: Packet, protocol: int, payload: bytes, *, checksum_at: int, origin: Address | None = None
+) -> bytes:
     """Ethernet with the VLAN tags as they were, a plain IP header, and the payload with its checksum."""
-    to, origin = packet.source.packed, packet.destination.packed
+    to, origin_bytes = packet.source.packed, (origin or packet.destination).packed
     pseudo_header = b""
     if protocol != Protocol.ICMP:
         # RFC 9293 section 3.1 and RFC 8200 section 8.1: the same sum, IPv6 merely has wider fields
-        pseudo_header = origin + to + len(payload).to_bytes(4, "big") + protocol.to_bytes(4, "big")
+        pseudo_header = origin_bytes + to + len(payload).to_bytes(4, "big") + protocol.to_bytes(4, "big")
     checksum = complete(pseudo_header + payload).to_bytes(2, "big")
     payload = payload[:checksum_at] + checksum + payload[checksum_at + 2 :]
 
@@ -104,12 +106,12 @@ def _frame(packet: Packet, protocol: int, payload: bytes, *, checksum_at: int) -
         # version and header length, TOS 0; length; identification 0, don't fragment, offset 0
         header = bytes([0x45, 0]) + (20 + len(payload)).to_bytes(2, "big") + bytes([0, 0, 0x40, 0])
         header += bytes([ANSWER_TTL, protocol])
-        header_checksum = complete(header + bytes(2) + origin + to)
-        header += header_checksum.to_bytes(2, "big") + origin + to
+        header_checksum = complete(header + bytes(2) + origin_bytes + to)
+        header += header_checksum.to_bytes(2, "big") + origin_bytes + to
     else:
         # version, traffic class 0, flow label 0; payload length; next header; hop limit
         header = bytes([0x60, 0, 0, 0]) + len(payload).to_bytes(2, "big") + bytes([protocol, ANSWER_TTL])
-        header += origin + to
+        header += origin_bytes + to
     return ethernet + header + payload
 
 

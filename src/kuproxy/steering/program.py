@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from ..codes import PROTOCOLS_WITH_PORTS
+from ..codes import PROTOCOLS_WITH_PORTS, Protocol
 from .bpf import Verdict
 from .emit import Buffer, Program, be16, i8, i16, i32, i64
 from .keys import FRAGMENT, MARK4, MARK6, PREFIX_KEY_SIZE, STEER_KEY_SIZE, Address, ConfigBit, Count, KeyBit
@@ -173,9 +173,20 @@ def _read_flow(program: Program, foreign: ir.Block) -> _Flow:
 
     program.at(ports)
     kind = flow.load(flow.PROTOCOL, i8)
+    control = program.label("control")
+    program.go_if(program.equal(kind, Protocol.ICMP6), control)
     program.require(program.one_of(kind, tuple(PROTOCOLS_WITH_PORTS)), otherwise=done)
     _load(program, l4_offset.load(0, i32), header, 4, foreign)
     flow.store(flow.SOURCE_PORT, header.load(0, i32))  # both
+    program.go(done)
+
+    # Neighbour discovery and multicast listeners (types 130 to 137) belong to the link: without a pod's neighbour
+    # advertisements the node would lose it.
+    program.at(control)
+    _load(program, l4_offset.load(0, i32), header, 1, foreign)
+    message = header.load(0, i8)
+    program.require(program.at_least(message, 130), otherwise=done)
+    program.require(program.at_least(message, 138), otherwise=foreign)
     program.go(done)
     program.at(done)
     return flow

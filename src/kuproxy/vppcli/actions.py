@@ -6,11 +6,12 @@ keeps the place it came from, so that a fault that shows only later (no such VIP
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from ipaddress import IPv4Network, IPv6Network
 
 from kuproxy.codes import Family, FlowState, Protocol
 from kuproxy.errors import Problem
-from kuproxy.model.config import Show, ShowKind
+from kuproxy.model.config import Settings, Show, ShowKind
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 __all__ = [
@@ -80,6 +81,22 @@ class SetConf(Action):
     masquerade: Address | None = None  # in the place of the former one of its family
     ip4_src_address: Address | None = None
     ip6_src_address: Address | None = None
+    nat46_prefix: IPv6Network | None = None
+    nat64_pool: IPv4Network | None = None
+    nat64_ports: tuple[int, int] | None = None
+    translation_mtu: int | None = None
+
+    def applied_to(self, settings: Settings) -> Settings:
+        """Raises ConfigError."""
+        names = (field.name for field in fields(settings))
+        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        changes["timeouts_s"] = tuple(sorted((dict(settings.timeouts_s) | dict(self.timeouts_s)).items()))
+        changes["masquerade"] = settings.masquerade
+        if self.masquerade is not None:
+            version = self.masquerade.version
+            others = (address for address in settings.masquerade if address.version != version)
+            changes["masquerade"] = (*others, self.masquerade)
+        return replace(settings, **changes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ class Desired:
             case DelPods():
                 self._del_pods(action.selector, action.pods, flush=action.flush)
             case SetConf():
-                self._set_conf(action)
+                self.settings = action.applied_to(self.settings)
             case SetInterface():
                 self._set_interface(action)
             case ShowAction():
@@ -136,21 +136,6 @@ class Desired:
                 self.flush_flows = True
             case _:
                 raise AssertionError(action)
-
-    def _set_conf(self, action: SetConf) -> None:
-        old = self.settings
-        masquerade = old.masquerade
-        if action.masquerade is not None:
-            others = (address for address in masquerade if address.version != action.masquerade.version)
-            masquerade = (*others, action.masquerade)
-        self.settings = Settings(
-            old.buckets if action.buckets is None else action.buckets,
-            old.timeout_s if action.timeout_s is None else action.timeout_s,
-            tuple(sorted((dict(old.timeouts_s) | dict(action.timeouts_s)).items())),
-            masquerade,
-            action.ip4_src_address or old.ip4_src_address,
-            action.ip6_src_address or old.ip6_src_address,
-        )
 
     def _add_vip(self, vip: Vip) -> None:
         key = vip.key

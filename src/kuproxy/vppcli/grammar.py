@@ -22,7 +22,6 @@ from kuproxy.model.vip import (
     DEFAULT_WEIGHT,
     MAX_WEIGHT,
     VIP_TYPE_WORDS,
-    Address,
     Pod,
     Prefix,
     Vip,
@@ -46,7 +45,16 @@ from kuproxy.vppcli.actions import (
     VipSelector,
     Where,
 )
-from kuproxy.vppcli.options import OptionReader, to_address, to_encap, to_int, to_pod, to_protocol, to_seconds
+from kuproxy.vppcli.options import (
+    OptionReader,
+    to_address,
+    to_encap,
+    to_int,
+    to_pod,
+    to_ports,
+    to_protocol,
+    to_seconds,
+)
 from kuproxy.vppcli.words import Word, WordError, match_keyword, split_commands
 
 __all__ = ["COMMANDS", "Command", "Scan", "parse_line", "parse_script", "scan_script"]
@@ -78,20 +86,40 @@ def _narrowed(selector: VipSelector, options: OptionReader) -> VipSelector:
     return VipSelector(selector.prefix, port, protocol)
 
 
+def _to_network(version: int) -> Callable[[str], Prefix]:
+    def convert(text: str) -> Prefix:
+        prefix = parse_prefix(text)
+        if prefix.version != version:
+            raise ValueError(f"{text!r} is not IPv{version}")
+        return prefix
+
+    return convert
+
+
+_ADDRESSING: dict[str, Callable[[str], object]] = {
+    "ip4-src-address": to_address,
+    "ip6-src-address": to_address,
+    "nat46-prefix": _to_network(6),
+    "nat64-pool": _to_network(4),
+    "nat64-ports": to_ports,
+    "nat-mtu": to_int,
+}
+_ATTRIBUTES = {name: name.replace("-", "_") for name in _ADDRESSING} | {"nat-mtu": "translation_mtu"}
+
+
 def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
     words: dict[str, Callable[[str], object]] = {
         "buckets": to_int,
         "buckets-log2": to_int,
         "timeout": to_seconds,
         "masquerade": parse_address,
-        "ip4-src-address": to_address,
-        "ip6-src-address": to_address,
+        **_ADDRESSING,
     }
     named = options.take_named("timeout", words, TIMEOUT_WORDS, to_seconds)
     options.read(words)
     if not options.values and not named and not options.problems:
-        settings = "buckets, buckets-log2, timeout, masquerade, ip4-src-address or ip6-src-address"
-        options.problem("nothing to set", where.line, hint=f"say {settings}")
+        settings = f"buckets, buckets-log2, timeout, masquerade, {', '.join(_ADDRESSING)}"
+        options.problem("nothing to set", where.line, hint=f"say one of {settings}")
     buckets = options.values.get("buckets")
     log2 = options.values.get("buckets-log2")
     timeout_s = options.values.get("timeout")
@@ -107,27 +135,17 @@ def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> A
         return None
     assert buckets is None or isinstance(buckets, int)
     assert timeout_s is None or isinstance(timeout_s, float)
-    sources: list[Address | None] = []
-    for keyword in ("ip4-src-address", "ip6-src-address"):
-        value = options.values.get(keyword)
-        assert value is None or isinstance(value, Address)
-        sources.append(value)
     timeouts_s = tuple((TIMEOUT_WORDS[word], seconds) for word, seconds in named.items())
     masquerade = options.values.get("masquerade")
     assert masquerade is None or isinstance(masquerade, IPv4Address | IPv6Address)
-    default = Settings()
+    others = {_ATTRIBUTES[name]: options.values.get(name) for name in _ADDRESSING}
+    action = SetConf(buckets, timeout_s, timeouts_s, masquerade, **others, where=where)  # type: ignore[arg-type]
     try:
-        Settings(
-            default.buckets if buckets is None else buckets,
-            default.timeout_s if timeout_s is None else timeout_s,
-            timeouts_s,
-            () if masquerade is None else (masquerade,),
-            *sources,
-        )
+        action.applied_to(Settings())
     except ConfigError as error:
         options.adopt(error, where.line)
         return None
-    return SetConf(buckets, timeout_s, timeouts_s, masquerade, *sources, where=where)
+    return action
 
 
 TIMEOUT_WORDS = {state.label: state for state in FlowState}
@@ -298,10 +316,11 @@ def _table() -> tuple[Command, ...]:
         Command(
             ("kube-proxy", "conf"),
             "[buckets <n>] [buckets-log2 <n>] [timeout <s>] [timeout <state> <s>] [masquerade <address>] "
-            "[ip4-src-address <addr>] [ip6-src-address <addr>]",
+            "[ip4-src-address <addr>] [ip6-src-address <addr>] "
+            "[nat46-prefix <prefix>] [nat64-pool <prefix>] [nat64-ports <low>-<high>] [nat-mtu <n>]",
             "size of the established-flow table of each worker, how long a silent flow is remembered (in any "
-            f"state, or in one of {', '.join(TIMEOUT_WORDS)}), the source of masqueraded packets, and the outer "
-            "source addresses of tunnels",
+            f"state, or in one of {', '.join(TIMEOUT_WORDS)}), the source of masqueraded packets, the outer source "
+            "addresses of tunnels, and what clients are called at pods of the other family",
             _read_conf,
         ),
         Command(

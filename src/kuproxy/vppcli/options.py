@@ -14,7 +14,16 @@ from kuproxy.errors import ConfigError, Problem
 from kuproxy.model.vip import ENCAP_WORDS, Address, Pod, parse_address
 from kuproxy.vppcli.words import Word, WordError, match_keyword
 
-__all__ = ["OptionReader", "to_address", "to_encap", "to_int", "to_pod", "to_protocol", "to_seconds"]
+__all__ = [
+    "OptionReader",
+    "to_address",
+    "to_encap",
+    "to_int",
+    "to_pod",
+    "to_ports",
+    "to_protocol",
+    "to_seconds",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,6 +51,14 @@ def to_seconds(text: str) -> float:
     except ValueError:
         pass
     raise WordError(f"{text!r} is not a number of seconds", "write for example 40 or 0.5")
+
+
+def to_ports(text: str) -> tuple[int, int]:
+    """`1024-65535`."""
+    low, dash, high = text.partition("-")
+    if not dash:
+        raise WordError(f"{text!r} is not a range of ports", "write LOWEST-HIGHEST")
+    return to_int(low), to_int(high)
 
 
 def to_protocol(text: str) -> Protocol:

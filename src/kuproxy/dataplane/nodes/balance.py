@@ -12,7 +12,6 @@ from kuproxy.codes import (
     Node,
     Outcome,
     PacketFlag,
-    PodCounter,
     PodFlag,
     Protocol,
     Reason,
@@ -23,10 +22,12 @@ from kuproxy.codes import (
 from kuproxy.dataplane import addresses, affinity, choice, flow_table
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, ttl_of
-from kuproxy.dataplane.flow_state import begin, begins, tcp_bits, touch
-from kuproxy.dataplane.graph_queue import count, enqueue, finish
-from kuproxy.dataplane.layout import REVERSE_WAYS, T_MASQUERADE4, T_MASQUERADE6, W_FLOWS, WAYS
+from kuproxy.dataplane.entry import enter, port_at_pod
+from kuproxy.dataplane.flow_state import begins, tcp_bits, touch
+from kuproxy.dataplane.graph_queue import SEND_TIME_EXCEEDED, answer, count, enqueue, finish
+from kuproxy.dataplane.layout import REVERSE_WAYS, T_MASQUERADE4, T_MASQUERADE6, WAYS
 from kuproxy.dataplane.memory import prefetch
+from kuproxy.dataplane.new_crossing import cannot_cross, new_crossing_flow
 from kuproxy.dataplane.ports import allocate
 from kuproxy.dataplane.rewrite import port_is_fixed
 from kuproxy.dataplane.source_ranges import is_allowed
@@ -37,20 +38,15 @@ _NODE = int(Node.BALANCE)
 _DROP = int(Outcome.DROP)
 _UNTRACKED = int(PacketFlag.UNTRACKED)
 _CLASH = int(PacketFlag.CLASH_AVOIDED)
-_NEW_FLOW = int(PacketFlag.NEW_FLOW)
 _REJECT = int(VipFlag.REJECT)
 _NEXT = int(VipCounter.NEXT_PACKET)
-_FIRST = int(VipCounter.FIRST_PACKET)
 _UNTRACKED_PACKET = int(VipCounter.UNTRACKED_PACKET)
 _NO_SERVER = int(VipCounter.NO_SERVER)
 _NAT44 = int(VipType.IP4_NAT44)
 _NAT46 = int(VipType.IP4_NAT46)
-_NAT66 = int(VipType.IP6_NAT66)
-_FLOWS = int(PodCounter.FLOWS)
-_EVICTED = int(VipCounter.EVICTED)
+_NAT64 = int(VipType.IP6_NAT64)
 _TRANSLATED = int(PacketFlag.TRANSLATED)
 _NODEPORT = int(PacketFlag.NODEPORT)
-_MASQUERADE = int(VipFlag.MASQUERADE)
 _RESET = int(VipFlag.RESET)
 _POD_USED = int(PodFlag.USED)
 _FLUSHED = int(PodFlag.FLUSHED)
@@ -100,15 +96,6 @@ def _find(tables, state, frame, packet, hint, now):
 
 
 @helper
-def port_at_pod(pod, packet):
-    """The port that the pod listens on, for a flow that begins with this packet; 0 for protocols without ports."""
-    if not l4.has_ports(packet["protocol"]):
-        return np.int64(0)
-    port = np.int64(pod["port"])
-    return port if port != 0 else np.int64(packet["dst_port"])
-
-
-@helper
 def _reply_is_taken(tables, state, frame, packet, pod, line_hash, client_hi, client_lo, now):
     """Does another live flow already own the reply that this pod would send?"""
     slot = flow_table.find_reply(
@@ -130,32 +117,27 @@ def _reply_is_taken(tables, state, frame, packet, pod, line_hash, client_hi, cli
 
 
 @helper
-def _line_hash(packet, pod, client_hi, client_lo):
+def _line_hash(packet, pod, source_hi, source_lo, source_port):
+    """Hash of the pod's replies to this source."""
     return flow_table.reply_hash(
         np.int64(packet["family"]),
         pod["hi"],
         pod["lo"],
         port_at_pod(pod, packet),
-        client_hi,
-        client_lo,
-        np.int64(packet["src_port"]),
+        source_hi,
+        source_lo,
+        source_port,
     )
-
-
-@helper
-def _must_masquerade(vip, pod, client_hi, client_lo):
-    """By the VIP's wish, or because the client is the pod: its own reply would never come back here."""
-    return np.int64(vip["flags"]) & _MASQUERADE != 0 or (pod["lo"] == client_lo and pod["hi"] == client_hi)
 
 
 @kernel
 def _translate(tables, state, frame, packet, index, source, now):
-    """Source port with which the pod's reply is unambiguous, or -1. `source` as in FLOW["source"]."""
+    """(source port with which the pod's reply is unambiguous or -1, the reply's hash). `source` as in FLOW."""
     pod = tables.pods[index]
     family = np.int64(packet["family"])
     client_hi, client_lo = addresses.source(frame.data, packet)
     hi, lo = flow_table.source_words(tables, family, source, client_hi, client_lo)
-    return allocate(
+    port = allocate(
         tables,
         state,
         family,
@@ -169,11 +151,31 @@ def _translate(tables, state, frame, packet, index, source, now):
         np.int64(packet["hash"]),
         now,
     )
+    return port, _line_hash(packet, pod, hi, lo, port)
 
 
 @kernel
+def _choose_translated(tables, state, frame, packet, index, now):
+    """(reason or 0, source, source port, line hash): pod `index` must not see the client's address and port."""
+    client_hi, client_lo = addresses.source(frame.data, packet)
+    if choice.must_masquerade(tables.vips[packet["vip"]], tables.pods[index], client_hi, client_lo):
+        source = np.int64(tables.header[T_MASQUERADE4 if packet["family"] == 4 else T_MASQUERADE6])
+        if source == 0:
+            return Reason.NO_MASQUERADE_ADDRESS.value, source, np.int64(0), np.int64(0)
+        port, line_hash = _translate(tables, state, frame, packet, index, source, now)
+        if port < 0:
+            return Reason.MASQUERADE_EXHAUSTED.value, source, port, line_hash
+        return 0, source, port, line_hash
+    port, line_hash = _translate(tables, state, frame, packet, index, np.int64(0), now)
+    if port < 0 or not l4.has_ports(packet["protocol"]):
+        return Reason.FLOW_CLASH.value, np.int64(0), port, line_hash
+    count(state, _NODE, Reason.PORT_TRANSLATED.value, 1)
+    return 0, np.int64(0), port, line_hash
+
+
+@helper
 def _choose(tables, state, frame, packet, now):
-    """(reason or 0, pod, source, source port) of a new flow; a reason says why there is none."""
+    """(reason or 0, pod, source, source port, line hash) of a new flow; a reason says why there is none."""
     vip = tables.vips[packet["vip"]]
     ring = np.int64(vip["ring"] >> np.uint64(8))
     mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
@@ -186,90 +188,23 @@ def _choose(tables, state, frame, packet, now):
     )
     if kept:
         count(state, _NODE, Reason.AFFINITY.value, 1)
-    if _must_masquerade(vip, tables.pods[candidate], client_hi, client_lo):
-        source = np.int64(tables.header[T_MASQUERADE4 if family == 4 else T_MASQUERADE6])
-        if source == 0:
-            return Reason.NO_MASQUERADE_ADDRESS.value, candidate, source, port
-        port = _translate(tables, state, frame, packet, candidate, source, now)
-        if port < 0:
-            return Reason.MASQUERADE_EXHAUSTED.value, candidate, source, port
-        return 0, candidate, source, port
-    tries = 0 if choice.is_bound(vip) else min(mask, _CLASH_TRIES)
-    index = candidate
-    for step in range(tries + 1):
-        if step != 0:
-            index = np.int64(tables.rings[ring + ((flow_hash + step) & mask)])
-        pod = tables.pods[index]
-        if step != 0 and pod["lo"] == client_lo and pod["hi"] == client_hi:
-            continue
-        line_hash = _line_hash(packet, pod, client_hi, client_lo)
-        if not _reply_is_taken(tables, state, frame, packet, pod, line_hash, client_hi, client_lo, now):
+    if not choice.must_masquerade(vip, tables.pods[candidate], client_hi, client_lo):
+        tries = 0 if choice.is_bound(vip) else min(mask, _CLASH_TRIES)
+        index = candidate
+        for step in range(tries + 1):
             if step != 0:
-                packet["flags"] = np.int64(packet["flags"]) | _CLASH
-                count(state, _NODE, Reason.CLASH_AVOIDED.value, 1)
-            return 0, index, np.int64(0), port
-    port = _translate(tables, state, frame, packet, candidate, np.int64(0), now)
-    if port < 0 or not l4.has_ports(packet["protocol"]):
-        return Reason.FLOW_CLASH.value, candidate, np.int64(0), port
-    count(state, _NODE, Reason.PORT_TRANSLATED.value, 1)
-    return 0, candidate, np.int64(0), port
-
-
-@kernel
-def _enter(tables, state, frame, packet, slot, index, source, source_port, now):
-    """Write the new flow into its slot; False, with nothing written, if its reply's line has no room."""
-    flow = state.flows[slot]
-    entry = state.entries[slot]
-    pod = tables.pods[index]
-    client_hi, client_lo = addresses.source(frame.data, packet)
-    vip_hi, vip_lo = destination(frame.data, packet)
-    family = np.int64(packet["family"])
-    seen_hi, seen_lo = flow_table.source_words(tables, family, source, client_hi, client_lo)
-    pod_port = port_at_pod(pod, packet)
-    direct = tables.vips[packet["vip"]]["encap"] != 0
-    line_hash = np.int64(0)
-    back = np.int64(-1)
-    if not direct:
-        line_hash = flow_table.reply_hash(
-            family, pod["hi"], pod["lo"], pod_port, seen_hi, seen_lo, source_port
-        )
-        back = flow_table.free_reverse(tables, state, line_hash, now)
-        if back < 0:
-            return False
-    if entry["pod"] != 0:
-        state.vip_counters[entry["vip"], _EVICTED] += _ONE
-        count(state, _NODE, Reason.HALF_OPEN_EVICTED.value, 1)
-        flow_table.release(state, slot)
-    flow["client_hi"] = client_hi
-    flow["client_lo"] = client_lo
-    flow["vip_hi"] = vip_hi
-    flow["vip_lo"] = vip_lo
-    flow["client_port"] = packet["src_port"]
-    flow["vip_port"] = packet["dst_port"]
-    flow["pod_port"] = pod_port
-    flow["protocol"] = packet["protocol"]
-    flow["family"] = packet["family"]
-    flow["generation"] = tables.vips[packet["vip"]]["generation"]
-    flow["reverse_hash"] = line_hash
-    flow["created"] = now
-    flow["source"] = source
-    flow["source_port"] = source_port
-    entry["hash"] = packet["hash"]
-    entry["vip"] = packet["vip"]
-    entry["pod"] = index
-    if back >= 0:
-        flow["reverse"] = back
-        state.reverse[back]["hash"] = line_hash
-        state.reverse[back]["slot"] = slot + 1
-    else:  # direct return: no reply comes by, and no line can point here
-        flow["reverse"] = 0
-    packet["flags"] = np.int64(packet["flags"]) | _NEW_FLOW
-    state.pod_counters[index, _FLOWS] += _ONE
-    state.pod_refs[index] += 1
-    state.vip_flows[packet["vip"]] += 1
-    state.header[W_FLOWS] += 1
-    begin(tables, state, slot, tcp_bits(frame.data, packet), direct, now)
-    return True
+                index = np.int64(tables.rings[ring + ((flow_hash + step) & mask)])
+            pod = tables.pods[index]
+            if step != 0 and pod["lo"] == client_lo and pod["hi"] == client_hi:
+                continue
+            line_hash = _line_hash(packet, pod, client_hi, client_lo, port)
+            if not _reply_is_taken(tables, state, frame, packet, pod, line_hash, client_hi, client_lo, now):
+                if step != 0:
+                    packet["flags"] = np.int64(packet["flags"]) | _CLASH
+                    count(state, _NODE, Reason.CLASH_AVOIDED.value, 1)
+                return 0, index, np.int64(0), port, line_hash
+    reason, source, port, line_hash = _choose_translated(tables, state, frame, packet, candidate, now)
+    return reason, candidate, source, port, line_hash
 
 
 @kernel
@@ -279,7 +214,7 @@ def _serve_untracked(tables, state, frame, packet, index):
     client_hi, client_lo = addresses.source(frame.data, packet)
     pod = tables.pods[index]
     vip = tables.vips[vip_index]
-    if vip["encap"] == 0 and _must_masquerade(vip, pod, client_hi, client_lo):
+    if vip["encap"] == 0 and choice.must_masquerade(vip, pod, client_hi, client_lo):
         return Reason.FLOW_TABLE_FULL.value
     packet["flags"] = np.int64(packet["flags"]) | _UNTRACKED
     packet["new_port"] = port_at_pod(pod, packet)
@@ -310,22 +245,19 @@ def _new_flow(tables, state, frame, packet, now):
             return _serve_untracked(tables, state, frame, packet, index)
         if kept:
             count(state, _NODE, Reason.AFFINITY.value, 1)
-        source, port = (
-            np.int64(0),
-            np.int64(packet["src_port"]),
-        )  # direct return: no reply that could be ambiguous
+        # Direct return: no reply comes by here that could be ambiguous.
+        source, port = np.int64(0), np.int64(packet["src_port"])
+        line_hash, back = np.int64(0), np.int64(-1)
     else:
-        reason, index, source, port = _choose(tables, state, frame, packet, now)
+        reason, index, source, port, line_hash = _choose(tables, state, frame, packet, now)
         if reason != 0:
             return reason
-    if not _enter(tables, state, frame, packet, slot, index, source, port, now):
-        return _serve_untracked(tables, state, frame, packet, index)
+        back = flow_table.free_reverse(tables, state, line_hash, now)
+        if back < 0:
+            return _serve_untracked(tables, state, frame, packet, index)
+    enter(tables, state, frame, packet, slot, back, line_hash, index, source, port, now)
     if vip["affinity"] != 0:
         affinity.remember(tables, state, vip_index, client_hi, client_lo, index, now)
-    packet["slot"] = slot
-    packet["pod"] = index
-    packet["new_port"] = state.flows[slot]["pod_port"]
-    state.vip_counters[vip_index, _FIRST] += _ONE
     return Reason.FIRST_PACKET.value
 
 
@@ -382,7 +314,8 @@ def _prepare(frame, tables, state):
                     tables.rings[np.int64(vip["ring"] >> np.uint64(8)) + (np.int64(flow_hash) & mask)]
                 )
                 client_hi, client_lo = addresses.source(frame.data, packet)
-                back = _line_hash(packet, tables.pods[index], client_hi, client_lo)
+                port = np.int64(packet["src_port"])
+                back = _line_hash(packet, tables.pods[index], client_hi, client_lo, port)
                 prefetch(state.reverse, (back & (len(state.reverse) // REVERSE_WAYS - 1)) * REVERSE_WAYS)
         packet["slot"] = guess + 1
 
@@ -399,14 +332,12 @@ def kp_balance(frame, tables, state, now):
         vip_index = packet["vip"]
         vip_type = np.int64(tables.vips[vip_index]["type"])
         if ttl_of(frame.data, packet) <= 1:
-            finish(packet, state, _NODE, _DROP, Reason.TTL_EXPIRED.value)
+            count(state, _NODE, Reason.TTL_EXPIRED.value, 1)
+            answer(frame, np.int64(number), SEND_TIME_EXCEEDED, 0)
             continue
         encap = np.int64(tables.vips[vip_index]["encap"])
-        if vip_type != _NAT44 and vip_type != _NAT66 and encap == 0:
-            unsupported = Reason.NAT46_NOT_SUPPORTED.value
-            if vip_type != _NAT46:
-                unsupported = Reason.NAT64_NOT_SUPPORTED.value
-            finish(packet, state, _NODE, _DROP, unsupported)
+        crossing = encap == 0 and (vip_type == _NAT46 or vip_type == _NAT64)
+        if crossing and cannot_cross(frame, state, packet, np.int64(number)):
             continue
         if tables.vips[vip_index]["ranges"] != 0 and not _is_let_in(frame, tables, packet):
             finish(packet, state, _NODE, _DROP, Reason.SOURCE_RANGE.value)
@@ -431,7 +362,10 @@ def kp_balance(frame, tables, state, now):
             state.vip_counters[vip_index, _NEXT] += _ONE
             existing += 1
         else:
-            reason = _new_flow(tables, state, frame, packet, now)
+            if crossing:
+                reason = new_crossing_flow(tables, state, frame, packet, now)
+            else:
+                reason = _new_flow(tables, state, frame, packet, now)
             if reason == Reason.FIRST_PACKET.value:
                 first += 1
                 slot = np.int64(packet["slot"])
@@ -446,6 +380,13 @@ def kp_balance(frame, tables, state, now):
         target = Node.NAT44.value if vip_type == _NAT44 else Node.NAT66.value
         if encap != 0:
             target = _DIRECT + encap
+        elif crossing:
+            target = Node.NAT46.value
+            if vip_type == _NAT64:
+                # Not left to the flow: a later packet of the vector may take its place.
+                packet["slot"] = state.flows[slot]["source"]
+                packet["source_port"] = state.flows[slot]["source_port"]
+                target = Node.NAT64.value
         elif slot >= 0:
             flow = state.flows[slot]
             if flow["source_port"] != packet["src_port"] or flow["source"] != 0:

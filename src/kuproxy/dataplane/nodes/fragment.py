@@ -17,6 +17,7 @@ from kuproxy.dataplane.layout import (
     HEADROOM,
     HOLD_BYTES,
     HOLD_LONGEST,
+    HOLD_RELEASED,
     HOLD_SLOTS,
     META_COUNT,
     META_HOLD_BASE,
@@ -43,7 +44,7 @@ _ASSOCIATIVITY = 4
 # Values of HELD["used"]
 _FREE = 0
 _WAITING = 1
-_RELEASED = 2  # in the present frame: the bytes are needed until it is transmitted
+_RELEASED = HOLD_RELEASED
 
 
 @kernel
@@ -220,8 +221,8 @@ def _hold(frame, state, packet, identification, protocol, src_hi, src_lo, dst_hi
     flags = np.int64(packet["flags"])
     if flags & _VNET:
         vnet = np.int64(packet["vnet"])
-        copy_bytes(frame.data, target, frame.data, vnet, VNET_BYTES)
-    copy_bytes(frame.data, target + VNET_BYTES, frame.data, start, length)
+        copy_bytes(frame.data, target - VNET_BYTES, frame.data, vnet, VNET_BYTES)
+    copy_bytes(frame.data, target, frame.data, start, length)
     held = state.held[free]
     held["src_hi"] = src_hi
     held["src_lo"] = src_lo

@@ -10,7 +10,7 @@ from kuproxy.dataplane import flow_table
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, source, ttl_of
 from kuproxy.dataplane.flow_state import tcp_bits, touch
-from kuproxy.dataplane.graph_queue import count, finish
+from kuproxy.dataplane.graph_queue import SEND_TIME_EXCEEDED, answer, count, finish
 from kuproxy.dataplane.layout import REVERSE_WAYS, T_DECREMENT_TTL, W_OUTCOMES
 from kuproxy.dataplane.memory import prefetch
 from kuproxy.dataplane.rewrite import port_is_fixed, rewrite_ipv4, rewrite_ipv6
@@ -80,7 +80,8 @@ def _in2out(frame, tables, state, now, node):
             packet["vip"] = vip_index
             packet["pod"] = pod
         if ttl_of(frame.data, packet) <= 1:
-            finish(packet, state, node, Outcome.DROP.value, Reason.TTL_EXPIRED.value)
+            count(state, node, Reason.TTL_EXPIRED.value, 1)
+            answer(frame, np.int64(frame.queue[node, position]), SEND_TIME_EXCEEDED, 0)
             continue
         fixed = False
         if slot >= 0:

@@ -5,59 +5,83 @@ docs/forwarding.md, "kp-lookup". Fills `vip`, and fetches the cache line that th
 
 import numpy as np
 
-from kuproxy.codes import Node, Outcome, PacketFlag, Reason
+from kuproxy.codes import Node, Outcome, PacketFlag, Reason, VipType
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, source
-from kuproxy.dataplane.graph_queue import count, enqueue, finish
-from kuproxy.dataplane.layout import KIND_NODEPORT, REVERSE_WAYS, T_MATCH, T_N_NODEPORTS, T_VIP_MATCH, WAYS
-from kuproxy.dataplane.match import HOST, find_vip, match_find, match_key, prepare_vip, vip_address
-from kuproxy.dataplane.membership import is_marked, is_node_address, is_pod_address
-from kuproxy.dataplane.memory import prefetch
+from kuproxy.dataplane.graph_queue import SEND_ECHO_REPLY, answer, count, enqueue, finish
+from kuproxy.dataplane.hash import hash_words, ports_word
+from kuproxy.dataplane.layout import REVERSE_WAYS, T_N_NODEPORTS, T_VIP_MATCH, WAYS
+from kuproxy.dataplane.match import find_vip, prepare_vip, vip_address
+from kuproxy.dataplane.membership import find_nodeport, is_marked, is_node_address
+from kuproxy.dataplane.memory import load16, prefetch, swap16
 from kuproxy.dataplane.source import is_reply
-from kuproxy.wire import icmp, l4
+from kuproxy.dataplane.translated import in_pool, is_mapped
+from kuproxy.wire import icmp
 
 _NODE = int(Node.LOOKUP)
-_DROP = int(Outcome.DROP)
 _PASS = int(Outcome.PASS)
 _LATER = int(PacketFlag.LATER_FRAGMENT)
+_FRAGMENT = int(PacketFlag.FRAGMENT)
+_NAT64 = int(VipType.IP6_NAT64)
 _NODEPORT = int(PacketFlag.NODEPORT)
 _ZERO = np.uint64(0)
 
 
 @helper
-def _find_nodeport(tables, packet, hi, lo):
-    """The VIP that owns this node port, or 0."""
-    protocol = np.int64(packet["protocol"])
-    if tables.header[T_N_NODEPORTS] == _ZERO or not l4.has_ports(protocol):
-        return np.int64(0)
+def _may_concern_us(tables, packet, hi, lo):
+    """Could an ICMP error to this address be about one of our flows?"""
+    if is_marked(tables, packet):
+        return True
     family = np.int64(packet["family"])
-    key = match_key(KIND_NODEPORT, family, HOST, protocol, np.int64(packet["dst_port"]))
-    vip = match_find(tables.match, tables.header[T_MATCH], _ZERO, _ZERO, key)
-    if vip != 0 and not is_node_address(tables, family, hi, lo):
-        return np.int64(0)
-    return vip
+    if tables.header[T_N_NODEPORTS] != _ZERO and is_node_address(tables, family, hi, lo):
+        return True
+    return vip_address(tables, hi, lo, family)
 
 
 @kernel
-def _icmp_verdict(frame, tables, packet):
-    """Reason for which an ICMP packet ends here, or 0."""
+def _goes_elsewhere(frame, tables, state, location, packet, index):
+    """ICMP: True if its way out of here is none of the ways below. Gives NAT64's echoes their identifier as port."""
     flags = np.int64(packet["flags"])
     if flags & _LATER:
-        return Reason.NONE.value
+        return False
     family = np.int64(packet["family"])
     protocol = np.int64(packet["protocol"])
-    kind = int(frame.data[np.int64(packet["start"]) + np.int64(packet["l4"])])
+    at = np.int64(packet["start"]) + np.int64(packet["l4"])
+    if (family == 4) != (protocol == 1):
+        return False  # the other family's ICMP is some protocol
+    kind = int(frame.data[at])
     if icmp.is_link_local_control(family, protocol, kind):
-        return Reason.UNSUPPORTED_PROTOCOL.value
+        finish(packet, state, _NODE, _PASS, Reason.UNSUPPORTED_PROTOCOL.value)
+        return True
+    hi, lo = destination(frame.data, packet)
     if icmp.is_error(family, protocol, kind):
-        hi, lo = destination(frame.data, packet)
-        if vip_address(tables, hi, lo, family):
-            return Reason.ICMP_ERROR_NOT_SUPPORTED.value
-        hi, lo = source(frame.data, packet)
-        if is_marked(tables, packet) and is_pod_address(tables, packet, hi, lo):
-            return Reason.ICMP_ERROR_NOT_SUPPORTED.value
-        return Reason.NO_VIP.value
-    return Reason.NONE.value
+        if _may_concern_us(tables, packet, hi, lo):
+            enqueue(frame, Node.ICMP_ERROR.value, index)
+        else:
+            finish(packet, state, _NODE, _PASS, Reason.NO_VIP.value)
+        return True
+    if flags & _FRAGMENT or not icmp.is_echo(family, kind):
+        return False
+    vip = find_vip(tables, location, np.int64(packet["slot"]), hi, lo, family, protocol, 0)
+    if vip == 0:
+        request = kind == icmp.ECHO_REQUEST4 or kind == icmp.ECHO_REQUEST6
+        if request and vip_address(tables, hi, lo, family):
+            answer(frame, index, SEND_ECHO_REPLY, 0)
+            return True
+    elif tables.vips[vip]["type"] == _NAT64 and tables.vips[vip]["encap"] == 0:
+        identifier = swap16(load16(frame.data, at + icmp.IDENTIFIER))
+        src_hi, src_lo = source(frame.data, packet)
+        packet["src_port"] = identifier
+        packet["hash"] = np.uint32(hash_words(family, src_hi, src_lo, hi, lo, ports_word(identifier, 0)))
+    return False
+
+
+@helper
+def _in2out_node(tables, family, hi, lo):
+    """Which node restores a reply to this address: a client's, or one that stands for a client of the other family."""
+    if family == 4:
+        return Node.NAT64_IN2OUT.value if in_pool(tables, lo) else Node.NAT4_IN2OUT.value
+    return Node.NAT46_IN2OUT.value if is_mapped(tables, hi, lo) else Node.NAT6_IN2OUT.value
 
 
 @helper
@@ -93,10 +117,7 @@ def kp_lookup(frame, tables, state, now):
         family = np.int64(packet["family"])
         protocol = np.int64(packet["protocol"])
         if protocol == 1 or protocol == 58:
-            reason = _icmp_verdict(frame, tables, packet)
-            if reason != 0:
-                dropped = reason == Reason.ICMP_ERROR_NOT_SUPPORTED.value
-                finish(packet, state, _NODE, _DROP if dropped else _PASS, reason)
+            if _goes_elsewhere(frame, tables, state, location, packet, index):
                 continue
         hi, lo = destination(frame.data, packet)
         place = np.int64(packet["slot"])
@@ -110,14 +131,14 @@ def kp_lookup(frame, tables, state, now):
             enqueue(frame, Node.BALANCE.value, index)
             matched += 1
             continue
-        vip = _find_nodeport(tables, packet, hi, lo)
+        vip = find_nodeport(tables, family, protocol, np.int64(packet["dst_port"]), hi, lo)
         if vip != 0 and not (is_marked(tables, packet) and is_reply(frame, tables, state, packet, now)):
             packet["vip"] = vip
             packet["flags"] = np.int64(packet["flags"]) | _NODEPORT
             enqueue(frame, Node.NODEPORT4.value if family == 4 else Node.NODEPORT6.value, index)
         elif is_marked(tables, packet):
             prefetch(state.reverse, (np.int64(packet["hash"]) & line_mask) * REVERSE_WAYS)
-            enqueue(frame, Node.NAT4_IN2OUT.value if family == 4 else Node.NAT6_IN2OUT.value, index)
+            enqueue(frame, _in2out_node(tables, family, hi, lo), index)
         else:
             finish(packet, state, _NODE, _PASS, Reason.NO_VIP.value)
     if matched != 0:
