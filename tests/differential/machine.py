@@ -290,7 +290,7 @@ class ForwardingMachine(RuleBasedStateMachine):
         assert _without_zeros(plane.outcomes()) == _without_zeros(reference.outcomes)
         theirs = {key: _without_zeros(counters) for key, counters in plane.vip_counters().items()}
         ours = {key: _without_zeros(counters) for key, counters in reference.vip_counters.items()}
-        assert theirs == ours
+        assert theirs == ours, f"plane {theirs}, reference {ours}"
         mine, his = _pods(reference.pod_counters), _pods(plane.pod_counters())
         assert mine == his, f"reference {mine}, plane {his}"
         ours, theirs = set(reference.live_flows(self.now)), set(plane.live_flows(self.now))

@@ -191,9 +191,9 @@ class CompiledPlane:
         counts = totals(self.engine.states).outcomes
         return {outcome: counts[outcome] for outcome in Outcome}
 
-    def _source(self, flow: np.void, pod: np.void) -> Address:
+    def _source(self, flow: np.void, pod: np.void, direct: bool) -> Address:
         """What the client is called at the pod."""
-        if flow["family"] == pod["family"]:
+        if direct or flow["family"] == pod["family"]:
             return address_of(int(flow["family"]), *source_seen(self.engine.tables, flow))
         if flow["family"] == 6:
             return IPv4Address(int(flow["source"]).to_bytes(4, "little"))
@@ -221,7 +221,7 @@ class CompiledPlane:
                     address_of(int(pod["family"]), pod["hi"], pod["lo"]),
                     int(flow["pod_port"]),
                     int(entry["expires"]),
-                    self._source(flow, pod),
+                    self._source(flow, pod, bool(tables.vips[entry["vip"]]["encap"])),
                     int(flow["source_port"]),
                     FlowState(int(flow["state"])),
                 )

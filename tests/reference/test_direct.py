@@ -69,7 +69,7 @@ def test_the_inner_packet_keeps_its_ttl_and_an_expired_one_stays_out() -> None:
     _, result = tunnelled(4, "ipip4", frame_of(4, ttl=2))
     assert result.data[34 + 8] == 2
     _, result = tunnelled(4, "ipip4", frame_of(4, ttl=1))
-    assert result[:2] == (Outcome.DROP, Reason.TTL_EXPIRED)
+    assert result[:2] == (Outcome.TRANSMIT, Reason.TIME_EXCEEDED_SENT)
 
 
 def test_dont_fragment_and_traffic_class_are_copied() -> None:

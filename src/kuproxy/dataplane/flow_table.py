@@ -98,7 +98,6 @@ def reply_hash(family, pod_hi, pod_lo, pod_port, client_hi, client_lo, client_po
 
 
 @helper
-@helper
 def source_words(tables, family, source, client_hi, client_lo):
     """(hi, lo) of what `source` names (as in FLOW["source"]), the client's own address if 0."""
     if source == 0:
@@ -109,6 +108,7 @@ def source_words(tables, family, source, client_hi, client_lo):
     return tables.sources[index]["hi"], tables.sources[index]["lo"]
 
 
+@helper
 def source_seen(tables, flow):
     """(hi, lo) of the source that the flow's pod sees, if the pod is of the client's family."""
     source = np.int64(flow["source"])

@@ -62,7 +62,6 @@ def is_reply(frame, tables, state, packet, now):
     slot = translated.find_any_reply(
         tables,
         state,
-        np.int64(-1),
         np.int64(packet["hash"]),
         pod_hi,
         pod_lo,

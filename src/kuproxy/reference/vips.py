@@ -171,7 +171,8 @@ class Vips:
         for other in self.by_key.values():
             if other.key != vip.key and _share_node_port(other.vip, vip):
                 raise ValueError(f"node port {vip.node_port} belongs to VIP {other.key}")
-        if vip.key in self.by_key and self.by_key[vip.key].vip.encap != vip.encap:
+        old = self.by_key[vip.key].vip if vip.key in self.by_key else vip
+        if (old.type, old.encap) != (vip.type, vip.encap):
             self.delete(vip.key)  # pods that got it in another way cannot go on with a flow
         if vip.key in self.by_key:
             self.by_key[vip.key].change(vip)

@@ -216,7 +216,7 @@ def _hold(frame, state, packet, identification, protocol, src_hi, src_lo, dst_hi
             break
     if free < 0:
         return Reason.FRAGMENT_HOLD_FULL.value
-    target = frame.meta[META_HOLD_BASE] + free * HOLD_BYTES + HEADROOM - VNET_BYTES
+    target = frame.meta[META_HOLD_BASE] + free * HOLD_BYTES + HEADROOM
     start = np.int64(packet["start"])
     flags = np.int64(packet["flags"])
     if flags & _VNET:
