@@ -242,6 +242,12 @@ class Steering:
         return frozenset(filter(self._targets.serves_at, self._node.addresses))
 
     @property
+    def own_addresses(self) -> list[Address]:
+        """What the node itself would send from: its primary address of each family that it has one of."""
+        self._require_started()
+        return [each for family in (4, 6) if (each := self._node.primary_address(family)) is not None]
+
+    @property
     def warnings(self) -> list[str]:
         """What will not work as it should, one sentence each: settings of the node, interfaces, routes."""
         self._require_started()
