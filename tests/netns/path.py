@@ -33,6 +33,7 @@ def address(name: str, family: int, towards_client: bool = True) -> str:
 
 
 CLIENT = {family: address("client", family, towards_client=False) for family in (4, 6)}
+SECOND_CLIENT = {4: "10.1.1.3", 6: "fd01:1::3"}  # which has no flow through a VIP
 POD = {family: address("pod", family) for family in (4, 6)}
 
 
@@ -88,7 +89,7 @@ def _connect(hosts: dict[str, Host]) -> None:
 
 
 def _route(hosts: dict[str, Host]) -> None:
-    """Routers know the links on their right one by one; everything else goes left, from those before the node, right."""
+    """Routers know the links one by one; everything else (VIPs, prefix and pool) goes towards the node."""
     for number, name in enumerate(NAMES[1:-1], 1):
         host = hosts[name]
         for family in (4, 6):
@@ -123,9 +124,11 @@ def path(directory: Path) -> Iterator[World]:
         _route(hosts)
         for name in ("client", "pod"):
             _add_default_route(hosts[name], name)
-        run = hosts["node"].start(
-            sys.executable, "-m", "kuproxy.daemon.foreground", "--config", str(config)
+        hosts["client"].sh(
+            f"ip addr add {SECOND_CLIENT[4]}/24 dev right",
+            f"ip -6 addr add {SECOND_CLIENT[6]}/64 dev right nodad preferred_lft 0",  # only when asked for
         )
+        run = hosts["node"].start(sys.executable, "-m", "kuproxy.daemon.foreground", "--config", str(config))
 
         def stop() -> None:
             run.send_signal(signal.SIGINT)

@@ -86,12 +86,10 @@ def _narrow(world: World, link: int) -> Iterator[None]:
         world.forget_paths()
 
 
-@pytest.mark.parametrize("link", range(2, 6), ids=["a-b", "b-node", "node-c", "c-d"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_tcp_adapts_to_a_narrow_hop(world: World, kind: str, link: int) -> None:
-    """Routers, or the node itself, tell the sender at the other side of the translation; both senders adapt."""
-    family, pod_family = _families(kind)
-    data = random.Random(link).randbytes(2 * MEGABYTE)
+def _transfer(world: World, host: Host, address: str, pod_family: int) -> tuple[int, int]:
+    """2 MB each way over one connection; returns what the two kernels, the host's and the pod's, have learnt."""
+    family = 6 if ":" in address else 4
+    data = random.Random(address).randbytes(2 * MEGABYTE)
     seen: list[int] = []
 
     def serve(listening: socket.socket) -> None:
@@ -102,21 +100,46 @@ def test_tcp_adapts_to_a_narrow_hop(world: World, kind: str, link: int) -> None:
             connection.sendall(hashlib.sha256(got).digest() + got[::-1])
             seen.append(_mtu(connection, pod_family))
 
-    with _narrow(world, link), _open(world.pod, pod_family, socket.SOCK_STREAM, BULK_PORT) as listening:
+    with _open(world.pod, pod_family, socket.SOCK_STREAM, BULK_PORT) as listening:
         listening.listen()
         thread = threading.Thread(target=serve, args=(listening,))
         thread.start()
-        with _open(world.client, family, socket.SOCK_STREAM) as opened:
-            opened.connect((WHOLE_VIPS[kind], BULK_PORT))
+        with _open(host, family, socket.SOCK_STREAM) as opened:
+            opened.connect((address, BULK_PORT))
             assert _mtu(opened, family) == 1500
             opened.sendall(data)
             assert _read(opened, 32) == hashlib.sha256(data).digest()
             assert _read(opened, len(data)) == data[::-1]
             thread.join()
-            mtus = (_mtu(opened, family), seen[0])
+            return _mtu(opened, family), seen[0]
+
+
+@pytest.mark.parametrize("link", range(2, 6), ids=["a-b", "b-node", "node-c", "c-d"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tcp_adapts_to_a_narrow_hop(world: World, kind: str, link: int) -> None:
+    """Routers, or the node itself, tell the sender at the other side of the translation; both senders adapt."""
+    family, pod_family = _families(kind)
+    with _narrow(world, link):
+        mtus = _transfer(world, world.client, WHOLE_VIPS[kind], pod_family)
     # The narrow link speaks the family of its side; the other side's packets grow or shrink by the headers' difference.
     there = family if link <= path.NODE else pod_family
     assert mtus == tuple(NARROW + HEADERS[each] - HEADERS[there] for each in (family, pod_family))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tcp_of_the_node_adapts(world: World, kind: str) -> None:
+    family, pod_family = _families(kind)
+    with _narrow(world, 5):
+        mtus = _transfer(world, world.node, WHOLE_VIPS[kind], pod_family)
+    assert mtus == (NARROW + HEADERS[family] - HEADERS[pod_family], NARROW)
+
+
+@pytest.mark.parametrize("link", range(2, 6), ids=["a-b", "b-node", "node-c", "c-d"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_connections_without_a_vip_adapt_too(world: World, family: int, link: int) -> None:
+    """Errors about them come up, for the pod's address belongs to VIPs, and are passed on as they are."""
+    with _narrow(world, link):
+        assert _transfer(world, world.client, path.POD[family], family) == (NARROW, NARROW)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,6 +210,15 @@ def test_traceroute_to_a_port(world: World, kind: str) -> None:
     assert _trace(world, address, "-T", "-p", "80") == _expected(kind, address)
     node = 3
     assert _trace(world, address, "-I") == [*_expected(kind, address)[: node - 1], address]
+
+
+@pytest.mark.parametrize("how", ["-U", "-T", "-I"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_traceroute_without_a_vip(world: World, family: int, how: str) -> None:
+    """From an address without a flow through a VIP: a flow of ICMP is no more than two addresses."""
+    names = ("a", "b", "node", "c", "d", "pod")
+    options = ["-s", path.SECOND_CLIENT[family], *([how] if how == "-I" else [how, "-p", "8080"])]
+    assert _trace(world, path.POD[family], *options) == [path.address(name, family) for name in names]
 
 
 @pytest.mark.parametrize("size", [0, 56, 1400, 4000])

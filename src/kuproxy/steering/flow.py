@@ -201,7 +201,9 @@ def _require_icmp6_error(
     _load(program, l4_offset.load(0, i32), header, 1, foreign)
     message = header.load(0, i8)
     _note_request(program, flow, message, _ECHO_REQUEST6)
-    link = program.build.and_(program.at_least(message, 130), program.build.not_(program.at_least(message, 138)))
+    link = program.build.and_(
+        program.at_least(message, 130), program.build.not_(program.at_least(message, 138))
+    )
     program.go_if(link, foreign)
     program.go_if(program.at_least(message, 128), done)
     _enter_message(program, l4_offset)

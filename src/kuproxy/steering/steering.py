@@ -205,7 +205,7 @@ class Steering:
         ]
 
     def _follow_pods(self) -> None:
-        """Watch the egress too while there are pods: for the node's own errors, and replies of pods at its addresses."""
+        """Watch the egress too while there are pods: the node's own errors, and replies of pods at its addresses."""
         local = any(address in self._pod_addresses for address in self._node.addresses)
         self._writer.set_config(ConfigBit.LOCAL_PODS, local)
         interfaces = self._node.interfaces.values()
