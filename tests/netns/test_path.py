@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from netns import path
-from netns.lab import Host
+from netns.lab import Host, drain, sniff
 from netns.path import CLIENT, KINDS, PORT_VIPS, WHOLE_VIPS, World
 
 pytestmark = pytest.mark.netns
@@ -226,14 +227,30 @@ def test_traceroute_without_a_vip(world: World, family: int, how: str) -> None:
 def test_ping(world: World, kind: str, size: int) -> None:
     """Of a pod, and of a VIP that answers itself. Fragments of ICMP cannot be translated (RFC 7915 section 1.2)."""
     for address, whole in ((WHOLE_VIPS[kind], True), (PORT_VIPS[kind], False)):
-        command = [_program("ping"), "-n", "-c", "2", "-i", "0.2", "-W", "1", "-s", str(size), address]
-        done = world.client.run(
-            lambda words=command: subprocess.run(
-                words, capture_output=True, text=True, timeout=20, check=False
-            )
-        )
         fails = size > 1500 and (kind in ("nat46", "nat64") or not whole)
-        assert (done.returncode != 0) == fails, done.stdout
+        assert _answers(world.client, address, size) != fails
+
+
+def _answers(host: Host, address: str, size: int = 56) -> bool:
+    command = [_program("ping"), "-n", "-c", "2", "-i", "0.2", "-W", "1", "-s", str(size), address]
+    done = host.run(lambda: subprocess.run(command, capture_output=True, timeout=20, check=False))
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_pods_ask_is_no_reply(world: World, family: int) -> None:
+    """Even to a client that has just now a flow of ICMP to the same pod: it sees the pod's own address."""
+    assert _answers(world.client, WHOLE_VIPS[f"nat{family}{family}"])
+    with world.client.run(sniff, "right") as sniffer:
+        assert _answers(world.pod, CLIENT[family])
+        frames = drain(sniffer)
+    kind, source, message, request = (8, 26, 34, 8) if family == 4 else (0x86, 22, 54, 128)
+    sources = {
+        each[source : source + (4 if family == 4 else 16)]
+        for each in frames
+        if each[12] == kind and len(each) > message and each[message] == request
+    }
+    assert sources == {ip_address(path.POD[family]).packed}
 
 
 # --- fragments --------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ fragment, or that was not sent to the embedded packet's sender, is foreign.
 
 from __future__ import annotations
 
+from enum import IntFlag
+
 from llvmlite import ir
 
 from ..codes import PROTOCOLS_WITH_PORTS, Protocol
@@ -44,7 +46,7 @@ class Flow(Buffer):
     SIZE = 40
 
 
-class MessageBit:
+class MessageBit(IntFlag):
     """What else is to be known of ICMP."""
 
     REQUEST = 1  # an echo request, which is nobody's reply
