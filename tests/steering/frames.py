@@ -24,7 +24,12 @@ def l4(protocol: int, source_port: int, destination_port: int, data: bytes = b"p
         return struct.pack(">HHHH", source_port, destination_port, 8 + len(data), 0) + data
     if protocol == SCTP:
         return struct.pack(">HHII", source_port, destination_port, 1, 0) + data
-    return bytes([8, 0]) + bytes(6) + data
+    return bytes([128 if protocol == ICMP6 else 8, 0]) + bytes(6) + data
+
+
+def error(about: bytes, kind: int, code: int = 0, length: int | None = None) -> bytes:
+    """An ICMP or ICMPv6 error that embeds the packet of a frame, or so many bytes of it."""
+    return bytes([kind, code]) + bytes(6) + about[14:][:length]
 
 
 def ipv4(

@@ -14,6 +14,10 @@ PORTS = (6, 17, 132)
 Address = IPv4Address | IPv6Address
 
 
+ERRORS4 = (3, 4, 5, 11, 12)
+ECHO_REQUEST = {4: 8, 6: 128}
+
+
 @dataclass(frozen=True)
 class Packet:
     source: Address
@@ -22,18 +26,25 @@ class Packet:
     source_port: int = 0
     destination_port: int = 0
     fragment: bool = False
+    request: bool = False  # an echo request
 
 
 def parse(frame: bytes) -> Packet | None:
     """What can be known of a frame; None when it is not a packet that anybody could steer."""
-    kind, ip = frame[12:14], frame[14:]
-    if kind == b"\x08\x00":
+    kinds = {b"\x08\x00": 4, b"\x86\xdd": 6}
+    kind = kinds.get(frame[12:14])
+    return None if kind is None else parse_ip(frame[14:], kind)
+
+
+def parse_ip(ip: bytes, family: int, embedded: bool = False) -> Packet | None:
+    """A packet, or what an ICMP error embeds of one: there, fragments with ports are as good as whole packets."""
+    if family == 4:
         if len(ip) < 20 or ip[0] >> 4 != 4 or ip[0] & 15 < 5:
             return None
         source, destination = IPv4Address(ip[12:16]), IPv4Address(ip[16:20])
         protocol, offset = ip[9], (ip[0] & 15) * 4
-        fragment = int.from_bytes(ip[6:8], "big") & 0x3FFF != 0
-    elif kind == b"\x86\xdd":
+        fragment = int.from_bytes(ip[6:8], "big") & (0x1FFF if embedded else 0x3FFF) != 0
+    else:
         if len(ip) < 40 or ip[0] >> 4 != 6:
             return None
         source, destination = IPv6Address(ip[8:24]), IPv6Address(ip[24:40])
@@ -43,14 +54,16 @@ def parse(frame: bytes) -> Packet | None:
                 return None
             extension = ip[offset : offset + 8]
             if protocol == 44:
-                fragment = int.from_bytes(extension[2:4], "big") & 0xFFF9 != 0
+                fragment = int.from_bytes(extension[2:4], "big") & (0xFFF8 if embedded else 0xFFF9) != 0
                 offset += 8
             else:
                 offset += 8 + extension[1] * 8
             protocol, skipped = extension[0], skipped + 1
-    else:
+    if embedded and (fragment or len(ip) < offset + 8):
         return None
     fragment = fragment or protocol == 255  # reserved by IANA: the programs' word for fragments
+    if not fragment and not embedded and protocol == (1 if family == 4 else 58):
+        return parse_icmp(source, destination, protocol, ip[offset:])
     if fragment or protocol not in PORTS:
         return Packet(source, destination, protocol, fragment=fragment)
     ports = ip[offset : offset + 4]
@@ -65,6 +78,26 @@ def parse(frame: bytes) -> Packet | None:
     )
 
 
+def parse_icmp(source: Address, destination: Address, protocol: int, message: bytes) -> Packet | None:
+    """An error is a packet of the other direction of the flow that it embeds a packet of."""
+    family = source.version
+    if not message or (family == 6 and 130 <= message[0] <= 137):
+        return None
+    if message[0] not in ERRORS4 if family == 4 else message[0] >= 128:
+        return Packet(source, destination, protocol, request=message[0] == ECHO_REQUEST[family])
+    about = parse_ip(message[8:], family, embedded=True)
+    if about is None or about.source != destination:
+        return None
+    return Packet(
+        about.destination,
+        about.source,
+        about.protocol,
+        about.destination_port,
+        about.source_port,
+        about.fragment,
+    )
+
+
 def decide(
     frame: bytes, targets: Targets, node_addresses: frozenset[Address], interface: str, to_host: bool = True
 ) -> str:
@@ -75,6 +108,8 @@ def decide(
     if _is_forward(packet, targets, node_addresses):
         return "forward"
     mark = 1 if packet.source.version == 4 else 2
+    if packet.request:
+        return "foreign"
     if targets.marks is not None and not targets.marks.get(interface, 0) & mark:
         return "foreign"
     for address, protocol, port in targets.pods:

@@ -16,6 +16,7 @@ from kuproxy.errors import SteeringError
 from kuproxy.steering import bpf, program
 from kuproxy.steering.bpf import LoadedProgram, Verdict, has_tcx
 from kuproxy.steering.emit import Program, i32
+from kuproxy.steering.flow import MAX_EXTENSIONS
 from kuproxy.steering.keys import ConfigBit
 from kuproxy.steering.maps import Stats, SteeringMaps
 from kuproxy.steering.steering import _node_port_keys, _pod_keys, _u32, _vip_keys
@@ -45,6 +46,7 @@ TARGETS = Targets(
             (ip_address("10.2.0.2"), TCP, 8080),
             (ip_address("10.2.0.2"), UDP, 5353),
             (ip_address("10.2.0.3"), 0, 0),
+            (ip_address("10.2.0.4"), ICMP, 0),
             (ip_address("fd02::2"), TCP, 8080),
         }
     ),
@@ -62,6 +64,7 @@ ADDRESSES = {
         "192.0.2.1",
         "10.2.0.2",
         "10.2.0.3",
+        "10.2.0.4",
         "198.51.100.1",
         "0.0.0.0",
     ],
@@ -90,6 +93,7 @@ class Rig:
         if targets.marks is not None:
             self.maps.interfaces.update({_u32(1): _u32(targets.marks["lo"])})
             self.writer.set_config(ConfigBit.MARKED, True)
+        self.writer.set_config(ConfigBit.LOCAL_PODS, True)
         self.steer = program.steer(1, workers).load(self.maps.by_name())
         stack.callback(self.steer.close)
         self.reply = program.reply(1, workers).load(self.maps.by_name())
@@ -167,7 +171,7 @@ def test_every_fragment_goes_by_address(rig: Rig) -> None:
 def test_extension_headers_are_skipped_up_to_four(rig: Rig, kind: int, count: int) -> None:
     chain = [(kind, 0 if kind == 44 else index % 3, 0) for index in range(count)]
     frame = frames.ipv6("2001:db8:1::1", "fd96::10", TCP, frames.l4(TCP, 40000, 80), chain)
-    assert rig.check(frame) == ("forward" if count <= program.MAX_EXTENSIONS else "foreign")
+    assert rig.check(frame) == ("forward" if count <= MAX_EXTENSIONS else "foreign")
 
 
 @pytest.mark.parametrize("words", range(11))
@@ -196,10 +200,114 @@ def test_truncated_at_every_length(rig: Rig, marked: Rig) -> None:
     assert seen == {"forward", "return", "foreign"}
 
 
+CLIENT, ROUTER, POD = "198.51.100.1", "203.0.113.1", "10.2.0.2"
+CLIENT6, ROUTER6, POD6 = "2001:db8:1::1", "2001:db8:2::1", "fd02::2"
+TO_POD = frames.ipv4(CLIENT, POD, TCP, frames.l4(TCP, 40000, 8080))
+TO_POD6 = frames.ipv6(CLIENT6, POD6, TCP, frames.l4(TCP, 40000, 8080))
+FROM_VIP = frames.ipv4("10.96.0.10", CLIENT, TCP, frames.l4(TCP, 80, 40000))
+FROM_VIP6 = frames.ipv6("fd96::10", CLIENT6, TCP, frames.l4(TCP, 80, 40000))
+
+
+def error4(about: bytes, kind: int = 3, to: str = CLIENT, **quoted: int) -> bytes:
+    return frames.ipv4(ROUTER, to, ICMP, frames.error(about, kind, **quoted))
+
+
+def error6(about: bytes, kind: int = 2, to: str = CLIENT6, **quoted: int) -> bytes:
+    return frames.ipv6(ROUTER6, to, ICMP6, frames.error(about, kind, **quoted))
+
+
+def test_errors_go_by_the_packet_that_they_embed(rig: Rig) -> None:
+    """From a router behind the pod, about what went to it; from one before the client, about what we sent to it."""
+    assert rig.check(error4(TO_POD)) == "return"
+    assert rig.check(error6(TO_POD6)) == "return"
+    assert rig.check(error4(FROM_VIP, to="10.96.0.10")) == "forward"
+    assert rig.check(error6(FROM_VIP6, to="fd96::10")) == "forward"
+    node_port = frames.ipv4("192.0.2.1", CLIENT, TCP, frames.l4(TCP, 30080, 40000))
+    assert rig.check(error4(node_port, to="192.0.2.1")) == "forward"
+    to_other_port = frames.ipv4(CLIENT, POD, TCP, frames.l4(TCP, 40000, 22))
+    assert rig.check(error4(to_other_port)) == "foreign"
+    to_others = frames.ipv4(CLIENT, ROUTER, TCP, frames.l4(TCP, 40000, 8080))
+    assert rig.check(error4(to_others)) == "foreign"
+    # By a pod, but about a packet that has nothing to do with it; to a VIP, but not about its packet.
+    assert rig.check(frames.ipv4("10.2.0.3", CLIENT, ICMP, frames.error(to_others, 3))) == "foreign"
+    assert rig.check(error4(to_others, to="10.96.0.12")) == "foreign"
+    assert rig.check(error4(TO_POD, to=ROUTER)) == "foreign"  # not to whom it concerns
+
+
+@pytest.mark.parametrize("kind", [*range(20), 127, 128, 129, 130, 135, 137, 138, 255])
+def test_only_errors_embed_something(rig: Rig, kind: int) -> None:
+    assert rig.check(error4(TO_POD, kind)) == ("return" if kind in (3, 4, 5, 11, 12) else "foreign")
+    assert rig.check(error6(TO_POD6, kind)) == ("return" if kind < 128 else "foreign")
+
+
+def test_the_embedded_packet_with_options_and_extensions(rig: Rig) -> None:
+    for words in range(11):
+        about = frames.ipv4(CLIENT, POD, TCP, frames.l4(TCP, 40000, 8080), options=b"\1" * 4 * words)
+        assert rig.check(error4(about)) == "return"
+        outer = frames.ipv4(ROUTER, CLIENT, ICMP, frames.error(about, 3), options=b"\1" * 4 * words)
+        assert rig.check(outer) == "return"
+    for count in range(6):
+        chain = [(kind, 0 if kind == 44 else 1, 0) for kind in (0, 60, 43, 44, 60, 0)[:count]]
+        about = frames.ipv6(CLIENT6, POD6, TCP, frames.l4(TCP, 40000, 8080), chain)
+        expected = "return" if count <= MAX_EXTENSIONS else "foreign"
+        assert rig.check(error6(about)) == expected
+        outer = frames.ipv6(ROUTER6, CLIENT6, ICMP6, frames.error(TO_POD6, 2), chain)
+        assert rig.check(outer) == expected
+
+
+def test_embedded_fragments(rig: Rig) -> None:
+    """A first one says which flow it is of, a later one does not."""
+    data = frames.l4(UDP, 40000, 5353)
+    for field, expected in ((0x2000, "return"), (0x2001, "foreign"), (0x0001, "foreign"), (0x4000, "return")):
+        assert rig.check(error4(frames.ipv4(CLIENT, POD, UDP, data, fragment=field))) == expected
+    data = frames.l4(TCP, 40000, 8080)
+    for field, expected in ((1, "return"), (9, "foreign"), (8, "foreign"), (0, "return")):
+        assert rig.check(error6(frames.ipv6(CLIENT6, POD6, TCP, data, [(44, 0, field)]))) == expected
+
+
+def test_errors_cut_at_every_length(rig: Rig, marked: Rig) -> None:
+    options = frames.ipv4(CLIENT, POD, TCP, frames.l4(TCP, 40000, 8080), options=b"\1" * 8)
+    extensions = frames.ipv6(CLIENT6, POD6, TCP, frames.l4(TCP, 40000, 8080), [(60, 1, 0), (44, 0, 1)])
+    for about, build, least in ((options, error4, 28 + 8), (extensions, error6, 40 + 16 + 8 + 8)):
+        for length in range(len(about) - 14):
+            frame = build(about, length=length)
+            assert rig.check(frame) == ("return" if length >= least else "foreign")
+            marked.check(frame)
+        for length in range(34 if build is error4 else 54, 14 + 48):  # within the outer headers
+            assert rig.check(build(about)[:length]) == "foreign"
+
+
+def test_echo_of_pods(rig: Rig) -> None:
+    """Replies come up only of pods that echo requests are handed to; what a pod itself asks never does."""
+    reply = bytes(16)
+    request = bytes([8]) + bytes(15)
+    for pod, expected in ((POD, "foreign"), ("10.2.0.3", "return"), ("10.2.0.4", "return")):
+        assert rig.check(frames.ipv4(pod, CLIENT, ICMP, reply)) == expected
+        assert rig.check(frames.ipv4(pod, CLIENT, ICMP, request)) == "foreign"
+        assert rig.check(frames.ipv4(CLIENT, pod, ICMP, request)) == "foreign"
+        about = frames.ipv4(CLIENT, pod, ICMP, request)
+        assert rig.check(error4(about)) == expected
+        assert rig.check(frames.ipv4(pod, "10.96.0.13", ICMP, request)) == "forward"
+
+
 @pytest.mark.parametrize("kind", [0x0806, 0x8100, 0x88CC, 0x0800 ^ 1])
 def test_not_ip_is_foreign(rig: Rig, kind: int) -> None:
     inner = frames.ipv4("198.51.100.1", "10.96.0.10", TCP, frames.l4(TCP, 4, 80))[14:]
     assert rig.check(frames.ethernet(inner, kind)) == "foreign"
+
+
+@st.composite
+def embedded(draw: st.DrawFn, family: int, sender: str) -> bytes:
+    """What an error to `sender` embeds; now and then a packet that somebody else sent."""
+    source = sender if draw(st.integers(0, 4)) else draw(st.sampled_from(ADDRESSES[family]))
+    destination = draw(st.sampled_from(ADDRESSES[family]))
+    protocol = draw(st.sampled_from(PROTOCOLS))
+    payload = frames.l4(protocol, draw(st.sampled_from(PORTS)), draw(st.sampled_from(PORTS)))
+    if family == 4:
+        field = draw(st.sampled_from([0, 0, 0x4000, 0x2000, 0x0010]))
+        return frames.ipv4(source, destination, protocol, payload, b"\1" * 4 * draw(st.integers(0, 2)), field)
+    extension = st.tuples(st.sampled_from([0, 43, 44, 60]), st.integers(0, 1), st.sampled_from([0, 1, 8]))
+    return frames.ipv6(source, destination, protocol, payload, draw(st.lists(extension, max_size=5)))
 
 
 @st.composite
@@ -209,6 +317,9 @@ def packets(draw: st.DrawFn) -> bytes:
     source, destination = (draw(st.sampled_from(ADDRESSES[family])) for _ in range(2))
     protocol = draw(st.sampled_from(PROTOCOLS))
     payload = frames.l4(protocol, draw(st.sampled_from(PORTS)), draw(st.sampled_from(PORTS)))
+    if protocol in (ICMP, ICMP6) and draw(st.booleans()):
+        about = draw(embedded(family, destination))
+        payload = frames.error(about, draw(st.sampled_from([3, 4, 11, 1, 2, 0, 129])))
     to = draw(st.sampled_from([frames.HOST] * 7 + [frames.OTHER_HOST]))
     if family == 4:
         field = draw(st.sampled_from([0, 0, 0, 0x4000, 0x2000, 0x0010, 0x3FFF]))
@@ -242,6 +353,19 @@ def test_replies_of_the_node_itself(rig: Rig) -> None:
     assert rig.reply.test_run(frame, ingress_ifindex=1).verdict == Verdict.NEXT
     to_vip = frames.ipv4("198.51.100.1", "10.96.0.10", TCP, frames.l4(TCP, 40000, 80))
     assert rig.reply.test_run(to_vip).verdict == Verdict.NEXT
+
+
+def test_errors_of_the_node_itself(stack: ExitStack) -> None:
+    """They come up although no pod has an address of the node, and although its interface is not marked."""
+    rig = Rig(stack, Targets(TARGETS.vips, TARGETS.node_ports, TARGETS.pods, marks={"lo": 0}))
+    rig.writer.set_config(ConfigBit.LOCAL_PODS, False)
+    for error in (error4(TO_POD), error6(TO_POD6)):
+        assert rig.reply.test_run(error).verdict == Verdict.REDIRECT
+        assert rig.reply.test_run(error, ingress_ifindex=1).verdict == Verdict.NEXT
+    to_others = frames.ipv4(CLIENT, ROUTER, TCP, frames.l4(TCP, 40000, 8080))
+    assert rig.reply.test_run(error4(to_others)).verdict == Verdict.NEXT
+    reply = frames.ipv4(POD, CLIENT, TCP, frames.l4(TCP, 8080, 40000))
+    assert rig.reply.test_run(reply).verdict == Verdict.NEXT
 
 
 def test_the_guard_stops_circles(stack: ExitStack) -> None:

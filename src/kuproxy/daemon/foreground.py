@@ -124,7 +124,7 @@ class Foreground:
             if self._steering.fileno() in ready:
                 for line in self._steering.poll_events():
                     self._log.info("steering", text=line)
-                self._plane.compiler.set_node_addresses(self._steering.node_addresses)
+                self._follow_addresses()
             if time.monotonic() >= due:
                 due = time.monotonic() + COLLECT_INTERVAL_S
                 self._tend()
@@ -143,8 +143,11 @@ class Foreground:
         self._steering.set_targets(
             steering_targets(self._plane.compiler, config.interfaces, config.settings)
         )
+        self._follow_addresses()
+
+    def _follow_addresses(self) -> None:
         self._plane.compiler.set_node_addresses(self._steering.node_addresses)
-        self._plane.compiler.set_own_addresses(self._steering.node_addresses)
+        self._plane.compiler.set_own_addresses(self._steering.own_addresses)
 
     def _apply(self, config: Config) -> None:
         """Publish a configuration: tables first, then the traffic that needs them."""

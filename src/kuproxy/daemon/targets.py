@@ -24,8 +24,8 @@ def steering_targets(
 ) -> Targets:
     """VIPs in use, their node ports, and every pod that still has flows: draining ones answer too.
 
-    The ICMP of both comes up whatever the port: echo requests, and errors about flows. With pods of the other family,
-    so does everything that goes to what clients are called there.
+    Echo requests for a VIP come up whatever its port; echo replies of pods only where a VIP hands echo requests on.
+    With pods of the other family, so does everything that goes to what clients are called there.
     """
     vips, node_ports, pods = set(), set(), set()
     tunnels = False
@@ -42,7 +42,8 @@ def steering_targets(
             continue  # direct return: their replies are none of ours
         for pod in (*record.pods, *record.draining):
             pods.add((pod.address, protocol, pod.port))
-            pods.add((pod.address, ICMP[pod.address.version], 0))
+            if protocol in ICMP.values() or (protocol == 0 and key.port == 0):
+                pods.add((pod.address, ICMP[pod.address.version], 0))
         if record.vip.type == VipType.IP4_NAT46:
             vips.add((settings.nat46_prefix, 0, 0))
         elif record.vip.type == VipType.IP6_NAT64:

@@ -58,6 +58,7 @@ class ConfigBit(IntFlag):
 
     PREFIXES = 1  # the prefix map is not empty
     MARKED = 2  # replies are looked up only on the interfaces that the map `interfaces` names
+    LOCAL_PODS = 4  # some pod has an address of the node: its replies come in nowhere
 
 
 class Count(IntEnum):

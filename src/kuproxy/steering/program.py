@@ -4,12 +4,8 @@
 node ports (forward), then for its source among the pods (return).  A hit is redirected to the egress of ku0, which is
 to arrive on ku1, where a worker reads it; everything else goes on as if we were not there.  `reply` is the same
 without the forward half, at the egress of the interfaces: for replies of pods in the node's own network namespace,
-which never come in anywhere.  `guard` and `drop` keep the two ends of the pair clean.
-
-A fragment carries no ports (the first one does, but the others must take the same way), so all of them are
-decided by address alone.  Extension headers of IPv6 are skipped up to `MAX_EXTENSIONS`; behind more of them, and
-where the ports lie outside the packet, nothing is ours.  An ICMP error is looked up by its outer header, as any
-protocol without ports.
+which never come in anywhere, and for the node's own errors about what it could not bring to a pod.  `guard` and
+`drop` keep the two ends of the pair clean.  What a packet's flow is says flow.py.
 """
 
 from __future__ import annotations
@@ -18,37 +14,19 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from ..codes import PROTOCOLS_WITH_PORTS, Protocol
 from .bpf import Verdict
-from .emit import Buffer, Program, be16, i8, i16, i32, i64
-from .keys import FRAGMENT, MARK4, MARK6, PREFIX_KEY_SIZE, STEER_KEY_SIZE, Address, ConfigBit, Count, KeyBit
+from .emit import Program, be16, i8, i16, i32, i64
+from .flow import Flow, MessageBit, read_flow
+from .keys import PREFIX_KEY_SIZE, STEER_KEY_SIZE, Address, ConfigBit, Count, KeyBit
 
-__all__ = ["MAX_EXTENSIONS", "Builder", "drop", "guard", "reply", "steer", "worker_of"]
-
-MAX_EXTENSIONS = 4
+__all__ = ["Builder", "drop", "guard", "reply", "steer", "worker_of"]
 
 Builder = Callable[[int, int], Program]  # (ku0's interface index, workers)
 
-_ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 _PACKET_HOST = 0  # include/uapi/linux/if_packet.h: addressed to us, not only overheard
-_FROM_NETWORK_HEADER = 1  # enum bpf_hdr_start_off: BPF_HDR_START_NET, wherever the link layer's header ends
-_HOP_BY_HOP, _ROUTING, _FRAGMENT_HEADER, _DESTINATION = 0, 43, 44, 60
 _VLAN_ID = 0x0FFF
 _LOOPBACK_IFINDEX = 1  # in every network namespace
 _MIX = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: Fibonacci hashing
-
-
-class _Flow(Buffer):
-    """What the decision needs of a packet, on the program's stack. The constants are offsets."""
-
-    SOURCE = 0  # 16 bytes, IPv4 in the last four
-    DESTINATION = 16
-    SOURCE_PORT = 32  # network byte order
-    DESTINATION_PORT = 34
-    PROTOCOL = 36  # FRAGMENT for every fragment
-    FAMILY = 37  # 0 or KeyBit.IPV6
-    MARK = 38  # MARK4 or MARK6
-    SIZE = 40
 
 
 def steer(tunnel_ifindex: int, workers: int = 1) -> Program:
@@ -56,13 +34,13 @@ def steer(tunnel_ifindex: int, workers: int = 1) -> Program:
     program = Program("ku_steer")
     foreign = program.label("foreign")
     _leave_to_others(program, foreign)
-    flow = _read_flow(program, foreign)
+    flow = read_flow(program, foreign)
     config = _config(program, foreign)
     forward = program.label("forward")
     back = program.label("return")
     _go_if_destination_is_ours(program, flow, config, forward)
     _require_mark(program, flow, config, program.context("ifindex"), foreign)
-    _go_if_source_is_ours(program, flow, back)
+    _go_if_source_is_ours(program, flow, back, foreign)
     program.go(foreign)
 
     program.at(forward)
@@ -77,16 +55,22 @@ def reply(tunnel_ifindex: int, workers: int = 1) -> Program:
     """For the egress of the node's interfaces: replies of processes on the node that are pods of a service.
 
     Only what was made here is looked at.  Packets that the workers send enter at ku0, so they do not come back up.
-    Restricting replies to marked interfaces means `lo` here, which stands for the node itself.
+    Restricting replies to marked interfaces means `lo` here, which stands for the node itself.  The node's own ICMP
+    errors about packets to pods (the link to the pod is too narrow for one, or the pod is gone) come up always: a
+    client does not know the packet that they embed.
     """
     program = Program("ku_reply")
     foreign = program.label("foreign")
     program.require(program.equal(program.context("ingress_ifindex"), 0), otherwise=foreign)
-    flow = _read_flow(program, foreign)
+    flow = read_flow(program, foreign)
     config = _config(program, foreign)
-    back = program.label("return")
+    back, judge = program.label("return"), program.label("judge")
+    program.go_if(program.has_bits(flow.load(flow.MESSAGE, i8), MessageBit.ERROR), judge)
+    program.require(program.has_bits(config, ConfigBit.LOCAL_PODS), otherwise=foreign)
     _require_mark(program, flow, config, i32(_LOOPBACK_IFINDEX), foreign)
-    _go_if_source_is_ours(program, flow, back)
+    program.go(judge)
+    program.at(judge)
+    _go_if_source_is_ours(program, flow, back, foreign)
     program.go(foreign)
 
     program.at(back)
@@ -110,7 +94,7 @@ def guard(tunnel_ifindex: int, workers: int = 1) -> Program:
     if workers > 1:
         program.require(program.equal(came_from, 0), otherwise=onward)
         program.require(program.equal(program.context("queue_mapping"), 0), otherwise=onward)
-        flow = _read_flow(program, onward)
+        flow = read_flow(program, onward)
         _choose_worker(program, flow, flow.SOURCE, flow.SOURCE_PORT, workers)
     program.go(onward)
     program.at(circling)
@@ -154,113 +138,6 @@ def _leave_to_others(program: Program, foreign: ir.Block) -> None:
     program.go_if(program.build.and_(tagged, other_vlan), foreign)
 
 
-def _read_flow(program: Program, foreign: ir.Block) -> _Flow:
-    """Addresses, protocol and ports of an IPv4 or IPv6 packet; anything else is foreign."""
-    flow = _Flow(program, _Flow.SIZE)
-    header = program.buffer(40)
-    l4_offset = program.buffer(8)
-    ports = program.label("ports")
-    ipv4 = program.label("ipv4")
-    done = program.label("flow")
-    protocol = program.context("protocol")
-    program.go_if(program.equal(protocol, be16(_ETH_P_IP)), ipv4)
-    program.require(program.equal(protocol, be16(_ETH_P_IPV6)), otherwise=foreign)
-    _read_ipv6(program, flow, header, l4_offset, foreign)
-    program.go(ports)
-    program.at(ipv4)
-    _read_ipv4(program, flow, header, l4_offset, foreign)
-    program.go(ports)
-
-    program.at(ports)
-    kind = flow.load(flow.PROTOCOL, i8)
-    control = program.label("control")
-    program.go_if(program.equal(kind, Protocol.ICMP6), control)
-    program.require(program.one_of(kind, tuple(PROTOCOLS_WITH_PORTS)), otherwise=done)
-    _load(program, l4_offset.load(0, i32), header, 4, foreign)
-    flow.store(flow.SOURCE_PORT, header.load(0, i32))  # both
-    program.go(done)
-
-    # Neighbour discovery and multicast listeners (types 130 to 137) belong to the link: without a pod's neighbour
-    # advertisements the node would lose it.
-    program.at(control)
-    _load(program, l4_offset.load(0, i32), header, 1, foreign)
-    message = header.load(0, i8)
-    program.require(program.at_least(message, 130), otherwise=done)
-    program.require(program.at_least(message, 138), otherwise=foreign)
-    program.go(done)
-    program.at(done)
-    return flow
-
-
-def _load(program: Program, offset: ir.Value | int, target: Buffer, length: int, foreign: ir.Block) -> None:
-    """Copy packet bytes to the stack; offsets count from the IP header. Foreign where the packet ends before."""
-    where = offset if isinstance(offset, ir.Value) else i32(offset)
-    outcome = program.call(
-        "skb_load_bytes_relative",
-        program.packet,
-        where,
-        target.address(),
-        i32(length),
-        i32(_FROM_NETWORK_HEADER),
-    )
-    program.require(program.equal(outcome, 0), otherwise=foreign)
-
-
-def _read_ipv4(program: Program, flow: _Flow, header: Buffer, l4_offset: Buffer, foreign: ir.Block) -> None:
-    """RFC 791, section 3.1."""
-    build = program.build
-    _load(program, 0, header, 20, foreign)
-    first = header.load(0, i8)
-    program.require(program.equal(build.lshr(first, i8(4)), 4), otherwise=foreign)
-    words = build.and_(first, i8(0x0F))
-    program.require(program.at_least(words, 5), otherwise=foreign)
-    l4_offset.store(0, build.shl(build.zext(words, i32), i32(2)))
-    flow.store(flow.SOURCE + 12, header.load(12, i32))
-    flow.store(flow.DESTINATION + 12, header.load(16, i32))
-    # "More fragments", or an offset.
-    fragment = program.has_bits(header.load(6, i16), be16(0x3FFF))
-    flow.store(flow.PROTOCOL, build.select(fragment, i8(FRAGMENT), header.load(9, i8)))
-    flow.store(flow.MARK, i8(MARK4))
-
-
-def _read_ipv6(program: Program, flow: _Flow, header: Buffer, l4_offset: Buffer, foreign: ir.Block) -> None:
-    """RFC 8200, sections 3 and 4: the header, then a bounded walk over the extension headers.
-
-    A fragment header that says "the only fragment" (RFC 6946) is skipped like any other.
-    """
-    build = program.build
-    _load(program, 0, header, 40, foreign)
-    program.require(program.equal(build.lshr(header.load(0, i8), i8(4)), 6), otherwise=foreign)
-    for word in range(0, 32, 8):  # source and destination
-        flow.store(flow.SOURCE + word, header.load(8 + word, i64))
-    flow.store(flow.FAMILY, i8(KeyBit.IPV6))
-    flow.store(flow.MARK, i8(MARK6))
-    flow.store(flow.PROTOCOL, header.load(6, i8))
-    l4_offset.store(0, i32(40))
-
-    upper = program.label("upper")
-    for _ in range(MAX_EXTENSIONS):
-        kind = flow.load(flow.PROTOCOL, i8)
-        is_fragment = program.equal(kind, _FRAGMENT_HEADER)
-        is_option = program.one_of(kind, (_HOP_BY_HOP, _ROUTING, _DESTINATION))
-        program.require(build.or_(is_fragment, is_option), otherwise=upper)
-        offset = l4_offset.load(0, i32)
-        _load(program, offset, header, 8, foreign)
-        # Fragment offset or "more fragments" (section 4.5).
-        split = build.and_(is_fragment, program.has_bits(header.load(2, i16), be16(0xFFF9)))
-        flow.store(flow.PROTOCOL, build.select(split, i8(FRAGMENT), header.load(0, i8)))
-        program.go_if(split, upper)
-        # Length in units of 8 bytes, the first not counted; a fragment header has no length field.
-        units = build.select(is_fragment, i8(0), header.load(1, i8))
-        length = build.shl(build.add(build.zext(units, i32), i32(1)), i32(3))
-        l4_offset.store(0, build.add(offset, length))
-    last = flow.load(flow.PROTOCOL, i8)
-    still = program.one_of(last, (_HOP_BY_HOP, _ROUTING, _FRAGMENT_HEADER, _DESTINATION))
-    program.go_if(still, foreign)
-    program.go(upper)
-    program.at(upper)
-
-
 def _config(program: Program, foreign: ir.Block) -> ir.Value:
     """The word of `ConfigBit`s that user space sets."""
     place = program.look_up("config", program.buffer(4))
@@ -268,7 +145,7 @@ def _config(program: Program, foreign: ir.Block) -> ir.Value:
     return program.value(place, i32)
 
 
-def _go_if_destination_is_ours(program: Program, flow: _Flow, config: ir.Value, label: ir.Block) -> None:
+def _go_if_destination_is_ours(program: Program, flow: Flow, config: ir.Value, label: ir.Block) -> None:
     """VIP or node port: exactly, then the whole address, then the longest prefix."""
     _go_if_listed(program, flow, flow.DESTINATION, flow.DESTINATION_PORT, 0, label)
     with program.when(program.has_bits(config, ConfigBit.PREFIXES)):
@@ -280,13 +157,14 @@ def _go_if_destination_is_ours(program: Program, flow: _Flow, config: ir.Value, 
         program.go_if(program.nonzero(program.look_up("prefixes", key)), label)
 
 
-def _go_if_source_is_ours(program: Program, flow: _Flow, label: ir.Block) -> None:
-    """A pod: exactly, then the whole address."""
+def _go_if_source_is_ours(program: Program, flow: Flow, label: ir.Block, foreign: ir.Block) -> None:
+    """A pod: exactly, then the whole address. What pods ask of their own accord is nobody's reply."""
+    program.go_if(program.has_bits(flow.load(flow.MESSAGE, i8), MessageBit.REQUEST), foreign)
     _go_if_listed(program, flow, flow.SOURCE, flow.SOURCE_PORT, KeyBit.RETURN, label)
 
 
 def _go_if_listed(
-    program: Program, flow: _Flow, address: int, port: int, direction: int, label: ir.Block
+    program: Program, flow: Flow, address: int, port: int, direction: int, label: ir.Block
 ) -> None:
     """Look in the map `steer` for {address, port, protocol}, then for {address, 0, 0}; see keys.py."""
     key = program.buffer(STEER_KEY_SIZE)
@@ -302,7 +180,7 @@ def _go_if_listed(
 
 
 def _require_mark(
-    program: Program, flow: _Flow, config: ir.Value, ifindex: ir.Value, foreign: ir.Block
+    program: Program, flow: Flow, config: ir.Value, ifindex: ir.Value, foreign: ir.Block
 ) -> None:
     """Where replies are restricted to marked interfaces: this one is marked for this family."""
     with program.when(program.has_bits(config, ConfigBit.MARKED)):
@@ -315,7 +193,7 @@ def _require_mark(
         program.require(program.nonzero(program.build.and_(marks, wanted)), otherwise=foreign)
 
 
-def _choose_worker(program: Program, flow: _Flow, address: int, port: int, workers: int) -> None:
+def _choose_worker(program: Program, flow: Flow, address: int, port: int, workers: int) -> None:
     """Both directions of a flow come to one worker: the queue follows from the client's address and port alone.
 
     veth hands a packet from transmit queue n to receive queue n, PACKET_FANOUT_QM to socket n.  The field holds
@@ -331,7 +209,7 @@ def _choose_worker(program: Program, flow: _Flow, address: int, port: int, worke
 
 
 def _send_up(
-    program: Program, count: Count, flow: _Flow, address: int, port: int, ifindex: int, workers: int
+    program: Program, count: Count, flow: Flow, address: int, port: int, ifindex: int, workers: int
 ) -> None:
     """Redirect to the egress of ku0. `address` and `port` are where the flow holds the client's."""
     _count(program, count)

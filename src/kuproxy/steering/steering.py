@@ -209,10 +209,13 @@ class Steering:
         ]
 
     def _follow_pods(self) -> None:
-        """Watch the egress too while a pod has an address of the node: its replies come in nowhere."""
-        needed = any(address in self._pod_addresses for address in self._node.addresses)
+        """Watch the egress too while there are pods: the node's own errors, and replies of pods at its addresses."""
+        local = any(address in self._pod_addresses for address in self._node.addresses)
+        self._writer.set_config(ConfigBit.LOCAL_PODS, local)
         interfaces = self._node.interfaces.values()
-        self._egress.sync([each for each in interfaces if needed and is_wanted(each, self._names)])
+        self._egress.sync(
+            [each for each in interfaces if self._pod_addresses and is_wanted(each, self._names)]
+        )
 
     def _write_marks(self) -> None:
         marks = self._targets.marks
@@ -241,6 +244,12 @@ class Steering:
         """Addresses of the node at which node ports are served."""
         self._require_started()
         return frozenset(filter(self._targets.serves_at, self._node.addresses))
+
+    @property
+    def own_addresses(self) -> list[Address]:
+        """What the node itself would send from: its primary address of each family that it has one of."""
+        self._require_started()
+        return [each for family in (4, 6) if (each := self._node.primary_address(family)) is not None]
 
     @property
     def warnings(self) -> list[str]:
