@@ -14,7 +14,17 @@ from ipaddress import IPv4Network, IPv6Network
 
 import numpy as np
 
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Family, FlowState, PodFlag, Protocol, VipFlag
+from kuproxy.codes import (
+    PROTOCOLS_WITH_PORTS,
+    Encap,
+    Family,
+    FlowState,
+    Node,
+    PodFlag,
+    Protocol,
+    VipFlag,
+    VipType,
+)
 from kuproxy.control.store import Changes
 from kuproxy.dataplane.layout import (
     CLASS_ANY,
@@ -54,6 +64,7 @@ from kuproxy.dataplane.layout import (
     T_TUNNEL_SOURCE,
     T_VIP_MATCH,
     TICKS_PER_SECOND,
+    WAY_GUARDED,
     Tables,
 )
 from kuproxy.dataplane.maglev import fill_ring, fill_weighted
@@ -63,6 +74,12 @@ from kuproxy.model.config import NAT46_PREFIX, NAT64_POOL, NAT64_PORTS
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 HOST = 128
+_WAYS = {
+    VipType.IP4_NAT44: Node.NAT44,
+    VipType.IP6_NAT66: Node.NAT66,
+    VipType.IP4_NAT46: Node.NAT46,
+    VipType.IP6_NAT64: Node.NAT64,
+}
 DEFAULT_REJECT_RATE = 1000  # ICMP answers per second and worker, as Linux' icmp_msgs_per_sec
 
 Words = tuple[np.uint64, np.uint64]
@@ -387,7 +404,8 @@ class Compiler:
             vip.session_cap,
             0,
             int(vip.hash_mode),
-            np.zeros(5, np.uint8),
+            0,
+            np.zeros(4, np.uint8),
         )
         self._set_encap(record)
         self._records[vip.key] = record
@@ -441,6 +459,14 @@ class Compiler:
     def _set_encap(self, record: VipRecord) -> None:
         row, vip = self.tables.vips[record.index], record.vip
         row["encap"], row["dscp"], row["gue_port"] = vip.encap, vip.dscp, vip.gue_port
+        self._set_way(record)
+
+    def _set_way(self, record: VipRecord) -> None:
+        """Last of all: workers see whether it is guarded before they look by what."""
+        vip = record.vip
+        node = _WAYS[vip.type] if vip.encap is Encap.NAT else Node(Node.GRE + vip.encap - Encap.GRE)
+        guarded = record.ranges is not None or node in (Node.NAT46, Node.NAT64)
+        self.tables.vips[record.index]["way"] = int(node) | (WAY_GUARDED if guarded else 0)
 
     @staticmethod
     def _flags(vip: Vip) -> int:
@@ -468,6 +494,7 @@ class Compiler:
                 mask_hi, mask_lo = address_words(prefix.netmask)
                 row["hi"], row["lo"], row["mask_hi"], row["mask_lo"] = net_hi, net_lo, mask_hi, mask_lo
         self.tables.vips[record.index]["ranges"] = record.ranges.offset if record.ranges else 0
+        self._set_way(record)
         if old is not None:
             self._retire(lambda: self._ranges.free(old.offset, old.log2))
 

@@ -135,9 +135,11 @@ VIP = np.dtype(
         ("session_cap", "<u4"),  # flows per worker, 0 = no limit
         ("gue_port", "<u2"),  # destination port of Encap.GUE
         ("hash_mode", "u1"),  # codes.HashMode
-        ("spare", "u1", 5),
+        ("way", "u1"),  # Node that its packets go to after kp-balance, | WAY_GUARDED
+        ("spare", "u1", 4),
     ]
 )
+WAY_GUARDED = 0x80  # in VIP["way"]: it has source ranges, or pods of the other family; the rest of its row says which
 assert VIP.itemsize == 64
 
 POD = np.dtype(

@@ -7,7 +7,6 @@ whose hash fits and fetches the flow's record (or the ring's slot), the second d
 import numpy as np
 
 from kuproxy.codes import (
-    Encap,
     FlowState,
     Node,
     Outcome,
@@ -17,7 +16,6 @@ from kuproxy.codes import (
     Reason,
     VipCounter,
     VipFlag,
-    VipType,
 )
 from kuproxy.dataplane import addresses, affinity, choice, flow_table
 from kuproxy.dataplane._jit import helper, kernel
@@ -25,7 +23,7 @@ from kuproxy.dataplane.addresses import destination, ttl_of
 from kuproxy.dataplane.entry import enter, port_at_pod
 from kuproxy.dataplane.flow_state import begins, tcp_bits, touch
 from kuproxy.dataplane.graph_queue import SEND_TIME_EXCEEDED, answer, count, enqueue, finish
-from kuproxy.dataplane.layout import REVERSE_WAYS, T_MASQUERADE4, T_MASQUERADE6, WAYS
+from kuproxy.dataplane.layout import REVERSE_WAYS, T_MASQUERADE4, T_MASQUERADE6, WAY_GUARDED, WAYS
 from kuproxy.dataplane.memory import prefetch
 from kuproxy.dataplane.new_crossing import cannot_cross, new_crossing_flow
 from kuproxy.dataplane.ports import allocate
@@ -42,9 +40,8 @@ _REJECT = int(VipFlag.REJECT)
 _NEXT = int(VipCounter.NEXT_PACKET)
 _UNTRACKED_PACKET = int(VipCounter.UNTRACKED_PACKET)
 _NO_SERVER = int(VipCounter.NO_SERVER)
-_NAT44 = int(VipType.IP4_NAT44)
-_NAT46 = int(VipType.IP4_NAT46)
-_NAT64 = int(VipType.IP6_NAT64)
+_NAT46 = int(Node.NAT46)
+_NAT64 = int(Node.NAT64)
 _TRANSLATED = int(PacketFlag.TRANSLATED)
 _NODEPORT = int(PacketFlag.NODEPORT)
 _RESET = int(VipFlag.RESET)
@@ -53,7 +50,6 @@ _FLUSHED = int(PodFlag.FLUSHED)
 _CLOSING = int(FlowState.TCP_CLOSING)
 _TCP = int(Protocol.TCP)
 _ONE = np.uint64(1)
-_DIRECT = int(Node.GRE) - int(Encap.GRE)  # the nodes of direct return, in the order of Encap
 _CLASH_TRIES = 64  # further ring slots that are looked at when a reply would be ambiguous
 
 
@@ -277,12 +273,18 @@ def _is_over(tables, state, slot, bits):
 
 
 @kernel
-def _is_let_in(frame, tables, packet):
-    """Is the client in the VIP's source ranges? They do not concern node ports."""
-    if np.int64(packet["flags"]) & _NODEPORT:
+def _is_stopped(frame, tables, state, packet, number, target):
+    """End a packet that cannot be translated for its VIP, or that its VIP does not let in; True if so."""
+    if (target == _NAT46 or target == _NAT64) and cannot_cross(frame, state, packet, number):
         return True
+    ranges = np.int64(tables.vips[packet["vip"]]["ranges"])
+    if ranges == 0 or np.int64(packet["flags"]) & _NODEPORT:
+        return False
     hi, lo = addresses.source(frame.data, packet)
-    return is_allowed(tables, np.int64(tables.vips[packet["vip"]]["ranges"]), hi, lo)
+    if is_allowed(tables, ranges, hi, lo):
+        return False
+    finish(packet, state, _NODE, _DROP, Reason.SOURCE_RANGE.value)
+    return True
 
 
 @helper
@@ -330,17 +332,13 @@ def kp_balance(frame, tables, state, now):
         number = frame.queue[_NODE, position]
         packet = frame.packets[number]
         vip_index = packet["vip"]
-        vip_type = np.int64(tables.vips[vip_index]["type"])
+        way = np.int64(tables.vips[vip_index]["way"])
         if ttl_of(frame.data, packet) <= 1:
             count(state, _NODE, Reason.TTL_EXPIRED.value, 1)
             answer(frame, np.int64(number), SEND_TIME_EXCEEDED, 0)
             continue
-        encap = np.int64(tables.vips[vip_index]["encap"])
-        crossing = encap == 0 and (vip_type == _NAT46 or vip_type == _NAT64)
-        if crossing and cannot_cross(frame, state, packet, np.int64(number)):
-            continue
-        if tables.vips[vip_index]["ranges"] != 0 and not _is_let_in(frame, tables, packet):
-            finish(packet, state, _NODE, _DROP, Reason.SOURCE_RANGE.value)
+        target = way & ~WAY_GUARDED
+        if way & WAY_GUARDED and _is_stopped(frame, tables, state, packet, np.int64(number), target):
             continue
         slot = _find(tables, state, frame, packet, np.int64(packet["slot"]) - 1, now)
         bits = tcp_bits(frame.data, packet)
@@ -362,7 +360,7 @@ def kp_balance(frame, tables, state, now):
             state.vip_counters[vip_index, _NEXT] += _ONE
             existing += 1
         else:
-            if crossing:
+            if target == _NAT46 or target == _NAT64:
                 reason = new_crossing_flow(tables, state, frame, packet, now)
             else:
                 reason = _new_flow(tables, state, frame, packet, now)
@@ -377,29 +375,23 @@ def kp_balance(frame, tables, state, now):
             else:
                 finish(packet, state, _NODE, _DROP, reason)
                 continue
-        target = Node.NAT44.value if vip_type == _NAT44 else Node.NAT66.value
-        if encap != 0:
-            target = _DIRECT + encap
-        elif crossing:
-            target = Node.NAT46.value
-            if vip_type == _NAT64:
-                # Not left to the flow: a later packet of the vector may take its place.
-                packet["slot"] = state.flows[slot]["source"]
-                packet["source_port"] = state.flows[slot]["source_port"]
-                target = Node.NAT64.value
-        elif slot >= 0:
+        if slot >= 0:
             flow = state.flows[slot]
             if flow["source_port"] != packet["src_port"] or flow["source"] != 0:
+                # Not left to the flow: a later packet of the vector may take its place.
                 port = np.int64(flow["source_port"])
-                if port_is_fixed(
+                if target == _NAT64:
+                    packet["source_port"] = port
+                elif port_is_fixed(
                     packet["protocol"], np.int64(packet["flags"]), np.int64(packet["src_port"]), port
                 ):
                     finish(packet, state, _NODE, _DROP, Reason.SCTP_FRAGMENT.value)
                     continue
-                packet["flags"] = np.int64(packet["flags"]) | _TRANSLATED
+                else:
+                    packet["flags"] = np.int64(packet["flags"]) | _TRANSLATED
+                    packet["src_port"] = port
+                    target = Node.MASQUERADE.value
                 packet["slot"] = flow["source"]
-                packet["src_port"] = port
-                target = Node.MASQUERADE.value
         tally_to_pod(state, packet)
         enqueue(frame, target, number)
     if existing != 0:
