@@ -92,7 +92,7 @@ def destination_of(data, at, family):
 
 @kernel
 def has_good_checksum(data, packet):
-    """Is the ICMP message of the packet undamaged? (RFC 5508 section 4.2: else it is dropped)"""
+    """Is the ICMP message of the packet undamaged? (RFC 5508 REQ-3: else it is dropped)"""
     start = np.int64(packet["start"])
     at = start + np.int64(packet["l4"])
     size = start + np.int64(packet["end"]) - at

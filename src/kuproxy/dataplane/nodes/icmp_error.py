@@ -259,7 +259,7 @@ def _translate(frame, tables, state, packet, now):
 
 @kernel
 def kp_icmp_error(frame, tables, state, now):
-    """Errors never refresh nor end a flow (RFC 5508 section 4.2, RFC 4787 section 9)."""
+    """Errors never refresh nor end a flow (RFC 5508 REQ-6, RFC 4787 section 9)."""
     for position in range(frame.queued[_NODE]):
         packet = frame.packets[frame.queue[_NODE, position]]
         outcome, reason = _translate(frame, tables, state, packet, now)
