@@ -51,6 +51,7 @@ def test_handshake():
 
 
 def test_established_is_kept_2_h_4_min_rfc5382_req5():
+    """RFC 5382 REQ-5."""
     reference = make()
     establish(reference)
     last = 2 * 36000 + 4 * 600 - 1
@@ -59,6 +60,7 @@ def test_established_is_kept_2_h_4_min_rfc5382_req5():
 
 
 def test_simultaneous_open_rfc5382_req2():
+    """RFC 5382 REQ-2."""
     reference = make()
     client(reference, SYN)
     answer(reference, SYN)
@@ -69,7 +71,7 @@ def test_simultaneous_open_rfc5382_req2():
 
 
 def test_in_the_middle_of_a_connection():
-    """After a restart, say: a segment alone proves nothing, a pod that answers it does."""
+    """RFC 5382 REQ-2, any valid sequence, after a restart, say: only a pod that answers a segment proves something."""
     reference = make()
     client(reference, ACK)
     assert state(reference)[0] == FlowState.TCP_HALF_OPEN
@@ -96,6 +98,7 @@ def test_reset_gone_within_6_s(by):
 
 
 def test_a_forged_reset_does_not_end_a_living_connection_rfc6146():
+    """RFC 6146 section 3.5.2.2."""
     reference = make()
     establish(reference)
     client(reference, RST, 10)

@@ -30,7 +30,7 @@ def both(**options):
 @pytest.mark.parametrize(("client", "address", "router"), SIDES)
 @pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
 def test_a_router_behind_us_is_heard_by_the_client(client, address, router, build):
-    """RFC 5508 section 4.2: embedded address and port restored, type and code unchanged; the router stays itself."""
+    """RFC 5508 REQ-4, REQ-5: embedded address and port restored, type and code unchanged; the router stays itself."""
     reference = both()
     sent = build(client, address, 7000, 80)
     there = send(reference, frame(sent))
@@ -79,7 +79,7 @@ def test_no_checksum_is_made_where_there_was_none():
 
 
 def test_damaged_errors_are_dropped():
-    """RFC 5508 section 4.2."""
+    """RFC 5508 REQ-3: silently."""
     reference = both()
     there = send(reference, frame(udp("40.0.0.1", "90.0.0.1", 7000, 80)))
     source, destination = addresses(there.data)
@@ -89,7 +89,7 @@ def test_damaged_errors_are_dropped():
 
 
 def test_errors_do_not_keep_a_flow_alive_nor_end_it():
-    """RFC 5508 section 4.2, RFC 4787 section 9: neither refresh nor delete."""
+    """RFC 5508 REQ-6, RFC 4787 section 9: neither refresh nor delete."""
     reference = both(timeout_ticks=100)
     data = frame(udp("40.0.0.1", "90.0.0.1", 7000, 80))
     there = send(reference, data)

@@ -62,6 +62,7 @@ def test_only_headers_change(name):
 
 
 def test_udp_without_checksum_stays_without():
+    """RFC 768: zero means none; RFC 8200 section 8.1: in IPv6 there is no such thing, and we do not make one."""
     assert to_pod(SAMPLES["ip4-udp-no-checksum"])[40:42] == bytes(2)
     six = frame(udp("4000::1", "9000::1", 10001, 53, no_checksum=True))
     assert to_pod(six)[60:62] == bytes(2)  # illegal, and stays so
@@ -69,6 +70,7 @@ def test_udp_without_checksum_stays_without():
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_udp_checksum_that_becomes_zero_is_sent_as_ones(version):
+    """RFC 768, and RFC 8200 section 8.1."""
     source = "40.0.0.1" if version == 4 else "4000::1"
     target = packets.udp_with_checksum(source, str(NEW[version]), 10001, 8080, 0xFFFF)
     to_vip = udp(source, "90.0.0.1" if version == 4 else "9000::1", 10001, 53, target.payload[8:])
@@ -156,7 +158,7 @@ def test_short_other_protocols():
 
 
 def test_rfc_1624_example():
-    """Section 4: the case that equation 4 of RFC 1141 gets wrong."""
+    """RFC 1624 section 4: the case that equation 4 of RFC 1141 gets wrong."""
     assert changed(0xDD2F, b"\x55\x55", b"\x32\x85") == 0x0000
 
 

@@ -111,7 +111,7 @@ def masquerading(version):
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("build", [tcp, udp])
 def test_an_error_about_a_masqueraded_packet_reaches_the_client(version, build):
-    """RFC 5508 section 4.2: the embedded packet is as the client wrote it; the receiver is the client."""
+    """RFC 5508 REQ-4, REQ-5: the embedded packet is as the client wrote it; the receiver is the client."""
     reference = masquerading(version)
     router = {4: "50.0.0.1", 6: "5000::1"}[version]
     sent = build(CLIENT[version], ADDRESS[version], 80, 80)

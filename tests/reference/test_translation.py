@@ -336,6 +336,24 @@ def test_icmp6_errors_become_icmp(kind, code, rest, expected):
     assert verify_checksums(result.data) == []
 
 
+@pytest.mark.parametrize(
+    ("client", "address", "router", "kind", "code", "rest", "told"),
+    [
+        (CLIENT6, "9000::1", "50.0.0.1", 3, 4, 1400, 1400),
+        (CLIENT6, "9000::1", "50.0.0.1", 3, 4, 1300, 1320),
+        (CLIENT4, "90.0.0.1", "5000::1", 2, 0, 1500, 1380),
+        (CLIENT4, "90.0.0.1", "5000::1", 2, 0, 1300, 1280),
+    ],
+)
+def test_no_larger_mtu_is_told_than_our_links_have(client, address, router, kind, code, rest, told):
+    """RFC 7915 sections 4.2 and 5.2: the least of the router's, adjusted, and the next hops'."""
+    reference = both(translation_mtu=1400)
+    there = send(reference, frame(udp(client, address, 7000, 80)))
+    result = complain(reference, there.data, kind, code, rest, router=router)
+    assert result[:2] == (Outcome.TRANSMIT, Reason.ICMP_ERROR_TRANSLATED)
+    assert struct.unpack(">I", l4_of(result.data)[4:8]) == (told,)
+
+
 @pytest.mark.parametrize(("client", "address"), [(CLIENT4, "90.0.0.1"), (CLIENT6, "9000::1")])
 @pytest.mark.parametrize("build", [tcp, echo], ids=["tcp", "echo"])
 def test_the_pods_own_error_comes_from_the_vip_and_the_clients_reaches_the_pod(client, address, build):

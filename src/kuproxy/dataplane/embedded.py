@@ -92,7 +92,7 @@ def destination_of(data, at, family):
 
 @kernel
 def has_good_checksum(data, packet):
-    """Is the ICMP message of the packet undamaged? (RFC 5508 section 4.2: else it is dropped)"""
+    """Is the ICMP message of the packet undamaged? (RFC 5508 REQ-3: else it is dropped)"""
     start = np.int64(packet["start"])
     at = start + np.int64(packet["l4"])
     size = start + np.int64(packet["end"]) - at
@@ -177,8 +177,8 @@ def write_checksum(data, packet):
 
 
 @kernel
-def counterpart(data, packet):
-    """(type or -1, code, second word) of the error in the other family."""
+def counterpart(data, packet, limit):
+    """(type or -1, code, second word) of the error in the other family; `limit`: the MTU of our links, or 0."""
     start = np.int64(packet["start"])
     at = start + np.int64(packet["l4"])
     kind = int(data[at + icmp.TYPE])
@@ -186,8 +186,8 @@ def counterpart(data, packet):
     rest = swap32(load32(data, at + 4))
     if packet["family"] == 4:
         length = swap16(load16(data, at + icmp.BODY + ipv4.TOTAL_LENGTH))
-        return error_to_6(kind, code, rest, length)
-    return error_to_4(kind, code, rest)
+        return error_to_6(kind, code, rest, length, limit)
+    return error_to_4(kind, code, rest, limit)
 
 
 @kernel

@@ -1,7 +1,7 @@
 """What a flow's packets tell about its life: docs/forwarding.md, "Flow state".
 
 TCP's state follows from the flags of both directions; every other protocol has one state for all its life. Nothing is
-checked against sequence numbers: any valid sequence of segments passes (RFC 5382, REQ-1), simultaneous open included.
+checked against sequence numbers: any valid sequence of segments passes (RFC 5382 REQ-2), simultaneous open included.
 """
 
 import numpy as np

@@ -56,7 +56,7 @@ def _pointer_to_4(pointer):
 
 
 @kernel
-def _unreachable_to_6(code, rest, length):
+def _unreachable_to_6(code, rest, length, limit):
     if code == 2:  # protocol: parameter problem, unrecognised next header, which is byte 6
         return np.int64(4), np.int64(1), np.int64(6)
     if code == 3:
@@ -65,7 +65,10 @@ def _unreachable_to_6(code, rest, length):
         mtu = np.int64(rest & 0xFFFF)
         if mtu == 0:
             mtu = _plateau(length)
-        return np.int64(2), np.int64(0), np.int64(max(mtu + _GROWTH, _LEAST_MTU6))
+        mtu = np.int64(mtu + _GROWTH)
+        if limit != 0:
+            mtu = np.int64(min(mtu, limit))
+        return np.int64(2), np.int64(0), np.int64(max(mtu, _LEAST_MTU6))
     if code == 9 or code == 10 or code == 13 or code == 15:
         return np.int64(1), np.int64(1), np.int64(0)
     if code <= 12:
@@ -74,13 +77,13 @@ def _unreachable_to_6(code, rest, length):
 
 
 @kernel
-def error_to_6(kind, code, rest, length):
+def error_to_6(kind, code, rest, length, limit):
     """(type, code, second word in host order) of the ICMPv6 error; type -1 if there is none.
 
-    `length` is the total length of the embedded packet.
+    `length` is the total length of the embedded packet, `limit` our links' MTU or 0: no larger one is told.
     """
     if kind == 3:
-        return _unreachable_to_6(code, rest, length)
+        return _unreachable_to_6(code, rest, length, limit)
     if kind == 11 and code <= 1:
         return np.int64(3), np.int64(code), np.int64(0)
     if kind == 12 and (code == 0 or code == 2):
@@ -91,8 +94,8 @@ def error_to_6(kind, code, rest, length):
 
 
 @kernel
-def error_to_4(kind, code, rest):
-    """(type, code, second word in host order) of the ICMP error; type -1 if there is none."""
+def error_to_4(kind, code, rest, limit):
+    """(type, code, second word in host order) of the ICMP error; type -1 if there is none. `limit` as above."""
     if kind == 1:
         if code == 0 or code == 2 or code == 3:
             return np.int64(3), np.int64(1), np.int64(0)
@@ -101,7 +104,10 @@ def error_to_4(kind, code, rest):
         if code == 4:
             return np.int64(3), np.int64(3), np.int64(0)
     elif kind == 2:
-        mtu = np.int64(rest) - _GROWTH
+        mtu = np.int64(rest)
+        if limit != 0:
+            mtu = np.int64(min(mtu, limit))
+        mtu -= _GROWTH
         return np.int64(3), np.int64(4), np.int64(max(0, min(mtu, _MOST_MTU)))
     elif kind == 3 and code <= 1:
         return np.int64(11), np.int64(code), np.int64(0)

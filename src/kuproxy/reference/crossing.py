@@ -443,7 +443,7 @@ class Crossing:
         return self.far.pool is not None and address in self.far.pool
 
     def _crossed(self, passage: Passage, quoted: Quoted, outer: Ends, inner: Ends) -> None:
-        told = translate.counterpart(passage.packet)
+        told = translate.counterpart(passage.packet, self.translation_mtu)
         if told is None:
             self._end(passage, Node.ICMP_ERROR, Outcome.DROP, Reason.UNTRANSLATABLE_ICMP)
             return

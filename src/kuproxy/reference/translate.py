@@ -355,13 +355,17 @@ TO_4 = {
 }
 
 
-def counterpart(packet: Packet) -> tuple[int, int, int] | None:
-    """Type, code and second word of the error in the other family (RFC 7915 sections 4.2 and 5.2)."""
+def counterpart(packet: Packet, mtu_of_links: int = 0) -> tuple[int, int, int] | None:
+    """Type, code and second word of the error in the other family (RFC 7915 sections 4.2 and 5.2).
+
+    No larger MTU is told than that of our links, if it is known.
+    """
+    limit = mtu_of_links or 2**32
     kind, code = packet.data[packet.l4], packet.data[packet.l4 + 1]
     rest = int.from_bytes(packet.data[packet.l4 + 4 : packet.l4 + 8], "big")
     if packet.family == Family.IPV6:
         if kind == 2:
-            return 3, 4, max(0, min(rest - 20, 0xFFFF))
+            return 3, 4, max(0, min(rest - 20, limit - 20, 0xFFFF))
         if (kind, code) not in TO_4 or ((kind, code) == (4, 0) and rest not in POINTER_TO_4):
             return None
         return *TO_4[kind, code], POINTER_TO_4[rest] << 24 if (kind, code) == (4, 0) else 0
@@ -372,7 +376,7 @@ def counterpart(packet: Packet) -> tuple[int, int, int] | None:
         if mtu == 0:
             length = packet.word(packet.l4 + 8 + 2)
             mtu = next((plateau for plateau in PLATEAUS if plateau < length), 68)
-        return 2, 0, max(LEAST_MTU6, mtu + 20)
+        return 2, 0, max(LEAST_MTU6, min(mtu + 20, limit))
     if (kind, code) == (3, 2):
         return 4, 1, 6
     if kind == 12:

@@ -17,6 +17,7 @@ from kuproxy.dataplane.layout import (
     T_DECREMENT_TTL,
     T_NAT46_HI,
     T_OWN4,
+    T_TRANSLATION_MTU,
     T_VIP_MATCH,
     W_IDENTIFICATION,
 )
@@ -111,7 +112,7 @@ def _towards_pod(
                 embedded.rewrite(data, at, l4_at, end, family, protocol, False, hi, lo, port)
         embedded.rewrite_outer(data, packet, False, pod["hi"], pod["lo"], decrement)
         return Reason.NONE.value
-    kind, code, rest = embedded.counterpart(data, packet)
+    kind, code, rest = embedded.counterpart(data, packet, np.int64(tables.header[T_TRANSLATION_MTU]))
     if kind < 0:
         return Reason.UNTRANSLATABLE_ICMP.value
     if not translated.crosses(protocol):
@@ -174,7 +175,7 @@ def _towards_client(tables, state, data, packet, slot, at, l4_at, protocol, spor
             src_hi, src_lo = vip_hi, vip_lo
         embedded.rewrite_outer(data, packet, True, src_hi, src_lo, decrement)
         return Reason.NONE.value
-    kind, code, rest = embedded.counterpart(data, packet)
+    kind, code, rest = embedded.counterpart(data, packet, np.int64(tables.header[T_TRANSLATION_MTU]))
     if kind < 0:
         return Reason.UNTRANSLATABLE_ICMP.value
     client_port = np.int64(flow["client_port"])
@@ -265,7 +266,7 @@ def _translate(frame, tables, state, packet, now):
 
 @kernel
 def kp_icmp_error(frame, tables, state, now):
-    """Errors never refresh nor end a flow (RFC 5508 section 4.2, RFC 4787 section 9)."""
+    """Errors never refresh nor end a flow (RFC 5508 REQ-6, RFC 4787 section 9)."""
     for position in range(frame.queued[_NODE]):
         number = frame.queue[_NODE, position]
         packet = frame.packets[number]
