@@ -10,13 +10,14 @@ which is why two services on one address are impossible there.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from operator import attrgetter
 
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, HashMode, Protocol, VipType
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, HashMode, Origin, Protocol, VipType
 from kuproxy.errors import ConfigError, Problem
 
 __all__ = [
@@ -253,7 +254,11 @@ class Vip:
     new_len: int = DEFAULT_NEW_LEN  # slots of the new-flow table
     pods: tuple[Pod, ...] = ()
     reject: bool = False  # without pods: answer with a reset or port unreachable instead of dropping
-    masquerade: bool = False  # pods see an address of the node instead of the client's
+    masquerade: bool = False  # pods see an address of the node instead of the client's, whoever that is
+    masquerade_from: Origin = Origin(0)  # the same for clients from there; empty if everywhere
+    outside_pods: tuple[Pod, ...] | None = (
+        None  # those for clients from outside; None: `pods`, as for everybody
+    )
     reset: bool = False  # flows of flushed pods are reset instead of moved to another pod
     affinity_s: float = (
         0.0  # a client keeps its pod for new flows that begin within so many seconds; 0: it does not
@@ -273,6 +278,12 @@ class Vip:
         if self.encap is Encap.GUE and not self.gue_port:
             object.__setattr__(self, "gue_port", GUE_PORT)
         object.__setattr__(self, "pods", _canonical_pods(self.pods, target_port))
+        if self.outside_pods is not None:
+            outside = _canonical_pods(self.outside_pods, target_port)
+            object.__setattr__(self, "outside_pods", None if outside == self.pods else outside)
+        if self.masquerade_from and (self.masquerade or self.masquerade_from == Origin.ANYWHERE):
+            object.__setattr__(self, "masquerade", True)
+            object.__setattr__(self, "masquerade_from", Origin(0))
         ranges = tuple(sorted(set(self.source_ranges), key=lambda prefix: (prefix.version, prefix)))
         object.__setattr__(self, "source_ranges", ranges)
         problems = self._problems()
@@ -322,12 +333,15 @@ class Vip:
                         f"source range {prefix} is of another family than VIP {key}", field="source_range"
                     )
                 )
-        for one, other in zip(self.pods, self.pods[1:], strict=False):
+        every_pod = (
+            self.pods if self.outside_pods is None else _canonical_pods(self.all_pods, self.target_port)
+        )
+        for one, other in itertools.pairwise(every_pod):
             if one.is_at(other):
                 problems.append(
                     Problem(f"pod {one} has the weights {one.weight} and {other.weight}", field="pods")
                 )
-        for pod in self.pods:
+        for pod in every_pod:
             message = pod_family_message(key, self.type, pod.address)
             if message is not None:
                 problems.append(Problem(message, field="pods"))
@@ -349,8 +363,22 @@ class Vip:
         _check_port(problems, "gue_port", self.gue_port)
         if self.gue_port and self.encap is not Encap.GUE:
             problems.append(Problem("only encap gue has a port of its own", field="gue_port"))
+        if self.on_node_only and not self.node_port:
+            problems.append(
+                Problem(
+                    f"{self.key.prefix} is nobody's address",
+                    field="key",
+                    hint="it stands for every address of the node, and needs a node port",
+                )
+            )
         if self.encap is Encap.NAT:
             return problems
+        if self.outside_pods is not None or self.masquerade_from:  # `masquerade` alone says nothing here
+            problems.append(
+                Problem(
+                    f"{self.encap.name.lower()} neither masquerades nor tells clients apart", field="encap"
+                )
+            )
         if self.encap is Encap.L3DSR and self.type.vip_family != self.type.pod_family:
             problems.append(
                 Problem(
@@ -386,6 +414,32 @@ class Vip:
         family = int(self.type.pod_family) if self.encap.is_tunnel else ""
         return f"ip{int(self.type.vip_family)}-{self.encap.name.lower()}{family}"
 
+    @property
+    def all_pods(self) -> tuple[Pod, ...]:
+        """Every pod that clients of any origin may get, in order."""
+        if self.outside_pods is None:
+            return self.pods
+        return tuple(sorted({*self.pods, *self.outside_pods}, key=_POD_ID))
+
+    def pods_for(self, origin: Origin) -> tuple[Pod, ...]:
+        """The pods for clients of one origin."""
+        return self.outside_pods if origin is Origin.OUTSIDE and self.outside_pods is not None else self.pods
+
+    def masquerades(self, origin: Origin) -> bool:
+        """Do pods see the node's address instead of that of a client of this origin?"""
+        return self.masquerade or bool(self.masquerade_from & origin)
+
+    @property
+    def origins_masqueraded(self) -> tuple[str, ...]:
+        """`node`, `outside`: the words for `masquerade_from`."""
+        single = (Origin.POD, Origin.NODE, Origin.OUTSIDE)
+        return tuple(str(origin.name).lower() for origin in single if self.masquerade_from & origin)
+
+    @property
+    def on_node_only(self) -> bool:
+        """Reached by its node port alone: the prefix is 0.0.0.0/32 or ::/128, as a socket bound to any address."""
+        return self.key.id[1] == 0 and self.key.prefix.prefixlen == self.key.prefix.max_prefixlen
+
     def pod_port(self, pod: Pod) -> int:
         """The destination port of packets to this pod; 0: as it was."""
         return pod.port or self.target_port
@@ -406,6 +460,8 @@ class Vip:
         parts.append(f"new_len {self.new_len}")
         if self.masquerade:
             parts.append("masquerade")
+        elif self.masquerade_from:
+            parts += [f"masquerade_from {origin}" for origin in self.origins_masqueraded]
         if self.reset:
             parts.append("reset")
         if self.affinity_s:
