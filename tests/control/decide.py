@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from ipaddress import ip_network
 
 from control.nft import Verdict
-
 from kuproxy.codes import Origin, Protocol
 from kuproxy.model.vip import Address, Vip, VipKey
 

@@ -12,9 +12,9 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
+
 from control.decide import Decisions
 from control.nft import Ruleset, Verdict
-
 from kuproxy.codes import Family, Protocol
 from kuproxy.control.policy import (
     health_answer,
