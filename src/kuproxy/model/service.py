@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+import msgspec
+
 from kuproxy.codes import Family, Protocol
 from kuproxy.model.vip import Address, Prefix
 
@@ -130,9 +132,12 @@ class Service:
         return next((address for address in self.cluster_ips if address.version == family), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One endpoint of a slice.  kube-proxy uses the first address only, and so do we: the others mean the same."""
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
+    """One endpoint of a slice.  kube-proxy uses the first address only, and so do we: the others mean the same.
+
+    A struct, because there may be a hundred thousand: it is made ten times faster than a dataclass, and having no
+    cycles it is none of the garbage collector's business.
+    """
 
     addresses: tuple[Address, ...]
     ready: bool = True  # null means true

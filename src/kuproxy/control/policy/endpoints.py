@@ -36,13 +36,16 @@ class Categories(NamedTuple):
 def candidates_for(
     service: Service, port: ServicePort, family: Family, slices: Iterable[EndpointSlice]
 ) -> list[Candidate]:
-    """Every endpoint that could serve this port, ready or not, duplicates merged.
+    """Every endpoint that could serve this port, ready or not, duplicates merged, in the order of their pods.
+
+    As in a VIP, a pod whose port is the service's target port has the port 0.
 
     A slice serves a port of the service if one of its ports has the same *name* and protocol; the number is the
     slice's, and may differ from slice to slice.  The same address and port in two slices is one endpoint, and as
     in kube-proxy the one that comes last in the order of the slices' names counts.
     """
     merged: dict[tuple[int, ...], Candidate] = {}
+    usual = port.target_port if isinstance(port.target_port, int) else port.port
     for endpoint_slice in sorted(slices, key=lambda item: item.name):
         if endpoint_slice.family != family or not endpoint_slice.belongs_to(service):
             continue
@@ -51,12 +54,13 @@ def candidates_for(
             for item in endpoint_slice.ports
             if item.name == port.name and item.protocol == port.protocol and item.port is not None
         }
-        for number in sorted(numbers):
+        for number in numbers:
+            own_port = 0 if number == usual else number
             for endpoint in endpoint_slice.endpoints:
                 if endpoint.addresses:
-                    pod = Pod(endpoint.addresses[0], number)
+                    pod = Pod(endpoint.addresses[0], own_port)
                     merged[pod.id] = Candidate(endpoint, pod)
-    return list(merged.values())
+    return [merged[place] for place in sorted(merged)]
 
 
 def preferred_by_topology(

@@ -27,7 +27,7 @@ from kuproxy.model.service import (
     SessionAffinity,
     TrafficPolicy,
 )
-from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey, vip_type
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey, host_prefix, vip_type
 
 __all__ = [
     "ServiceVips",
@@ -119,7 +119,7 @@ def source_ranges_of(service: Service, address: Address, view: NodeView | None =
     ranges = tuple(prefix for prefix in service.source_ranges if prefix.version == address.version)
     own = None if view is None else view.node.address(Family(address.version))
     if ranges and own is not None and any(own in prefix for prefix in ranges):
-        ranges += tuple(ip_network(each) for each in balancer if each.version == address.version)
+        ranges += tuple(host_prefix(each) for each in balancer if each.version == address.version)
     return ranges
 
 
@@ -192,12 +192,12 @@ def _port_vips(
     assert cluster_ip is not None
     inside, outside = _sides(service, family, view)
     shared = port.node_port if inside == outside else 0
-    yield _vip(service, port, ip_network(cluster_ip), categories, inside, inside=True, node_port=shared)
+    yield _vip(service, port, host_prefix(cluster_ip), categories, inside, inside=True, node_port=shared)
     for address in dict.fromkeys(_outside_addresses(service, family)):
         if address != cluster_ip:
             ranges = source_ranges_of(service, address, view)
             yield _vip(
-                service, port, ip_network(address), categories, outside, inside=False, source_ranges=ranges
+                service, port, host_prefix(address), categories, outside, inside=False, source_ranges=ranges
             )
     if port.node_port and not shared:
         yield _vip(
@@ -216,7 +216,7 @@ def cluster_ip_guards(service: Service) -> list[Vip]:
 
     They have every protocol and port, and no pods: kp-lookup prefers what is more specific.
     """
-    prefixes = [ip_network(address) for address in service.cluster_ips]
+    prefixes = map(host_prefix, service.cluster_ips)
     return [
         Vip(VipKey(prefix), vip_type(prefix), reject=True, owner=service.full_name) for prefix in prefixes
     ]
@@ -251,8 +251,9 @@ def translate(service: Service, slices: Iterable[EndpointSlice], view: NodeView 
             made = list(_port_vips(service, port, family, categorize(candidates, node), view))
             vips += made
             if port.protocol is Protocol.UDP:
-                alive = frozenset(c.pod for c in candidates if c.endpoint.serving or c.endpoint.ready)
-                serving += [(vip.key, alive) for vip in made]
+                alive = [c.pod for c in candidates if c.endpoint.serving or c.endpoint.ready]
+                own = frozenset(Pod(pod.address, made[0].pod_port(pod)) for pod in alive)
+                serving += [(vip.key, own) for vip in made]
     if view is not None:
         vips += cluster_ip_guards(service)
     return ServiceVips(tuple(vips), tuple(serving))
