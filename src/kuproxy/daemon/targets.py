@@ -25,7 +25,8 @@ def steering_targets(compiler: Compiler, marks: tuple[InterfaceMark, ...]) -> Ta
         protocol = int(key.protocol)
         if not record.removed:
             tunnels = tunnels or record.vip.encap.is_tunnel
-            vips.add((key.prefix, protocol, key.port))
+            if not record.vip.on_node_only:
+                vips.add((key.prefix, protocol, key.port))
             if record.vip.node_port:
                 node_ports.add((int(key.family), protocol, record.vip.node_port))
         if record.vip.encap is not Encap.NAT:
