@@ -40,6 +40,7 @@ MAX_LIST_DEPTH = 8  # of the path: four lists in each other
 MAX_AFFINITY_TIMEOUT_S = 86400  # k8s.io/kubernetes/pkg/apis/core/validation: one day
 
 _NO_CONDITIONS: dict[str, Any] = {}
+_FLAGS = {bool, type(None)}
 _WORDS = {str, type(None)}
 _PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 
@@ -296,9 +297,9 @@ def _plain_endpoint(raw: Any, family: Family) -> Endpoint | None:
         return None
     if hints is not None or address.version != family:
         return None
-    if not all(flag is None or flag is True or flag is False for flag in (ready, serving, terminating)):
-        return None
-    if not _WORDS.issuperset(map(type, words)):
+    if not _FLAGS.issuperset(map(type, (ready, serving, terminating))) or not _WORDS.issuperset(
+        map(type, words)
+    ):
         return None
     node_name, zone, hostname = words
     return Endpoint(

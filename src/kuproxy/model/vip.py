@@ -271,9 +271,7 @@ class Vip:
     reject: bool = False  # without pods: answer with a reset or port unreachable instead of dropping
     masquerade: bool = False  # pods see an address of the node instead of the client's, whoever that is
     masquerade_from: Origin = Origin(0)  # the same for clients from there; empty if everywhere
-    outside_pods: tuple[Pod, ...] | None = (
-        None  # those for clients from outside; None: `pods`, as for everybody
-    )
+    outside_pods: tuple[Pod, ...] | None = None  # pods for clients from outside; None: `pods`
     reset: bool = False  # flows of flushed pods are reset instead of moved to another pod
     affinity_s: float = (
         0.0  # a client keeps its pod for new flows that begin within so many seconds; 0: it does not
