@@ -1,10 +1,12 @@
 """Kubernetes' rules: Services and EndpointSlices in, VIPs out.  Pure functions, no I/O, no clock.
 
 `endpoints` says which endpoints may serve, `exposure` at which addresses and how, `masquerade` whose address pods see,
-`cleanup` which UDP flows end, `health` what load balancers hear, `nodeports` where node ports answer.
+`cleanup` which UDP flows end, `conflicts` who gets what two claim, `health` what load balancers hear, `nodeports` where
+node ports answer.
 """
 
 from kuproxy.control.policy.cleanup import stale_udp
+from kuproxy.control.policy.conflicts import settle
 from kuproxy.control.policy.endpoints import Candidate, Categories, candidates_for, categorize
 from kuproxy.control.policy.exposure import (
     ServiceVips,
@@ -47,6 +49,7 @@ __all__ = [
     "recommended_new_len",
     "service_range_guards",
     "service_vips",
+    "settle",
     "skip_reason",
     "stale_udp",
     "translate",
