@@ -78,6 +78,15 @@ class VipFlag(IntFlag):
     RESET = 512  # TCP flows of flushed pods are answered with a reset instead of moving to another pod
 
 
+class Origin(IntFlag):
+    """Where a packet comes from, as far as Kubernetes' rules tell clients apart; a set of them, or one."""
+
+    POD = 1  # a pod, as `detectLocalMode` recognises it; asked before the node
+    NODE = 2  # the node itself: the source is one of its addresses
+    OUTSIDE = 4  # anybody else
+    ANYWHERE = 7
+
+
 class PodFlag(IntFlag):
     """Per-pod bits."""
 

@@ -164,6 +164,46 @@ def test_two_vips_swap_their_node_ports():
     assert [str(result.pod) for result in results] == ["10.0.0.2", "10.0.0.1"]
 
 
+def test_a_vip_of_node_ports_alone_has_no_address():
+    plane = CompiledPlane(PlaneConfig())
+    before = plane.compiler.in_use()
+    alone = vip("0.0.0.0/32", "10.0.0.1", port=30001, target_port=8080, node_port=30001)
+    guard = vip("90.0.0.0/24", port=0, protocol=Protocol.ANY)
+    plane._apply(plane.store.replace("test", [alone, guard]))
+
+    def sent(address: str, port: int) -> tuple[Outcome, str]:
+        [result] = plane.receive(
+            [RefPacket(packets.frame(packets.tcp("40.0.0.1", address, 1000, port)))], 100
+        )
+        return result.outcome, str(result.pod)
+
+    assert sent("192.0.2.1", 30001) == (Outcome.TRANSMIT, "10.0.0.1")
+    assert sent("0.0.0.0", 30001)[0] == Outcome.TRANSMIT, "as any address of the node in a capture"
+    assert sent("192.0.2.1", 30002)[0] == Outcome.PASS
+    assert sent("90.0.0.7", 30001)[0] == Outcome.DROP, "an address of the service range is no node's"
+    plane._apply(plane.store.replace("test", [vip("0.0.0.0/32", "10.0.0.2", port=30001, node_port=30001)]))
+    assert sent("192.0.2.2", 30001) == (Outcome.TRANSMIT, "10.0.0.2")
+    plane._apply(plane.store.replace("test", []))
+    assert sent("192.0.2.3", 30001)[0] == Outcome.PASS
+    for _ in range(3):
+        plane.collect(1 << 20)
+    assert plane.compiler.in_use() == before
+
+
+def test_clients_from_outside_get_their_pods_and_all_come_off_again():
+    world = World()
+    split = vip("90.0.0.1/32", "10.0.0.1", "10.0.0.2", outside_pods=(Pod(ip_address("10.0.0.2")),))
+    world.store_apply([split])
+    [record] = world.compiler.records()
+    assert [str(pod) for pod in record.pods] == ["10.0.0.2:80"]
+    world.store_apply([vip("90.0.0.1/32", "10.0.0.1", outside_pods=())])
+    [record] = world.compiler.records()
+    assert not record.pods
+    assert record.ring is None
+    world.store_apply([])
+    assert world.in_use() == world.clean
+
+
 def test_pods_of_one_address_with_different_ports_in_one_service():
     """FEATURES row 7."""
     plane = CompiledPlane(PlaneConfig())

@@ -13,14 +13,24 @@ def targets(script: str) -> Targets:
     desired = Desired()
     desired.run("ku conf ip4-src-address 192.0.2.1\n" + script)
     plane = Plane(LocalEngine(0), decrement_ttl=False, any_node_address=False)
-    plane.apply(desired.config())
-    return steering_targets(plane.compiler, ())
+    config = desired.config()
+    plane.apply(config)
+    return steering_targets(plane.compiler, config.interfaces, config.settings)
 
 
 def test_pods_that_answer_themselves_are_left_alone() -> None:
-    told = targets("ku vip 90.0.0.1 encap gre4\nku pod 90.0.0.1 10.0.0.1\nku vip 90.0.0.2\nku pod 90.0.0.2 10.0.0.2")
+    told = targets(
+        "ku vip 90.0.0.1 encap gre4\nku pod 90.0.0.1 10.0.0.1\nku vip 90.0.0.2\nku pod 90.0.0.2 10.0.0.2"
+    )
     assert {str(network) for network, _, _ in told.vips} == {"90.0.0.1/32", "90.0.0.2/32"}
     assert {str(address) for address, _, _ in told.pods} == {"10.0.0.2"}
+
+
+def test_a_vip_of_node_ports_alone_steers_no_address() -> None:
+    told = targets("ku vip 0.0.0.0/32 protocol tcp port 30080 node_port 30080\nku pod 0.0.0.0/32 10.0.0.1")
+    assert told.vips == frozenset()
+    assert told.node_ports == {(4, 6, 30080)}
+    assert {str(address) for address, _, _ in told.pods} == {"10.0.0.1"}
 
 
 def test_only_tunnels_need_split_segments() -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -29,6 +30,7 @@ from kuproxy.model.service import (
     SessionAffinity,
     TrafficPolicy,
 )
+from kuproxy.model.vip import parse_address
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "kubernetes-1.36"
 
@@ -375,3 +377,44 @@ def test_an_object_with_junk_in_any_place_is_converted_or_refused(data, kind) ->
 def test_any_text_is_a_manifest_or_a_problem(text) -> None:
     for file in ("x.yaml", "x.json"):
         assert all(line.startswith(file) for line in messages(text, file))
+
+
+def test_a_plain_endpoint_and_the_same_read_field_by_field() -> None:
+    """Endpoints of controllers are read by a short cut: it must not be another way of reading."""
+    plain = {
+        "addresses": ["10.0.0.1"],
+        "conditions": {"ready": False, "serving": None, "terminating": True},
+        "nodeName": "a",
+        "zone": None,
+        "targetRef": {"kind": "Pod", "namespace": "shop", "name": "web-0"},
+    }
+
+    def read(*endpoints: object) -> EndpointSlice:
+        document = {
+            "kind": "EndpointSlice",
+            "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4",
+            "endpoints": list(endpoints),
+        }
+        converted = convert_document(document)
+        assert not converted.problems
+        return converted.slices[0][0]
+
+    odd = {"addresses": ["10.0.0.2", "10.0.0.3"]}  # two addresses: the whole slice is read field by field
+    for state in itertools.product([True, False, None], repeat=3):
+        plain["conditions"] = dict(zip(("ready", "serving", "terminating"), state, strict=True))
+        assert read(plain).endpoints[0] == read(plain, odd).endpoints[0]
+    for missing in ("conditions", "nodeName", "zone", "targetRef"):
+        shorter = {key: value for key, value in plain.items() if key != missing}
+        assert read(shorter).endpoints[0] == read(shorter, odd).endpoints[0]
+
+
+@given(st.text(alphabet="0123456789abf.:x \0é", max_size=20))
+def test_addresses_are_what_ipaddress_says(text) -> None:
+    try:
+        expected = ip_address(text)
+    except ValueError:
+        with pytest.raises(ValueError, match="is not an IP address"):
+            parse_address(text)
+    else:
+        assert parse_address(text) == expected

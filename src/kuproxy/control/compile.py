@@ -220,11 +220,11 @@ class Compiler:
     def check(self, changes: Changes) -> None:
         """Raise TableFullError if the tables may not hold these changes, before any of them is made."""
         touched = [*changes.added, *(new for _, new in changes.changed)]
-        pods = sum(len(vip.pods) for vip in touched)
+        pods = sum(len(vip.served_pods) for vip in touched)
         needs = (
             (len(changes.added), self._vip_indices.room, "VIPs"),
             (pods, self._pod_indices.room, "pods"),
-            (sum(vip.new_len for vip in touched if vip.pods), self._rings.room, "ring slots"),
+            (sum(vip.new_len for vip in touched if vip.served_pods), self._rings.room, "ring slots"),
             (8 * len(touched) + 2 * pods, self._match.room, "match entries"),
             (2 * sum(len(vip.source_ranges) + 1 for vip in touched), self._ranges.room, "source ranges"),
         )
@@ -396,7 +396,8 @@ class Compiler:
             int(vip.key.protocol),
             int(vip.type),
             int(vip.key.family),
-            prefix_length(vip.key),
+            # Reached by node port alone: it tells a reply as little as a wide prefix what the client addressed.
+            0 if vip.on_node_only else prefix_length(vip.key),
             0,
             0,
             round(vip.affinity_s * TICKS_PER_SECOND),
@@ -412,15 +413,20 @@ class Compiler:
         self._by_index[index] = record
         self._set_pods(record, vip)
         self._set_ranges(record, vip.source_ranges)
-        self._enter_key(record)
-        self._reference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
+        if not vip.on_node_only:
+            self._enter_key(record)
+            self._reference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
         self._enter_node_port(record, vip.node_port)
 
     def _change(self, old: Vip, new: Vip) -> None:
         record = self._records[old.key]
         record.vip = new
         row = self.tables.vips[record.index]
-        if old.pods != new.pods or old.target_port != new.target_port or old.new_len != new.new_len:
+        if (
+            old.served_pods != new.served_pods
+            or old.target_port != new.target_port
+            or old.new_len != new.new_len
+        ):
             self._set_pods(record, new)
         row["target_port"] = new.target_port
         self._set_encap(record)
@@ -437,8 +443,9 @@ class Compiler:
     def _remove(self, vip: Vip) -> None:
         record = self._records.pop(vip.key)
         record.removed = True
-        self._leave_key(record)
-        self._dereference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
+        if not vip.on_node_only:
+            self._leave_key(record)
+            self._dereference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
         self._leave_node_port(record, vip.node_port)
         row = self.tables.vips[record.index]
         row["generation"] = int(row["generation"]) + 1  # its flows are dead from here on
@@ -586,7 +593,7 @@ class Compiler:
 
     def _set_pods(self, record: VipRecord, vip: Vip) -> None:
         # In the records a pod is its address and port; its weight may change while it stays the same pod.
-        weights = {Pod(pod.address, pod.port or vip.target_port): pod.weight for pod in vip.pods}
+        weights = {Pod(pod.address, pod.port or vip.target_port): pod.weight for pod in vip.served_pods}
         for pod, weight in weights.items():
             if pod not in record.pods:
                 record.pods[pod] = self._revive(record, pod) or self._add_pod(record, pod)

@@ -34,8 +34,9 @@ def steering_targets(
         protocol = int(key.protocol)
         if not record.removed:
             tunnels = tunnels or record.vip.encap.is_tunnel
-            vips.add((key.prefix, protocol, key.port))
-            vips.add((key.prefix, ICMP[key.family], 0))
+            if not record.vip.on_node_only:
+                vips.add((key.prefix, protocol, key.port))
+                vips.add((key.prefix, ICMP[key.family], 0))
             if record.vip.node_port:
                 node_ports.add((int(key.family), protocol, record.vip.node_port))
         if record.vip.encap is not Encap.NAT:

@@ -39,6 +39,9 @@ TOPOLOGY_MODE_ANNOTATION = "service.kubernetes.io/topology-mode"
 MAX_LIST_DEPTH = 8  # of the path: four lists in each other
 MAX_AFFINITY_TIMEOUT_S = 86400  # k8s.io/kubernetes/pkg/apis/core/validation: one day
 
+_NO_CONDITIONS: dict[str, Any] = {}
+_FLAGS = {bool, type(None)}
+_WORDS = {str, type(None)}
 _PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 
 
@@ -252,7 +255,7 @@ def convert_endpoint_slice(
         service=service,
         family=family,
         ports=tuple(_endpoint_ports(root)),
-        endpoints=tuple(_endpoint(reader, family) for reader in root.children("endpoints")),
+        endpoints=_endpoints(root, family),
     )
     problems.extend(faults)
     return None if faults else converted
@@ -266,6 +269,49 @@ def _endpoint_ports(root: Reader) -> list[EndpointPort]:
         if protocol is not None:
             ports.append(EndpointPort(reader.text("name"), protocol, number or None))
     return ports
+
+
+def _endpoints(root: Reader, family: Family) -> tuple[Endpoint, ...]:
+    raw = root.raw.get("endpoints")
+    if isinstance(raw, list):
+        plain = [each for each in (_plain_endpoint(item, family) for item in raw) if each is not None]
+        if len(plain) == len(raw):
+            return tuple(plain)
+    return tuple(_endpoint(reader, family) for reader in root.children("endpoints"))
+
+
+def _plain_endpoint(raw: Any, family: Family) -> Endpoint | None:
+    """An endpoint as controllers write them, in a tenth of the time; None if anything about it is unusual.
+
+    There may be a hundred thousand of them, and all but a handful in hand-written manifests look like this.
+    """
+    try:
+        [text] = raw["addresses"]
+        address = parse_address(text)
+        conditions, hints, target = raw.get("conditions"), raw.get("hints"), raw.get("targetRef")
+        state = _NO_CONDITIONS if conditions is None else conditions
+        ready, serving, terminating = state.get("ready"), state.get("serving"), state.get("terminating")
+        words = (raw.get("nodeName"), raw.get("zone"), raw.get("hostname"))
+        name = "" if target is None else f"{target['kind']} {target['namespace']}/{target['name']}"
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    if hints is not None or address.version != family:
+        return None
+    if not _FLAGS.issuperset(map(type, (ready, serving, terminating))) or not _WORDS.issuperset(
+        map(type, words)
+    ):
+        return None
+    node_name, zone, hostname = words
+    return Endpoint(
+        (address,),
+        ready is not False,
+        serving is not False,
+        terminating is True,
+        node_name or "",
+        zone or "",
+        hostname or "",
+        target=name,
+    )
 
 
 def _endpoint(reader: Reader, family: Family) -> Endpoint:

@@ -121,9 +121,10 @@ class Reader:
         value = self.raw.get(key)
         if value is None or value == "":
             return default
-        for member in type(default):
-            if member.value == value:
-                return member
+        try:
+            return type(default)(value)
+        except ValueError:
+            pass
         known = ", ".join(str(member.value) for member in type(default))
         self.fault(key, f"{_shown(value)} is not known", f"it is one of {known}")
         return default

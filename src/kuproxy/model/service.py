@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+import msgspec
+
 from kuproxy.codes import Family, Protocol
 from kuproxy.model.vip import Address, Prefix
 
@@ -96,6 +98,32 @@ class Service:
     def full_name(self) -> str:
         return f"{self.namespace}/{self.name}"
 
+    @property
+    def is_externally_accessible(self) -> bool:
+        """Is it reached by anything but cluster IPs?  (pkg/api/v1/service/util.go, ExternallyAccessible)"""
+        return self.type in (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER) or (
+            self.type is ServiceType.CLUSTER_IP and bool(self.external_ips)
+        )
+
+    @property
+    def is_external_local(self) -> bool:
+        """Does externalTrafficPolicy: Local hold?  It says nothing where there is no external traffic."""
+        return self.is_externally_accessible and self.external_traffic_policy is TrafficPolicy.LOCAL
+
+    @property
+    def is_internal_local(self) -> bool:
+        """Does internalTrafficPolicy: Local hold?"""
+        return self.internal_traffic_policy is TrafficPolicy.LOCAL
+
+    @property
+    def needs_health_check(self) -> bool:
+        """Does a load balancer ask this node whether it has endpoints?  (NeedsHealthCheck)"""
+        return (
+            self.type is ServiceType.LOAD_BALANCER
+            and self.is_external_local
+            and self.health_check_node_port != 0
+        )
+
     def port_name(self, port: ServicePort) -> str:
         """`namespace/service:port`, as kube-proxy names it; without the colon for an unnamed port."""
         return f"{self.full_name}:{port.name}" if port.name else self.full_name
@@ -104,9 +132,12 @@ class Service:
         return next((address for address in self.cluster_ips if address.version == family), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One endpoint of a slice.  kube-proxy uses the first address only, and so do we: the others mean the same."""
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
+    """One endpoint of a slice.  kube-proxy uses the first address only, and so do we: the others mean the same.
+
+    A struct, because there may be a hundred thousand: it is made ten times faster than a dataclass, and having no
+    cycles it is none of the garbage collector's business.
+    """
 
     addresses: tuple[Address, ...]
     ready: bool = True  # null means true
@@ -135,6 +166,9 @@ class EndpointSlice:
     family: Family
     ports: tuple[EndpointPort, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
+
+    def belongs_to(self, service: Service) -> bool:
+        return self.service == service.name and self.namespace == service.namespace
 
     @property
     def service_full_name(self) -> str:

@@ -10,13 +10,15 @@ which is why two services on one address are impossible there.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from operator import attrgetter
+from operator import attrgetter, lt
+from socket import AF_INET, inet_pton
 
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, HashMode, Protocol, VipType
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, HashMode, Origin, Protocol, VipType
 from kuproxy.errors import ConfigError, Problem
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "VipKey",
     "address_text",
     "encap_of",
+    "host_prefix",
     "is_power_of_two",
     "parse_address",
     "parse_prefix",
@@ -91,12 +94,22 @@ def is_power_of_two(number: int) -> bool:
 def parse_address(text: str) -> Address:
     """An IP address.  Raises ValueError with a sentence; a zone (`fe80::1%eth0`) is refused."""
     try:
+        return IPv4Address(inet_pton(AF_INET, text))  # as strict as ip_address, and five times faster
+    except (OSError, ValueError):
+        pass
+    try:
         address = ip_address(text)
     except ValueError:
         raise ValueError(f"{text!r} is not an IP address") from None
     if isinstance(address, IPv6Address) and address.scope_id is not None:
         raise ValueError(f"{text!r} has a zone; a pod or VIP has none")
     return address
+
+
+def host_prefix(address: Address) -> Prefix:
+    """The prefix of one address alone; five times faster than `ip_network`, which goes by way of text."""
+    network = IPv4Network if isinstance(address, IPv4Address) else IPv6Network
+    return network((int(address), address.max_prefixlen))
 
 
 def parse_prefix(text: str) -> Prefix:
@@ -161,15 +174,18 @@ class Pod:
     id: tuple[int, int, int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not (0 <= self.port <= MAX_PORT and 0 <= self.weight <= MAX_WEIGHT):
+            raise ConfigError(self._problems())
+        object.__setattr__(self, "id", (int(self.address), self.port, self.address.version, self.weight))
+
+    def _problems(self) -> list[Problem]:
         problems: list[Problem] = []
         _check_port(problems, "port", self.port)
         if not 0 <= self.weight <= MAX_WEIGHT:
             problems.append(
                 Problem(f"{self.weight} is not a weight", field="weight", hint=f"it is 0 to {MAX_WEIGHT}")
             )
-        if problems:
-            raise ConfigError(problems)
-        object.__setattr__(self, "id", (int(self.address), self.port, self.address.version, self.weight))
+        return problems
 
     def weighing(self, weight: int) -> Pod:
         """The same pod with this weight."""
@@ -253,7 +269,9 @@ class Vip:
     new_len: int = DEFAULT_NEW_LEN  # slots of the new-flow table
     pods: tuple[Pod, ...] = ()
     reject: bool = False  # without pods: answer with a reset or port unreachable instead of dropping
-    masquerade: bool = False  # pods see an address of the node instead of the client's
+    masquerade: bool = False  # pods see an address of the node instead of the client's, whoever that is
+    masquerade_from: Origin = Origin(0)  # the same for clients from there; empty if everywhere
+    outside_pods: tuple[Pod, ...] | None = None  # pods for clients from outside; None: `pods`
     reset: bool = False  # flows of flushed pods are reset instead of moved to another pod
     affinity_s: float = (
         0.0  # a client keeps its pod for new flows that begin within so many seconds; 0: it does not
@@ -273,6 +291,12 @@ class Vip:
         if self.encap is Encap.GUE and not self.gue_port:
             object.__setattr__(self, "gue_port", GUE_PORT)
         object.__setattr__(self, "pods", _canonical_pods(self.pods, target_port))
+        if self.outside_pods is not None:
+            outside = _canonical_pods(self.outside_pods, target_port)
+            object.__setattr__(self, "outside_pods", None if outside == self.pods else outside)
+        if self.masquerade_from and (self.masquerade or self.masquerade_from == Origin.ANYWHERE):
+            object.__setattr__(self, "masquerade", True)
+            object.__setattr__(self, "masquerade_from", Origin(0))
         ranges = tuple(sorted(set(self.source_ranges), key=lambda prefix: (prefix.version, prefix)))
         object.__setattr__(self, "source_ranges", ranges)
         problems = self._problems()
@@ -322,12 +346,23 @@ class Vip:
                         f"source range {prefix} is of another family than VIP {key}", field="source_range"
                     )
                 )
-        for one, other in zip(self.pods, self.pods[1:], strict=False):
+        problems += self._pod_problems()
+        return problems
+
+    def _pod_problems(self) -> list[Problem]:
+        every_pod = self.all_pods
+        ids = [pod.id for pod in every_pod]
+        right_family = {each[2] for each in ids} <= {int(self.type.pod_family)}
+        if right_family and self.key.port and len({each[:2] for each in ids}) == len(ids):
+            return []  # nearly always: then nothing needs to be looked at one by one
+        problems: list[Problem] = []
+        key = self.key
+        for one, other in itertools.pairwise(every_pod):
             if one.is_at(other):
                 problems.append(
                     Problem(f"pod {one} has the weights {one.weight} and {other.weight}", field="pods")
                 )
-        for pod in self.pods:
+        for pod in every_pod:
             message = pod_family_message(key, self.type, pod.address)
             if message is not None:
                 problems.append(Problem(message, field="pods"))
@@ -349,8 +384,22 @@ class Vip:
         _check_port(problems, "gue_port", self.gue_port)
         if self.gue_port and self.encap is not Encap.GUE:
             problems.append(Problem("only encap gue has a port of its own", field="gue_port"))
+        if self.on_node_only and not self.node_port:
+            problems.append(
+                Problem(
+                    f"{self.key.prefix} is nobody's address",
+                    field="key",
+                    hint="it stands for every address of the node, and needs a node port",
+                )
+            )
         if self.encap is Encap.NAT:
             return problems
+        if self.outside_pods is not None or self.masquerade_from:  # `masquerade` alone says nothing here
+            problems.append(
+                Problem(
+                    f"{self.encap.name.lower()} neither masquerades nor tells clients apart", field="encap"
+                )
+            )
         if self.encap is Encap.L3DSR and self.type.vip_family != self.type.pod_family:
             problems.append(
                 Problem(
@@ -386,6 +435,37 @@ class Vip:
         family = int(self.type.pod_family) if self.encap.is_tunnel else ""
         return f"ip{int(self.type.vip_family)}-{self.encap.name.lower()}{family}"
 
+    @property
+    def all_pods(self) -> tuple[Pod, ...]:
+        """Every pod that clients of any origin may get, in order."""
+        if self.outside_pods is None:
+            return self.pods
+        return tuple(sorted({*self.pods, *self.outside_pods}, key=_POD_ID))
+
+    def pods_for(self, origin: Origin) -> tuple[Pod, ...]:
+        """The pods for clients of one origin."""
+        return self.outside_pods if origin is Origin.OUTSIDE and self.outside_pods is not None else self.pods
+
+    @property
+    def served_pods(self) -> tuple[Pod, ...]:
+        """The pods that tables get which cannot tell origins apart: those for clients from outside (ADR 010)."""
+        return self.pods_for(Origin.OUTSIDE)
+
+    def masquerades(self, origin: Origin) -> bool:
+        """Do pods see the node's address instead of that of a client of this origin?"""
+        return self.masquerade or bool(self.masquerade_from & origin)
+
+    @property
+    def origins_masqueraded(self) -> tuple[str, ...]:
+        """`node`, `outside`: the words for `masquerade_from`."""
+        single = (Origin.POD, Origin.NODE, Origin.OUTSIDE)
+        return tuple(str(origin.name).lower() for origin in single if self.masquerade_from & origin)
+
+    @property
+    def on_node_only(self) -> bool:
+        """Reached by its node port alone: the prefix is 0.0.0.0/32 or ::/128, as a socket bound to any address."""
+        return self.key.id[1] == 0 and self.key.prefix.prefixlen == self.key.prefix.max_prefixlen
+
     def pod_port(self, pod: Pod) -> int:
         """The destination port of packets to this pod; 0: as it was."""
         return pod.port or self.target_port
@@ -406,6 +486,8 @@ class Vip:
         parts.append(f"new_len {self.new_len}")
         if self.masquerade:
             parts.append("masquerade")
+        elif self.masquerade_from:
+            parts += [f"masquerade_from {origin}" for origin in self.origins_masqueraded]
         if self.reset:
             parts.append("reset")
         if self.affinity_s:
@@ -422,6 +504,10 @@ _POD_ID = attrgetter("id")
 
 
 def _canonical_pods(pods: Iterable[Pod], target_port: int) -> tuple[Pod, ...]:
+    pods = tuple(pods)
+    ids = [pod.id for pod in pods]
+    if all(map(lt, ids, ids[1:])) and (not target_port or all(each[1] != target_port for each in ids)):
+        return pods  # already in this form, as the policy makes them
     unique = {
         pod if pod.port != target_port or not pod.port else Pod(pod.address, weight=pod.weight)
         for pod in pods

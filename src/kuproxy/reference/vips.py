@@ -40,9 +40,9 @@ class VipState:
 
     def change(self, vip: Vip) -> None:
         """Pods, ports, size of the ring. Flows and counters stay."""
-        self.removed_pods |= {pod.address for pod in self.vip.pods}
-        self.removed_pods -= {pod.address for pod in vip.pods}
-        weights = {Pod(pod.address, vip.pod_port(pod)): pod.weight for pod in vip.pods}
+        self.removed_pods |= {pod.address for pod in self.vip.served_pods}
+        self.removed_pods -= {pod.address for pod in vip.served_pods}
+        weights = {Pod(pod.address, vip.pod_port(pod)): pod.weight for pod in vip.served_pods}
         self.drained |= set(self.pods)
         self.drained -= set(weights)
         self.pods = weights
@@ -90,7 +90,7 @@ class VipState:
 
     def has_pod_address(self, address: Address) -> bool:
         """Also that of a removed pod, until nothing refers to it any more."""
-        return address in self.removed_pods or any(pod.address == address for pod in self.vip.pods)
+        return address in self.removed_pods or any(pod.address == address for pod in self.vip.served_pods)
 
     def pod_port(self, pod: Pod, packet_port: int, protocol: int) -> int:
         """The pod's own port, else the target port, else the packet's; 0 for protocols without ports."""
@@ -122,7 +122,12 @@ class VipState:
         Only a VIP of one address tells what was addressed; and a VIP of every port only if it left the port alone.
         """
         key = self.key
-        if key.prefix.num_addresses != 1 or key.family != reply.source.version or not self.ring:
+        if (
+            key.prefix.num_addresses != 1
+            or self.vip.on_node_only
+            or key.family != reply.source.version
+            or not self.ring
+        ):
             return None
         if not accepts_protocol(key, reply.protocol) or self.vip.encap is not Encap.NAT:
             return None
@@ -187,7 +192,9 @@ class Vips:
         matching = [
             state
             for state in self.by_key.values()
-            if destination in state.key.prefix and accepts(state.key, protocol, port)
+            if not state.vip.on_node_only
+            and destination in state.key.prefix
+            and accepts(state.key, protocol, port)
         ]
         return max(matching, key=lambda state: preference(state.key), default=None)
 
@@ -205,7 +212,9 @@ class Vips:
 
     def cover(self, destination: Address) -> bool:
         """Whether it lies in the prefix of some VIP, whatever its protocol and port."""
-        return any(destination in key.prefix for key in self.by_key)
+        return any(
+            destination in state.key.prefix for state in self.by_key.values() if not state.vip.on_node_only
+        )
 
     def have_pod_address(self, address: Address) -> bool:
         return any(state.has_pod_address(address) for state in self.by_key.values())

@@ -11,9 +11,9 @@ import pytest
 from kuproxy.codes import Family, Protocol, VipType
 from kuproxy.control.policy import (
     Candidate,
+    categorize,
     not_honoured,
     recommended_new_len,
-    select_endpoints,
     service_vips,
     skip_reason,
     vips_of,
@@ -63,17 +63,18 @@ def test_ready_then_serving_and_terminating(ready, serving, terminating, beside_
     probe = endpoint("10.0.0.1", ready, serving, terminating)
     others = [endpoint("10.0.0.2", ready=beside_ready, serving=False)]
     candidates = [Candidate(each, Pod(each.addresses[0])) for each in (probe, *others)]
-    selected = {candidate.endpoint for candidate in select_endpoints(WEB, candidates)}
+    selected = {candidate.endpoint for candidate in categorize(candidates, None).cluster}
     expected = {each for each in (probe, *others) if each.ready}
     if not expected and serving and terminating:
         expected = {probe}
     assert selected == expected
 
 
-def test_publish_not_ready_addresses_disregards_readiness() -> None:
-    candidates = [Candidate(endpoint("10.0.0.1", False, False), Pod(ip_address("10.0.0.1")))]
-    assert select_endpoints(WEB, candidates) == []
-    assert select_endpoints(replace(WEB, publish_not_ready_addresses=True), candidates) == candidates
+def test_readiness_is_the_slices_affair_whatever_publish_not_ready_addresses_says() -> None:
+    """The EndpointSlice controller sets `ready` for such services; CategorizeEndpoints does not know the field."""
+    wanted = replace(WEB, publish_not_ready_addresses=True)
+    unready = a_slice("10.0.0.1", endpoints=(endpoint("10.0.0.1", False, False),))
+    assert served(wanted, unready) == {"10.96.0.1/32 protocol tcp port 80": ""}
 
 
 def test_the_fallback_is_per_port_and_family() -> None:
@@ -204,6 +205,7 @@ def test_what_is_not_honoured_yet_is_said() -> None:
     assert not_honoured(WEB) == []
     demanding = replace(
         WEB,
+        type=ServiceType.NODE_PORT,
         external_traffic_policy=TrafficPolicy.LOCAL,
         internal_traffic_policy=TrafficPolicy.LOCAL,
         session_affinity=SessionAffinity.CLIENT_IP,
