@@ -1,0 +1,1 @@
+"""An API server for tests: the store's semantics without I/O, and HTTP around it."""
