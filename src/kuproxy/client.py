@@ -76,7 +76,8 @@ def _reason(content: dict[str, Any]) -> str:
     """The faults, a line each, without the line number of a command of one line."""
     lines = []
     for problem in content.get("problems") or ():
-        text = ": ".join(part for part in (problem["field"], problem["message"]) if part)
+        where = f"{problem['file']}:{problem['line']}" if problem["file"] else ""
+        text = ": ".join(part for part in (where, problem["field"], problem["message"]) if part)
         lines.append(f"{text}; {problem['hint']}" if problem["hint"] else text)
     return "\n".join(lines) or str(content.get("error", "refused without a reason"))
 

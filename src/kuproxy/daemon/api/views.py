@@ -27,8 +27,9 @@ class Fault(View):
     """One thing that is wrong; `line` counts from 1, 0 when there is none."""
 
     message: str
-    field: str = ""
+    file: str = ""
     line: int = 0
+    field: str = ""
     hint: str = ""
 
 
@@ -193,7 +194,7 @@ class Health(View):
 
 
 def faults_of(problems: Iterable[Problem]) -> list[Fault]:
-    return [Fault(message=p.message, field=p.field, line=p.line, hint=p.hint) for p in problems]
+    return [Fault(message=p.message, file=p.file, line=p.line, field=p.field, hint=p.hint) for p in problems]
 
 
 def error_of(error: KuError) -> Error:
