@@ -7,13 +7,18 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import packets
 from daemon.rig import as_user, controller, served
 from kuproxy.client import Client, Refusal
 from kuproxy.daemon.control import Controller
+from kuproxy.drivers.memory import MemoryDriver
+from kuproxy.engine.local import LocalEngine
+from kuproxy.errors import SteeringError
 
 VIP = {"prefix": "90.0.0.0/8", "port": 3306, "target_port": 3307, "pods": [{"address": "10.0.0.1"}]}
 
@@ -198,3 +203,92 @@ def raw(client: Client, data: bytes) -> str:
         while more := opened.recv(65536):
             answer += more
     return answer.decode()
+
+
+def send(made: Controller, *frames: bytes) -> None:
+    """Through the compiled graph."""
+    driver = MemoryDriver()
+    driver.inject(frames)
+    driver.receive(driver.frame)
+    engine = made.forwarder.engine
+    assert isinstance(engine, LocalEngine)
+    engine.process(driver.frame, 1000)
+    driver.transmit(driver.frame)
+
+
+def test_flows_are_paged_and_filtered(client: Client, made: Controller) -> None:
+    client.run("ku vip 90.0.0.0/8 port 80\nku pod 90.0.0.0/8 10.0.0.1 10.0.0.2\nku conf buckets 4096")
+    client.run("ku vip 91.0.0.0/8 port 53\nku pod 91.0.0.0/8 10.0.0.3")
+    web = [packets.tcp("40.0.0.1", "90.0.0.1", 10000 + number, 80) for number in range(50)]
+    dns = [packets.udp(f"40.0.0.{2 + number}", "91.0.0.1", 999, 53) for number in range(30)]
+    send(made, *map(packets.frame, web + dns))
+
+    def ask(query: str) -> list[dict[str, Any]]:
+        flows, after = [], ""
+        while True:
+            page = client.request("GET", f"/v1/flows?limit=7&{query}{after}")
+            assert len(page["flows"]) <= 7
+            flows += page["flows"]
+            if page["next"] is None:
+                return flows
+            after = f"&after={page['next']}"
+
+    everything = ask("")
+    assert len(everything) == 80
+    assert len({(flow["client"], flow["client_port"]) for flow in everything}) == 80
+    assert {flow["state"] for flow in everything} == {"tcp-half-open", "udp"}
+    assert len(ask("vip=90.0.0.0/8")) == 50
+    assert len(ask("client=40.0.0.1")) == 50
+    assert len(ask("client=::40.0.0.1")) == 0
+    assert len(ask("state=udp")) == 30
+    assert len(ask("state=udp&vip=90.0.0.0/8")) == 0
+    by_pod = [len(ask(f"pod=10.0.0.{number}")) for number in (1, 2, 3)]
+    assert sum(by_pod) == 80 and by_pod[2] == 30 and min(by_pod) > 0
+    [one] = ask("client=40.0.0.7")
+    assert (one["destination"], one["destination_port"], one["pod"], one["pod_port"]) == (
+        "91.0.0.1", 53, "10.0.0.3", 53
+    )  # fmt: skip
+    assert one["vip"] == "91.0.0.0/8 port 53"
+    assert one["expires_in_s"] == 300
+    assert client.request("POST", "/v1/flows/flush")["flows"] == 80
+    assert ask("") == []
+    assert "state" in refused(client, "GET", "/v1/flows?state=open")
+    assert "colour" in refused(client, "GET", "/v1/flows?colour=red")
+
+
+def test_counters_and_services_add_up(client: Client, made: Controller) -> None:
+    client.run("ku vip 90.0.0.0/8 port 80\nku pod 90.0.0.0/8 10.0.0.1\nku trace add 1")
+    send(made, *[packets.frame(packets.tcp("40.0.0.1", "90.0.0.1", 10000 + n, 80)) for n in range(9)])
+    counters = client.request("GET", "/v1/counters")
+    assert counters["received"] == sum(counters["outcomes"].values()) == 9
+    [first] = [each["count"] for each in counters["nodes"] if each["reason"] == "FIRST_PACKET"]
+    assert first == 9
+    [service] = client.request("GET", "/v1/services")["services"]
+    assert (service["name"], service["flows"], service["counters"]["first_packet"]) == ("ku", 9, 9)
+    [pod] = client.request("GET", "/v1/pods")["pods"]
+    assert pod["pod"]["counters"]["flows"] == 9
+    assert len(client.request("GET", "/v1/trace")["packets"]) == 1
+
+
+def test_what_is_no_http_is_refused_in_the_same_shape(client: Client) -> None:
+    answer = raw(client, b"\x16\x03\x01 hello\r\n\r\n")
+    assert answer.startswith("HTTP/1.1 400")
+    assert json.loads(answer.partition("\r\n\r\n")[2]) == {
+        "error": "invalid http request received", "problems": []
+    }  # fmt: skip
+
+
+def test_a_failure_of_steering_leaves_everything_as_it_was(
+    made: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.run("ku vip 90.0.0.0/8")
+
+    def fail(*_: object) -> None:
+        raise SteeringError("no room in the map")
+
+    monkeypatch.setattr(made.forwarder, "steer", fail)
+    with pytest.raises(SteeringError):
+        made.run("ku vip 91.0.0.0/8\nku conf timeout 3 buckets 4096")
+    assert [str(vip.key) for vip in made.plane.store] == ["90.0.0.0/8"]
+    assert made.plane.settings.timeout_s is None
+    assert made.plane.totals().capacity == (4096,)

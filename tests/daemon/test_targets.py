@@ -18,9 +18,7 @@ def targets(script: str) -> Targets:
 
 
 def test_pods_that_answer_themselves_are_left_alone() -> None:
-    told = targets(
-        "ku vip 90.0.0.1 encap gre4\nku pod 90.0.0.1 10.0.0.1\nku vip 90.0.0.2\nku pod 90.0.0.2 10.0.0.2"
-    )
+    told = targets("ku vip 90.0.0.1 encap gre4\nku pod 90.0.0.1 10.0.0.1\nku vip 90.0.0.2\nku pod 90.0.0.2 10.0.0.2")
     assert {str(network) for network, _, _ in told.vips} == {"90.0.0.1/32", "90.0.0.2/32"}
     assert {str(address) for address, _, _ in told.pods} == {"10.0.0.2"}
 

@@ -58,9 +58,7 @@ def test_the_way_of_two_packets() -> None:
     traced = Traced()
     traced.engine.trace(2)
     traced.send(SYN, SYN, SYN)
-    assert (
-        traced.text()
-        == """\
+    assert traced.text() == """\
 ------------------- Start of worker 0 -------------------
 Packet 1
 
@@ -92,7 +90,6 @@ Packet 2
   TRANSMIT: packets sent to a pod
 
 """
-    )
 
 
 def test_a_tunnel_a_drop_and_the_time() -> None:
@@ -102,10 +99,7 @@ def test_a_tunnel_a_drop_and_the_time() -> None:
     traced.send(SYN[:20], now=100 + 36015)
     text = traced.text()
     assert "GRE 192.0.2.1 -> 10.0.0.9\n  TRANSMIT: packets sent to a pod through a tunnel\n" in text
-    assert (
-        "01:00:01:500000: kp-input\n  interface 0, 20 bytes\n  DROP: packet ends inside its IPv4 header\n"
-        in text
-    )
+    assert "01:00:01:500000: kp-input\n  interface 0, 20 bytes\n  DROP: packet ends inside its IPv4 header\n" in text
     told = to_json(traced.plane.report())["trace"]
     assert [step["node"] for step in told[0]["steps"]] == ["kp-input", "kp-lookup", "kp-balance", "kp-gre"]
     assert told[0]["steps"][3]["destination"] == "10.0.0.9"
@@ -179,9 +173,7 @@ def test_sums_of_the_pods_are_the_vips() -> None:
     to_bytes = {name: sum(pod.counters[each] for pod in counters.pods for each in pod.counters if each.name == name)
                 for name in ("TO_POD_BYTES", "TO_POD_PACKETS", "FLOWS")}  # fmt: skip
     assert to_bytes == {"TO_POD_BYTES": sum(sizes), "TO_POD_PACKETS": 40, "FLOWS": 40}
-    assert sum(counters.counters[each] for each in counters.counters if each.name == "TO_POD_BYTES") == sum(
-        sizes
-    )
+    assert sum(counters.counters[each] for each in counters.counters if each.name == "TO_POD_BYTES") == sum(sizes)
     assert np.count_nonzero(traced.engine.state.pod_counters.any(axis=1)) == 3
 
 

@@ -27,9 +27,7 @@ def test_completed_as_rfc_9260_says(size, version):
 
 @pytest.mark.parametrize(("start", "offset"), [(34, 16), (34, 6), (60, 8), (65535, 8)])
 def test_everything_else_stays(start, offset):
-    data = np.frombuffer(
-        bytearray(struct.pack("<BBHHHH", 1, 0, 0, 0, start, offset) + bytes(60)), np.uint8
-    ).copy()
+    data = np.frombuffer(bytearray(struct.pack("<BBHHHH", 1, 0, 0, 0, start, offset) + bytes(60)), np.uint8).copy()
     before = data.copy()
     assert not complete_sctp(data, 0, 10, 60)
     assert (data == before).all()

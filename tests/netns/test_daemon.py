@@ -223,8 +223,7 @@ def test_the_shell_on_a_terminal(daemon: Daemon) -> None:
         os.write(ours, b"ku vip 91.0.0.0/8 ta\t")
         _until(ours, b"rget_port")
         os.write(ours, b" 7 port 7\r")
-        _until(ours, b"ku#")
-        os.write(ours, b"\x04")
+        os.write(ours, b"quit\r")
         assert shell.wait(10) == 0
     finally:
         shell.kill()

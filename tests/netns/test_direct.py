@@ -33,7 +33,9 @@ from netns.world import CLIENT, PREFIX, Capture, connect, listener, plain, read_
 pytestmark = pytest.mark.netns
 
 WORDS = ("gre4", "gre6", "ipip4", "ipip6", "gue4", "gue6", "l3dsr")
-VIPS = {word: (f"10.96.1.{number}", f"fd00:10:96:1::{number}") for number, word in enumerate(WORDS, 1)}
+VIPS = {
+    word: (f"10.96.1.{number}", f"fd00:10:96:1::{number}") for number, word in enumerate(WORDS, 1)
+}
 PORT = 80
 POD = plain(1, 2)
 NODE = plain(1, 1)
@@ -166,15 +168,11 @@ def _direct(directory: Path) -> Iterator[Direct]:
     with Network(PREFIX, 1) as network:
         # The client's packets of 1500 bytes carry "don't fragment": the way to the pod has room for the outer headers.
         for host, name in ((network.node, "pod1"), (network.pods[0], "eth0")):
-            subprocess.run(
-                ["ip", "-n", host.name, "link", "set", name, "mtu", "1600"], check=True, timeout=10
-            )
+            subprocess.run(["ip", "-n", host.name, "link", "set", name, "mtu", "1600"], check=True, timeout=10)
         # And the pod's answers, which take no tunnel, still have to fit the client's 1500.
         for via in NODE:
             route = ["route", "change", "default", "via", via, "dev", "eth0", "mtu", "1500"]
-            subprocess.run(
-                ["ip", "-n", network.pods[0].name, *(["-6"] * (":" in via)), *route], check=True, timeout=10
-            )
+            subprocess.run(["ip", "-n", network.pods[0].name, *(["-6"] * (":" in via)), *route], check=True, timeout=10)
         made = Direct(network, directory)
         try:
             if shutil.which("nft"):
@@ -283,9 +281,7 @@ def test_no_return_entries_and_a_trace(direct: Direct) -> None:
     assert {each["reason"] for each in told["nodes"]}.isdisjoint({"IN2OUT", "NO_TRANSLATION"})
     for vip in told["vips"]:
         assert vip["counters"]["from_pod_packets"] == 0
-        assert (
-            vip["counters"]["to_pod_bytes"] == sum(pod["counters"]["to_pod_bytes"] for pod in vip["pods"]) > 0
-        )
+        assert vip["counters"]["to_pod_bytes"] == sum(pod["counters"]["to_pod_bytes"] for pod in vip["pods"]) > 0
     link = subprocess.run(
         ["ip", "-n", direct.node.name, "-d", "link", "show", "ku0"],
         capture_output=True,
@@ -295,9 +291,4 @@ def test_no_return_entries_and_a_trace(direct: Direct) -> None:
     )
     assert "gso_max_segs 1 " in link.stdout
     assert len(told["trace"]) == 100
-    assert [step["node"] for step in told["trace"][0]["steps"]] == [
-        "kp-input",
-        "kp-lookup",
-        "kp-balance",
-        "kp-gre",
-    ]
+    assert [step["node"] for step in told["trace"][0]["steps"]] == ["kp-input", "kp-lookup", "kp-balance", "kp-gre"]

@@ -39,7 +39,7 @@ def test_outer_headers(version: int, word: str) -> None:
     reference, result = tunnelled(version, word, data)
     assert result[:2] == (Outcome.TRANSMIT, Reason.ENCAPSULATED)
     assert packets.verify_checksums(result.data) == []
-    inner = data[18 : 18 + len(IPv6(data[18:]) if version == 6 else IP(data[18:]))]
+    inner = data[18 : 18 + len(IPv6(data[18:]) if version == 6 else IP(data[18:])) ]
     inner = inner[: 40 + 25 if version == 6 else 20 + 25]
     outer = Ether(result.data).payload.payload
     assert result.data[:16] == data[:16]

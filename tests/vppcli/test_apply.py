@@ -226,13 +226,9 @@ def test_a_tunnel_needs_a_source_address_first() -> None:
     desired = Desired()
     with pytest.raises(ConfigError, match="say `ku conf ip6-src-address ADDRESS` first"):
         desired.run("ku conf ip4-src-address 192.0.2.1\nku vip 90.0.0.0/8 encap gre6")
-    desired.run(
-        "ku conf ip6-src-address 2001:db8::1\nku vip 90.0.0.0/8 encap gre6\nku pod 90.0.0.0/8 2001::2"
-    )
+    desired.run("ku conf ip6-src-address 2001:db8::1\nku vip 90.0.0.0/8 encap gre6\nku pod 90.0.0.0/8 2001::2")
     assert [vip.label for vip in desired.vips] == ["ip4-gre6"]
     with pytest.raises(ConfigError, match="is not an IPv4 address"):
         desired.run("ku conf ip4-src-address 2001:db8::1")
     with pytest.raises(ConfigError, match="leaves the port alone"):
-        desired.run(
-            "ku conf ip4-src-address 192.0.2.1\nku vip 91.0.0.1 encap gre4\nku pod 91.0.0.1 10.0.0.1:80"
-        )
+        desired.run("ku conf ip4-src-address 192.0.2.1\nku vip 91.0.0.1 encap gre4\nku pod 91.0.0.1 10.0.0.1:80")

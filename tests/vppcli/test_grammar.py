@@ -39,9 +39,7 @@ def pods(*texts: str) -> tuple[Pod, ...]:
     return tuple(Pod(ip_address(text)) for text in texts)
 
 
-def vip(
-    prefix: str, kind: VipType, protocol: Protocol = Protocol.ANY, port: int = 0, **rest: object
-) -> AddVip:
+def vip(prefix: str, kind: VipType, protocol: Protocol = Protocol.ANY, port: int = 0, **rest: object) -> AddVip:
     return AddVip(Vip(VipKey(NET(prefix), protocol, port), kind, **rest))  # type: ignore[arg-type]
 
 
@@ -103,10 +101,7 @@ EXAMPLES = [
     ("ku vip 2003::/16 encap ipip", vip("2003::/16", VipType.IP6_NAT66, encap=Encap.IPIP)),
     ("ku vip 90.0.0.0/8 encap ipip6", vip("90.0.0.0/8", VipType.IP4_NAT46, encap=Encap.IPIP)),
     ("ku vip 90.0.0.0/8 encap gue", vip("90.0.0.0/8", VipType.IP4_NAT44, encap=Encap.GUE, gue_port=6080)),
-    (
-        "ku vip 90.0.0.0/8 encap gue4 gue_port 99",
-        vip("90.0.0.0/8", VipType.IP4_NAT44, encap=Encap.GUE, gue_port=99),
-    ),
+    ("ku vip 90.0.0.0/8 encap gue4 gue_port 99", vip("90.0.0.0/8", VipType.IP4_NAT44, encap=Encap.GUE, gue_port=99)),
     ("ku vip 90.0.0.1 protocol udp port 53", vip("90.0.0.1/32", VipType.IP4_NAT44, Protocol.UDP, 53)),
     ("ku vip 90.0.0.0/8 protocol any", vip("90.0.0.0/8", VipType.IP4_NAT44)),
     ("ku vip 90.0.0.0/8 del protocol tcp port 0", DelVip(VipSelector(P90, 0, Protocol.TCP))),

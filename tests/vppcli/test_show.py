@@ -18,19 +18,12 @@ REPORT = Report(
             1,
             Vip(VipKey(ip_network("90.0.0.0/8"), port=3306), VipType.IP4_NAT44, 3307, 30964),
             counters={
-                VipCounter.FIRST_PACKET: 4,
-                VipCounter.NEXT_PACKET: 17,
-                VipCounter.TO_POD_BYTES: 2100,
-                VipCounter.FROM_POD_PACKETS: 20,
-                VipCounter.FROM_POD_BYTES: 2000,
+                VipCounter.FIRST_PACKET: 4, VipCounter.NEXT_PACKET: 17, VipCounter.TO_POD_BYTES: 2100,
+                VipCounter.FROM_POD_PACKETS: 20, VipCounter.FROM_POD_BYTES: 2000,
             },
             pods=(
                 PodReport(
-                    ip_address("10.0.0.1"),
-                    0,
-                    512,
-                    3,
-                    False,
+                    ip_address("10.0.0.1"), 0, 512, 3, False,
                     {PodCounter.TO_POD_PACKETS: 21, PodCounter.TO_POD_BYTES: 2100, PodCounter.FLOWS: 4},
                 ),
                 PodReport(ip_address("10.0.0.2"), 9090, 512, 0),
@@ -187,13 +180,7 @@ def test_json_has_the_same_and_is_json() -> None:
         "dscp": 0,
         "gue_port": 0,
         "counters": {
-            "next_packet": 0,
-            "first_packet": 0,
-            "untracked_packet": 0,
-            "no_server": 2,
-            "to_pod_bytes": 0,
-            "from_pod_packets": 0,
-            "from_pod_bytes": 0,
-            "evicted": 0,
+            "next_packet": 0, "first_packet": 0, "untracked_packet": 0, "no_server": 2,
+            "to_pod_bytes": 0, "from_pod_packets": 0, "from_pod_bytes": 0, "evicted": 0,
         },
     }

@@ -7,6 +7,7 @@ uses it with files alone, the daemon adds the source `cli` (commands and the API
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -58,6 +59,7 @@ class Controller:
         self.ready = False
         self.adoption_s: float | None = None  # from the last change to its adoption by every worker
         self._pending: tuple[int, float] | None = None  # generation, when it was published
+        self._published: dict[str, Config] = {}  # by source
         self._state_file = state_file
         self._log = log
 
@@ -215,7 +217,16 @@ class Controller:
             raise
         if changes:
             self._pending = (self.generation, time.monotonic())
-        self.forwarder.steer(self.plane, config.interfaces)
+        try:
+            self.forwarder.steer(self.plane, config.interfaces)
+        except KuError:
+            former = self._published.get(source, Config(settings=before))
+            self.plane.apply(replace(former, flushed=()), source)
+            self.forwarder.resize(before.buckets.bit_length() - 1)
+            with contextlib.suppress(KuError):
+                self.forwarder.steer(self.plane, former.interfaces)
+            raise
+        self._published[source] = config
         counts = Answer(len(changes.added), len(changes.changed), len(changes.removed), self.generation)
         self._log.info(
             "applied",

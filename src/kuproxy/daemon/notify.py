@@ -41,6 +41,3 @@ class Notifier:
 
     def alive(self) -> None:
         self._send("WATCHDOG=1")
-
-    def status(self, text: str) -> None:
-        self._send(f"STATUS={text}")

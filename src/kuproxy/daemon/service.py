@@ -72,7 +72,7 @@ class Daemon:
         self._notifier = Notifier()
         self._thread = ControlThread()
         self._stopped, self._hangup = asyncio.Event(), asyncio.Event()
-        self._failure: KuError | None = None
+        self._failure: BaseException | None = None
 
     def _listen(self) -> None:
         app = make_app(self._controller, self._access, self._thread)
@@ -98,6 +98,8 @@ class Daemon:
             await self._thread(self._start)
             tasks = [asyncio.create_task(each.serve()) for each in self._listeners]
             rest = [asyncio.create_task(each()) for each in (self._tend, self._follow, self._reloads)]
+            for task in (*tasks, *rest):
+                task.add_done_callback(self._ended)
             self._notifier.ready()
             await self._stopped.wait()
             self._notifier.stopping()
@@ -105,7 +107,7 @@ class Daemon:
                 task.cancel()
             for listener in self._listeners:
                 listener.stop()
-            await asyncio.gather(*tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             await self._thread(self._controller.stop)
             self._thread.close()
@@ -114,6 +116,13 @@ class Daemon:
         if self._failure is not None:
             raise self._failure
         self._log.info("stopped")
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task that fails ends the daemon: half of one would be worse than a restart."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failure = self._failure or error
+            self._stopped.set()
 
     def _start(self) -> None:
         config = self._config
@@ -150,12 +159,7 @@ class Daemon:
         if self._notifier.watchdog_s is not None:
             pause = min(pause, self._notifier.watchdog_s)
         while True:
-            try:
-                await self._thread(self._controller.tend)
-            except KuError as error:
-                self._failure = error
-                self._stopped.set()
-                return
+            await self._thread(self._controller.tend)
             self._notifier.alive()
             await asyncio.sleep(ADOPTION_INTERVAL_S if self._controller.adopting else pause)
 

@@ -16,7 +16,14 @@ from kuproxy.engine.trace import address_of
 
 __all__ = ["flow_rows"]
 
+Address = IPv4Address | IPv6Address
+
 _CHUNK = 65536  # entries looked at together: 1 MiB
+
+
+def _sixteen(address: Address) -> bytes:
+    """As the tables hold it: IPv4 in the last four bytes."""
+    return address.packed.rjust(16, b"\0")
 
 
 def _matching(
@@ -25,6 +32,7 @@ def _matching(
     end: int,
     vips: Collection[int] | None,
     pods: Collection[int] | None,
+    clients: Collection[Address] | None,
     states: Collection[FlowState] | None,
 ) -> np.ndarray:
     """Slots in [first, end) that may be wanted."""
@@ -34,6 +42,10 @@ def _matching(
         wanted &= np.isin(entries["vip"], list(vips))
     if pods is not None:
         wanted &= np.isin(entries["pod"], list(pods))
+    if clients is not None:
+        # An IPv4 address and the IPv6 one of the same bits have the same words: the rows tell them apart.
+        low = [int.from_bytes(_sixteen(each)[8:], "little") for each in clients]
+        wanted &= np.isin(state.flows["client_lo"][first:end], np.array(low, np.uint64))
     if states is not None:
         wanted &= np.isin(state.flows["state"][first:end], [int(each) for each in states])
     return np.flatnonzero(wanted) + first
@@ -47,7 +59,7 @@ def flow_rows(
     slot: int = 0,
     vips: Collection[int] | None = None,
     pods: Collection[int] | None = None,
-    clients: Collection[IPv4Address | IPv6Address] | None = None,
+    clients: Collection[Address] | None = None,
     flow_states: Collection[FlowState] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Live flows from this worker and slot on; None stands for all. `vips` and `pods` are indices."""
@@ -55,7 +67,7 @@ def flow_rows(
         state = states[number]
         for first in range(slot if number == worker else 0, len(state.entries), _CHUNK):
             end = min(first + _CHUNK, len(state.entries))
-            for place in _matching(state, first, end, vips, pods, flow_states):
+            for place in _matching(state, first, end, vips, pods, clients, flow_states):
                 row = _row(tables, state, int(place))
                 if row is not None and (clients is None or row["client"] in clients):
                     yield {"worker": number, "slot": int(place), **row}

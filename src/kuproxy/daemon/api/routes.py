@@ -7,7 +7,7 @@ changes something raises KuError before anything has changed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -158,13 +158,11 @@ def _get_services(controller: Controller, _query: Nothing, _body: None) -> views
 
 
 def _get_pods(controller: Controller, _query: Nothing, _body: None) -> views.Pods:
-    shown = [views.vip_view(controller, entry) for entry in controller.plane.report().vips]
-    keys = [str(entry.vip.key) for entry in controller.plane.report().vips]
     return views.Pods(
         pods=[
-            views.PodOfVip(vip=key, pod=pod)
-            for key, view in zip(keys, shown, strict=True)
-            for pod in view.pods
+            views.PodOfVip(vip=str(entry.vip.key), pod=pod)
+            for entry in controller.plane.report().vips
+            for pod in views.pod_views(entry)
         ]
     )
 
@@ -305,7 +303,7 @@ def _run_lines(controller: Controller, _query: Nothing, body: Lines) -> views.Ou
     if answer.flushed is not None:
         text = f"{answer.flushed} flows forgotten\n{text}"
     shows = [_show_json(report, show) for show in answer.shows if report is not None]
-    return views.Output(changed=_changed(replace(answer, shows=())), output=text, shows=shows)
+    return views.Output(changed=_changed(answer), output=text, shows=shows)
 
 
 def _reload(controller: Controller, _query: Nothing, _body: None) -> views.Changed:

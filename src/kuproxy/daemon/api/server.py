@@ -17,10 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h11
+import msgspec
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kuproxy.daemon.api.auth import Peer, peer_of
+from kuproxy.daemon.api.views import Error
 from kuproxy.errors import ConfigError, KuError, Problem
 
 __all__ = ["Listener", "bind_unix"]
@@ -65,6 +68,22 @@ class _Connection(H11Protocol):
         if cycle is not None and not cycle.response_complete:
             self._disarm()
 
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is refused in the shape of every other refusal."""
+        body = msgspec.json.encode(Error(error=msg.rstrip(".").lower()))
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self.transport.is_closing():
@@ -93,6 +112,7 @@ class Listener:
             lifespan="off",
             log_config=None,
             access_log=False,
+            log_level="error",
             server_header=False,
             proxy_headers=False,
             backlog=BACKLOG,

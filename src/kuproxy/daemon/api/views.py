@@ -203,7 +203,7 @@ def error_of(error: KuError) -> Error:
     return Error(error="; ".join(str(error).splitlines()), problems=faults_of(problems))
 
 
-def _pods(entry: VipReport) -> list[PodView]:
+def pod_views(entry: VipReport) -> list[PodView]:
     return [
         PodView(
             address=str(pod.address),
@@ -220,7 +220,7 @@ def _pods(entry: VipReport) -> list[PodView]:
 
 def vip_view(controller: Controller, entry: VipReport) -> VipView:
     held = controller.plane.store.holders(entry.vip.key)
-    pods = _pods(entry)
+    pods = pod_views(entry)
     return VipView(
         index=entry.index,
         vip=spec_of(entry.vip),
