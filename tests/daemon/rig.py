@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -78,10 +79,15 @@ def served(made: Controller, access: Access | None = None, mode: int = 0o660) ->
 
 
 @contextmanager
-def listening(made: Controller, opened: socket.socket, access: Access | None = None) -> Iterator[None]:
+def listening(
+    made: Controller,
+    opened: socket.socket,
+    access: Access | None = None,
+    context: ssl.SSLContext | None = None,
+) -> Iterator[None]:
     """Serve the API on a socket until the block ends."""
     thread = ControlThread()
-    listener = Listener(make_app(made, access or Access(), thread), opened)
+    listener = Listener(make_app(made, access or Access(), thread), opened, context)
     runner = threading.Thread(target=lambda: asyncio.run(listener.serve()), daemon=True)
     runner.start()
     try:

@@ -21,7 +21,7 @@ def load(directory: Path, text: str) -> DaemonSettings:
 
 def test_defaults_and_relative_files(tmp_path: Path) -> None:
     assert load(tmp_path, "") == load_settings(None)
-    settings = load(tmp_path, 'files = ["a.ku", "/b.yaml"]\nworkers = 1\n[api]\ngroup = "root"\n')
+    settings = load(tmp_path, 'files = ["a.ku", "/b.yaml"]\n[api]\ngroup = "root"\n')
     assert settings.paths() == (tmp_path / "a.ku", Path("/b.yaml"))
     assert group_id(settings.api.group) == 0
     assert DEFAULT_SOCKET == CLIENT_SOCKET
@@ -35,8 +35,8 @@ def test_defaults_and_relative_files(tmp_path: Path) -> None:
             "[api]\nsokket = 'x'\n[tcp]\ntls = 1",
             "api.sokket: is not known here; possible: socket, group, mode",
         ),
-        ("workers = 'two'", "workers: Expected `int`, got `str`"),
-        ("workers = 0", "workers: Expected `int` >= 1"),
+        ("interfaces = 'eth0'", "interfaces: Expected `array`, got `str`"),
+        ("[metrics]\nport = 0", "metrics.port: Expected `int` >= 1"),
         ("[api]\nmode = '0999'", "api.mode: Expected `str` matching regex"),
         ("log_format = 'xml'", "log_format: Invalid enum value 'xml'"),
         ("[tcp]\naddress = '::1'\nport = 1", "tcp: everybody could change everything; give token_file"),

@@ -58,9 +58,9 @@ def _mac(text: str) -> bytes:
 class LiveNode:
     """Steering and worker processes in this network namespace."""
 
-    def __init__(self, log2_buckets: int, interfaces: Sequence[str] = (), workers: int = 1) -> None:
-        self.engine = LiveEngine(log2_buckets, workers)
-        self.steering = Steering(workers=workers, interfaces=tuple(interfaces) or None)
+    def __init__(self, log2_buckets: int, interfaces: Sequence[str] = ()) -> None:
+        self.engine = LiveEngine(log2_buckets)
+        self.steering = Steering(workers=len(self.engine.workers), interfaces=tuple(interfaces) or None)
 
     def start(self, plane: Plane) -> None:
         plane.compiler.set_interface(STEERED, int(InterfaceFlag.NAT4_IN | InterfaceFlag.NAT6_IN))

@@ -58,7 +58,6 @@ class DaemonSettings(_Table, frozen=True):
     files: list[str] = []
     state_directory: str = "/var/lib/kuproxy"
     interfaces: list[str] = []
-    workers: Annotated[int, Meta(ge=1, le=64)] = 1
     log_format: LogFormat = "auto"
     api: Api = Api()
     tcp: Tcp | None = None
