@@ -118,7 +118,9 @@ def test_commands_survive_a_restart(tmp_path: Path) -> None:
     before, state = made.plane.store.snapshot(), made.commands.state()
     assert made._state_file is not None
     made._state_file.close()
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     again = controller(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
     assert again.plane.store.snapshot() == before
     assert again.commands.state() == state
     assert again.settings.timeouts[FlowState.UDP] == 7

@@ -100,13 +100,15 @@ class Controller:
             self._log.error("state", text=line)
         base = self.file_config.settings
         try:
-            self._commit(Commands.of(loaded.state, base))
+            self._commit(Commands.of(loaded.state, base), None)
         except KuError as error:
             # The files changed while nobody was looking: what contradicts them waits in a copy, the rest serves.
             copy = state_file.keep_copy("refused")
             for line in str(error).splitlines():
                 self._log.error("state refused in part", text=line, copy=str(copy))
             self._restore_one_by_one(loaded.state)
+            state_file.prepare(self.commands.state())
+            state_file.commit()
 
     def _restore_one_by_one(self, state: State) -> None:
         base = self.file_config.settings
@@ -120,7 +122,7 @@ class Controller:
             wanted = {**part, "vips": [*kept.vips, *part.get("vips", [])]}
             try:
                 trial = msgspec.structs.replace(kept, **wanted)
-                self._commit(Commands.of(trial, base))
+                self._commit(Commands.of(trial, base), None)
                 kept = trial
             except KuError as error:
                 self._log.error("refused", text=str(error).replace("\n", "; "))
@@ -166,21 +168,22 @@ class Controller:
 
     def run(self, text: str) -> Answer:
         """Carry out lines of the command language, all or none.  Raises KuError."""
-        return self._commit(self.commands.run(text, self.file_config.settings))
+        return self._commit(self.commands.run(text, self.file_config.settings), self._state_file)
 
     def edit(self, change: Callable[[Desired], None]) -> Answer:
         """Change VIPs or marks of the source `cli`.  Raises KuError, changing nothing."""
-        return self._commit(self.commands.edit(self.file_config.settings, change))
+        return self._commit(self.commands.edit(self.file_config.settings, change), self._state_file)
 
     def set_conf(self, conf: Conf) -> Answer:
         """Replace what `ku conf` has set.  Raises KuError, changing nothing."""
-        return self._commit(self.commands.with_conf(self.file_config.settings, conf))
+        return self._commit(self.commands.with_conf(self.file_config.settings, conf), self._state_file)
 
     def load_state(self, state: State) -> Answer:
         """Replace everything that the source `cli` holds.  Raises KuError, changing nothing."""
-        return self._commit(Commands.of(state, self.file_config.settings))
+        return self._commit(Commands.of(state, self.file_config.settings), self._state_file)
 
-    def _commit(self, commands: Commands) -> Answer:
+    def _commit(self, commands: Commands, keep: StateFile | None) -> Answer:
+        """Let these be the commands, and keep them there."""
         base = self.file_config.settings
         state = commands.state()
         config = commands.config()
@@ -191,17 +194,17 @@ class Controller:
             settings=settings_over(base, commands.conf),
             interfaces=merged_marks(self.file_config, config),
         )
-        if self._state_file is not None:
-            self._state_file.prepare(state)
+        if keep is not None:
+            keep.prepare(state)
         try:
             answer = self._publish(SOURCE, wanted)
         except BaseException:
-            if self._state_file is not None:
-                self._state_file.discard()
+            if keep is not None:
+                keep.discard()
             raise
         self.commands = commands
-        if self._state_file is not None:
-            self._state_file.commit()
+        if keep is not None:
+            keep.commit()
         return self._follow_up(config, answer)
 
     def _publish(self, source: str, config: Config) -> Answer:
@@ -220,8 +223,10 @@ class Controller:
         try:
             self.forwarder.steer(self.plane, config.interfaces)
         except KuError:
-            former = self._published.get(source, Config(settings=before))
-            self.plane.apply(replace(former, flushed=()), source)
+            former = replace(
+                self._published.get(source, Config()), settings=before, interfaces=self.marks, flushed=()
+            )
+            self.plane.apply(former, source)
             self.forwarder.resize(before.buckets.bit_length() - 1)
             with contextlib.suppress(KuError):
                 self.forwarder.steer(self.plane, former.interfaces)
