@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from kuproxy.client import Client
-from kuproxy.daemon.api.app import make_app
+from kuproxy.daemon.api.app import make_app, make_metrics_app
 from kuproxy.daemon.api.auth import Access
 from kuproxy.daemon.api.server import Listener, bind_unix
 from kuproxy.daemon.control import Controller
@@ -84,10 +84,13 @@ def listening(
     opened: socket.socket,
     access: Access | None = None,
     context: ssl.SSLContext | None = None,
+    *,
+    metrics_alone: bool = False,
 ) -> Iterator[None]:
-    """Serve the API on a socket until the block ends."""
+    """Serve the API, or health and metrics alone, on a socket until the block ends."""
     thread = ControlThread()
-    listener = Listener(make_app(made, access or Access(), thread), opened, context)
+    app = make_metrics_app(made, thread) if metrics_alone else make_app(made, access or Access(), thread)
+    listener = Listener(app, opened, context)
     runner = threading.Thread(target=lambda: asyncio.run(listener.serve()), daemon=True)
     runner.start()
     try:

@@ -156,6 +156,22 @@ def test_over_tcp_a_token_is_needed_to_read_and_to_write(tcp: int, header: str, 
             assert status_of(opened) == status
 
 
+def test_the_listener_for_metrics_has_nothing_else(made: Controller) -> None:
+    opened = bind_tcp("127.0.0.1", 0, "metrics")
+    with listening(made, opened, metrics_alone=True):
+        for request, status in (
+            ("GET /metrics", 200),
+            ("GET /healthz", 200),
+            ("GET /readyz", 200),
+            ("POST /metrics", 405),
+            ("GET /v1/vips", 404),
+            ("POST /v1/flows/flush", 404),
+        ):
+            with socket.create_connection(opened.getsockname(), timeout=10) as asking:
+                asking.sendall(f"{request} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert status_of(asking) == status, request
+
+
 def test_a_dead_socket_is_replaced_and_a_live_one_is_not(made: Controller, tmp_path: Path) -> None:
     path = tmp_path / "ku.sock"
     server.bind_unix(path, 0o660, None).close()
