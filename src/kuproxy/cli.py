@@ -24,16 +24,29 @@ SUBCOMMANDS = {
     "run": Subcommand(
         "kuproxy.daemon.foreground", "forward live traffic in this network namespace until interrupted"
     ),
+    "daemon": Subcommand(
+        "kuproxy.daemon.service", "the same as a service, with commands, an API and a memory"
+    ),
+    "shell": Subcommand("kuproxy.shell", "type commands to the daemon, with completion and history"),
+    "completion": Subcommand("kuproxy.completion", "print what makes a shell complete `ku`"),
     "replay": Subcommand("kuproxy.replay", "run a capture file through the data plane"),
     "ring": Subcommand("kuproxy.ring", "print the new-flow table of some pods"),
     "demo": Subcommand("kuproxy.demo", "show it all on real connections, in namespaces of its own"),
 }
+
+# The first words of lines for the running daemon, after `ku`; they may be abbreviated, as its grammar has it.
+LANGUAGE = ("conf", "pod", "reload", "set", "show", "test", "trace", "vip")
 
 EXAMPLES = """\
 examples:
   ku ring --new-len 16 10.0.0.1 10.0.0.2 10.0.0.3
   ku replay --config services.ku in.pcapng out.pcapng
   ku run --config services.yaml
+  ku daemon --settings kuproxy.toml
+  ku vip 90.0.0.0/8 port 3306 target_port 3307
+  ku pod 90.0.0.0/8 10.0.0.1 10.0.0.2
+  ku show vips verbose
+  ku --json show node counters
   ku demo
 """
 
@@ -42,9 +55,21 @@ def usage() -> str:
     """The text of `ku --help`."""
     width = max(map(len, SUBCOMMANDS))
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in SUBCOMMANDS.items()]
+    lines += ["", "to the running daemon (--json, --socket PATH):", f"  {', '.join(LANGUAGE)}"]
     head = "usage: ku COMMAND [OPTIONS] ...\n\nkuproxy: services to pods, by Maglev, in user space.\n\ncommands:\n"
     tail = "\n`ku COMMAND --help` tells the rest.\n"
     return head + "\n".join(lines) + "\n\n" + EXAMPLES + tail
+
+
+def is_line(words: list[str]) -> bool:
+    """Whether these words are for the daemon: the first one that is no option begins one of its commands."""
+    skip = False
+    for word in words:
+        if skip or word.startswith("-"):
+            skip = word == "--socket"
+            continue
+        return word == "reload" or any(each.startswith(word) for each in LANGUAGE if each != "reload")
+    return False
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,8 +82,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"kuproxy {__version__}")
         sys.exit(0)
     command = SUBCOMMANDS.get(words[0])
+    if command is None and is_line(words):
+        from kuproxy.client import main as talk
+
+        sys.exit(talk(words))
     if command is None:
-        known = ", ".join(SUBCOMMANDS)
+        known = ", ".join((*SUBCOMMANDS, *LANGUAGE))
         print(f"ku: no command {words[0]!r}; there are {known}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
     sys.stdout.flush()

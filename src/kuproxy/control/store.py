@@ -75,6 +75,10 @@ class Store:
         """What one source holds."""
         return tuple(self._sources.get(name, {}).values())
 
+    def holders(self, key: VipKey) -> tuple[str, ...]:
+        """The sources that hold a VIP."""
+        return tuple(name for name, held in self._sources.items() if key in held)
+
     def snapshot(self) -> Snapshot:
         return Snapshot(self.settings, tuple(self._vips.values()))
 

@@ -5,94 +5,62 @@ node's events and its timer. Packets pass only through the worker process.
 """
 
 import json
-import logging
 import os
 import select
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import click
-import structlog
 
-from kuproxy.codes import InterfaceFlag, Outcome
-from kuproxy.daemon.targets import steering_targets
-from kuproxy.engine.live import Attachment, LiveEngine
-from kuproxy.errors import DriverError, KuError, TableFullError
+from kuproxy.codes import Outcome
+from kuproxy.daemon.control import Controller
+from kuproxy.daemon.log import make_log
+from kuproxy.daemon.node import LiveNode
+from kuproxy.errors import KuError
 from kuproxy.load import load_config
 from kuproxy.main import config_option, run
-from kuproxy.model.config import Config, Show, ShowKind
-from kuproxy.plane import Plane
-from kuproxy.steering.links import KU0_MAC, KU1, KU1_MAC
-from kuproxy.steering.steering import Steering
+from kuproxy.model.config import Show, ShowKind
 from kuproxy.vppcli.show import render, to_json
 
 COLLECT_INTERVAL_S = 1.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-STEERED = 0  # interface index of everything that steering brings up: it has chosen already
-
-
-def _mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))
-
-
-def make_log() -> Any:
-    """key=value lines on stderr, coloured on a terminal."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-            if sys.stderr.isatty()
-            else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    return structlog.get_logger()
 
 
 class Foreground:
     """One run, from start to stop."""
 
     def __init__(self, paths: tuple[Path, ...], interfaces: tuple[str, ...], report: Path | None):
-        self._paths = paths
         self._report_path = report
         self._log = make_log()
         self._config = load_config(paths)
-        self._engine = LiveEngine(self._config.settings.buckets.bit_length() - 1)
-        self._plane = Plane(self._engine, decrement_ttl=False, any_node_address=False)
-        self._plane.compiler.set_interface(STEERED, int(InterfaceFlag.NAT4_IN | InterfaceFlag.NAT6_IN))
-        self._steering = Steering(workers=1, interfaces=interfaces or None)
+        self._node = LiveNode(self._config.settings.buckets.bit_length() - 1, interfaces)
+        self._controller = Controller(self._node, paths, self._log)
+        self._plane = self._controller.plane
         self._signals: socket.socket | None = None
 
     def run(self) -> None:
         """Start, serve until SIGINT or SIGTERM, stop. Nothing is left behind, whatever happens."""
         self._listen()
         try:
-            self._steering.start()
-            self._engine.start(
-                [Attachment(KU1, _mac(KU0_MAC), _mac(KU1_MAC), namespace_fd=self._steering.namespace.fd)]
-            )
-            self._apply(self._config)
-            for line in self._steering.warnings:
+            for note in self._config.notes:
+                self._log.info("config", text=str(note))
+            self._controller.start(self._config)
+            for line in self._node.steering.warnings:
                 self._log.warning("node", text=line)
             self._log.info(
                 "forwarding",
-                interfaces=",".join(self._steering.attached),
+                interfaces=",".join(self._node.steering.attached),
                 vips=len(self._plane.store),
-                worker=self._engine.workers[0].process_id,
+                worker=self._node.engine.workers[0].process_id,
             )
             self._serve()
         finally:
-            self._steering.close()
-            self._engine.stop()
+            self._controller.stop()
         self._write_report()
         report = self._plane.report()
-        for show in self._config.shows:
+        for show in self._controller.file_config.shows:
             print(render(report, show), end="")
         self._log.info("stopped")
 
@@ -112,7 +80,8 @@ class Foreground:
         due = time.monotonic() + COLLECT_INTERVAL_S
         while True:
             wait = max(0.0, due - time.monotonic())
-            ready, _, _ = select.select([self._signals.fileno(), self._steering.fileno()], [], [], wait)
+            steering = self._node.steering.fileno()
+            ready, _, _ = select.select([self._signals.fileno(), steering], [], [], wait)
             if self._signals.fileno() in ready:
                 for number in self._signals.recv(64):
                     if number in (signal.SIGINT, signal.SIGTERM):
@@ -121,62 +90,17 @@ class Foreground:
                         self._reload()
                     elif number == signal.SIGUSR1:
                         self._write_report()
-            if self._steering.fileno() in ready:
-                for line in self._steering.poll_events():
+            if steering in ready:
+                for line in self._node.follow(self._plane):
                     self._log.info("steering", text=line)
-                self._follow_addresses()
             if time.monotonic() >= due:
                 due = time.monotonic() + COLLECT_INTERVAL_S
-                self._tend()
-
-    def _tend(self) -> None:
-        """Once a second: free what has drained, see that the worker lives."""
-        if self._plane.collect():
-            self._steer()
-        for worker in self._engine.workers:
-            status = worker.ended()
-            if status is not None:
-                raise DriverError(f"worker {worker.number} ended with status {status}")
-
-    def _steer(self) -> None:
-        config = self._config
-        self._steering.set_targets(
-            steering_targets(self._plane.compiler, config.interfaces, config.settings)
-        )
-        self._follow_addresses()
-
-    def _follow_addresses(self) -> None:
-        self._plane.compiler.set_node_addresses(self._steering.node_addresses)
-        self._plane.compiler.set_own_addresses(self._steering.own_addresses)
-
-    def _apply(self, config: Config) -> None:
-        """Publish a configuration: tables first, then the traffic that needs them."""
-        for note in config.notes:
-            self._log.info("config", text=str(note))
-        changes = self._plane.apply(config)
-        try:
-            self._engine.resize(config.settings.buckets.bit_length() - 1)
-        except TableFullError:
-            self._plane.apply(self._config)
-            raise
-        self._config = config
-        self._steer()
-        if config.trace:
-            self._engine.trace(config.trace)
-        if config.flush_flows:
-            self._log.info("flushed", flows=self._engine.flush())
-        self._log.info(
-            "applied",
-            added=len(changes.added),
-            changed=len(changes.changed),
-            removed=len(changes.removed),
-            generation=self._plane.compiler.generation,
-        )
+                self._controller.tend()
 
     def _reload(self) -> None:
         """Read the files again; with a fault in them, everything stays as it is."""
         try:
-            self._apply(load_config(self._paths))
+            self._controller.reload()
         except KuError as error:
             for line in str(error).splitlines():
                 self._log.error("config refused, the former one stays", text=line)

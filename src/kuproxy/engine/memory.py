@@ -15,8 +15,13 @@ from kuproxy.dataplane.layout import (
     W_FLOWS,
     W_LOG2_BUCKETS,
     W_OUTCOMES,
+    W_POLLS,
+    W_RECEIVE_DROPPED,
     W_RECEIVED,
     W_STATES,
+    W_TRANSMIT_FAILED,
+    W_TRANSMITTED,
+    W_VECTORS,
     WAYS,
     Region,
     Tables,
@@ -121,3 +126,16 @@ def pod_flows(states: Sequence[WorkerState], index: int) -> int:
 def flows_by_state(state: WorkerState) -> dict[FlowState, int]:
     """Flows in a worker's table, expired ones that were not swept yet included."""
     return {kind: int(state.header[W_STATES + kind]) for kind in FlowState}
+
+
+def worker_activity(state: WorkerState) -> dict[str, int]:
+    """What a worker has done since its memory was made; one of `polls` is a turn of its loop without a packet."""
+    words = {
+        "vectors": W_VECTORS,
+        "polls": W_POLLS,
+        "received_packets": W_RECEIVED,
+        "transmitted_packets": W_TRANSMITTED,
+        "transmit_failures": W_TRANSMIT_FAILED,
+        "ring_drops": W_RECEIVE_DROPPED,
+    }
+    return {name: int(state.header[word]) for name, word in words.items()}

@@ -21,7 +21,8 @@ def start_trace(state: WorkerState, packets: int) -> None:
     state.header[W_TRACE_LEFT] = min(int(state.header[W_TRACE_LEFT]) + packets, MAX_TRACED)
 
 
-def _address(family: int, hi: int, lo: int) -> IPv4Address | IPv6Address | None:
+def address_of(family: int, hi: int, lo: int) -> IPv4Address | IPv6Address | None:
+    """From two words as the tables hold them (big-endian bytes, read little-endian); None for family 0."""
     raw = int(hi).to_bytes(8, "little") + int(lo).to_bytes(8, "little")
     return None if family == 0 else IPv4Address(raw[12:]) if family == 4 else IPv6Address(raw)
 
@@ -51,15 +52,15 @@ def trace_rows(states: Sequence[WorkerState]) -> Iterator[dict[str, Any]]:
                 "bytes": int(row["bytes"]),
                 "family": family,
                 "protocol": int(row["protocol"]) if known else 0,
-                "source": _address(family, row["source_hi"], row["source_lo"]),
+                "source": address_of(family, row["source_hi"], row["source_lo"]),
                 "source_port": int(row["source_port"]) if known else 0,
-                "destination": _address(family, row["destination_hi"], row["destination_lo"]),
+                "destination": address_of(family, row["destination_hi"], row["destination_lo"]),
                 "destination_port": int(row["destination_port"]) if known else 0,
                 "hash": int(row["hash"]),
                 "fragment": bool(flags & PacketFlag.FRAGMENT),
                 "vip_index": int(row["vip"]),
                 "vip_generation": int(row["vip_generation"]),
-                "pod": _address(int(row["pod_family"]) if row["pod"] else 0, row["pod_hi"], row["pod_lo"]),
+                "pod": address_of(int(row["pod_family"]) if row["pod"] else 0, row["pod_hi"], row["pod_lo"]),
                 "pod_port": int(row["pod_port"]),
                 "new_flow": bool(flags & PacketFlag.NEW_FLOW),
                 "untracked": bool(flags & PacketFlag.UNTRACKED),

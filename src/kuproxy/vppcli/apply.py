@@ -88,7 +88,7 @@ class Desired:
         self._apply_all(actions, [], set())
 
     def _apply_all(self, actions: Iterable[Action], problems: list[Problem], spoilt: set[Prefix]) -> None:
-        trial = self._copy()
+        trial = self.copy()
         problems = list(problems)
         for action in actions:
             try:
@@ -103,12 +103,27 @@ class Desired:
             raise ConfigError(sorted(problems, key=lambda problem: problem.line))
         self.__dict__.update(trial.__dict__)
 
-    def _copy(self) -> Desired:
+    def copy(self) -> Desired:
         """A copy that shares every value: all of them are immutable."""
         copy = Desired.__new__(Desired)
         for name, value in self.__dict__.items():
             copy.__dict__[name] = value.copy() if isinstance(value, dict | list) else value
         return copy
+
+    def put(self, vip: Vip) -> None:
+        """Hold this VIP with exactly these pods, in the place of the former one.  Raises ConfigError, perhaps halfway:
+        work on a copy.
+        """
+        if vip.key in self._vips:
+            self._del_vip(VipSelector(vip.key.prefix, vip.key.port, vip.key.protocol))
+        self._add_vip(replace(vip, pods=()))
+        self._pods[vip.key] = frozenset(vip.pods)
+
+    def set_interfaces(self, marks: Iterable[InterfaceMark]) -> None:
+        """Mark these interfaces and no others."""
+        self._interfaces = {
+            mark.name: (mark.nat4_in, mark.nat6_in) for mark in marks if mark.nat4_in or mark.nat6_in
+        }
 
     def _apply_one(self, action: Action) -> None:
         match action:

@@ -364,6 +364,24 @@ def _table() -> tuple[Command, ...]:
         Command(("trace", "add"), "<n>", trace, _read_trace, hidden=True),
         Command(("show", "trace"), "", show_trace, _read_show(ShowKind.TRACE)),
         Command(("kube-proxy", "show", "trace"), "", show_trace, _read_show(ShowKind.TRACE), hidden=True),
+        # What one types behind the shell's `ku`, where VPP's own word for the plugin follows once more.
+        Command(
+            ("kube-proxy", "show", "kube-proxy"), "", show_all, _read_show(ShowKind.GENERAL), hidden=True
+        ),
+        Command(
+            ("kube-proxy", "show", "kube-proxy", "vips"),
+            "[verbose]",
+            show_vips,
+            _read_show(ShowKind.VIPS),
+            hidden=True,
+        ),
+        Command(
+            ("kube-proxy", "test", "kube-proxy", "flowtable", "flush"),
+            "",
+            "forget every flow",
+            _read_flush,
+            hidden=True,
+        ),
         Command(("comment",), "<text>", "nothing", _read_comment),
     )
 

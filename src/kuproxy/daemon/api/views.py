@@ -1,0 +1,331 @@
+"""What the API answers: records made from the controller's report.
+
+Lists are paged: `next`, when it is not null, goes into the next request's `after`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from kuproxy.codes import REASON_TEXT, Outcome
+from kuproxy.daemon.control import Answer, Controller
+from kuproxy.daemon.schema import Conf, Interface, VipSpec, spec_of
+from kuproxy.errors import KuError, Problem
+from kuproxy.model.report import Report, VipReport
+
+__all__ = ["Counter", "Counters", "Error", "Fault", "Health", "SettingsView", "error_of", "faults_of"]
+
+
+class View(msgspec.Struct, kw_only=True):
+    """Base of everything that is only ever written."""
+
+
+class Fault(View):
+    """One thing that is wrong; `line` counts from 1, 0 when there is none."""
+
+    message: str
+    file: str = ""
+    line: int = 0
+    field: str = ""
+    hint: str = ""
+
+
+class Error(View):
+    """Every refusal: one line that says it all, and the single faults."""
+
+    error: str
+    problems: list[Fault] = []
+
+
+class Changed(View):
+    """What a change did to the VIPs, and the generation that contains it."""
+
+    added: int
+    changed: int
+    removed: int
+    generation: int
+
+    @classmethod
+    def of(cls, answer: Answer) -> Changed:
+        return cls(
+            added=answer.added, changed=answer.changed, removed=answer.removed, generation=answer.generation
+        )
+
+
+class PodView(View):
+    address: str
+    port: int  # as the pod sees it
+    weight: int
+    slots: int  # of the VIP's new-flow table
+    flows: int
+    draining: bool
+    counters: dict[str, int]
+
+
+class VipView(View):
+    """A VIP as it is served, with what was counted."""
+
+    index: int
+    vip: VipSpec
+    owner: str
+    sources: list[str]
+    removed: bool  # deleted, its flows not yet forgotten
+    flows: int
+    counters: dict[str, int]
+    pods: list[PodView]
+
+
+class VipPage(View):
+    vips: list[VipView]
+    next: int | None
+
+
+class ServiceView(View):
+    """The VIPs of one owner together."""
+
+    name: str
+    vips: list[str]
+    pods: list[str]
+    flows: int
+    counters: dict[str, int]
+
+
+class Services(View):
+    services: list[ServiceView]
+
+
+class PodOfVip(View):
+    vip: str
+    pod: PodView
+
+
+class Pods(View):
+    pods: list[PodOfVip]
+
+
+class WorkerView(View):
+    index: int
+    flows: int
+    capacity: int
+    states: dict[str, int]
+
+
+class Counter(View):
+    node: str
+    reason: str
+    text: str
+    count: int
+
+
+class Counters(View):
+    """What the nodes of the graph counted, and what became of all packets."""
+
+    received: int
+    outcomes: dict[str, int]
+    nodes: list[Counter]
+    workers: list[WorkerView]
+
+
+class SettingsView(View):
+    """`conf` is what commands have set; `effective` is that over the files and the defaults."""
+
+    conf: Conf
+    effective: Conf
+
+
+class Interfaces(View):
+    """`own` were marked by commands, `effective` by all sources."""
+
+    own: list[Interface]
+    effective: list[Interface]
+
+
+class FlowView(View):
+    worker: int
+    slot: int
+    vip: str
+    protocol: int
+    client: str
+    client_port: int
+    destination: str
+    destination_port: int
+    pod: str
+    pod_port: int
+    source_port: int
+    state: str
+    age_s: float
+    expires_in_s: float
+
+
+class FlowPage(View):
+    flows: list[FlowView]
+    next: str | None
+
+
+class Flushed(View):
+    flows: int
+
+
+class Trace(View):
+    packets: list[dict[str, Any]]
+
+
+class Output(View):
+    """What command lines did and said; `shows` holds each `show` for programs, in the order of the lines."""
+
+    changed: Changed
+    output: str
+    shows: list[dict[str, Any]]
+
+
+class Health(View):
+    """`ready`: forwarding, and every worker has adopted what was published."""
+
+    ready: bool
+    version: str
+    generation: int
+    adopted: int
+    adoption_s: float | None
+    vips: int
+    workers: int
+
+
+def faults_of(problems: Iterable[Problem]) -> list[Fault]:
+    return [Fault(message=p.message, file=p.file, line=p.line, field=p.field, hint=p.hint) for p in problems]
+
+
+def error_of(error: KuError) -> Error:
+    """One line, and the faults apart."""
+    problems = getattr(error, "problems", ())
+    return Error(error="; ".join(str(error).splitlines()), problems=faults_of(problems))
+
+
+def pod_views(entry: VipReport) -> list[PodView]:
+    return [
+        PodView(
+            address=str(pod.address),
+            port=pod.port or entry.vip.target_port,
+            weight=pod.weight,
+            slots=pod.slots,
+            flows=pod.flows,
+            draining=pod.draining,
+            counters={counter.name.lower(): count for counter, count in pod.counters.items()},
+        )
+        for pod in entry.pods
+    ]
+
+
+def vip_view(controller: Controller, entry: VipReport) -> VipView:
+    held = controller.plane.store.holders(entry.vip.key)
+    pods = pod_views(entry)
+    return VipView(
+        index=entry.index,
+        vip=spec_of(entry.vip),
+        owner=entry.vip.owner,
+        sources=list(held),
+        removed=entry.removed,
+        flows=sum(pod.flows for pod in pods),
+        counters={counter.name.lower(): count for counter, count in entry.counters.items()},
+        pods=pods,
+    )
+
+
+def services_view(report: Report) -> Services:
+    """By owner, in the order of their first VIPs."""
+    found: dict[str, ServiceView] = {}
+    for entry in report.vips:
+        name = entry.vip.owner
+        if name != "ku":
+            name = name.rpartition(":")[0] or name
+        service = found.setdefault(name, ServiceView(name=name, vips=[], pods=[], flows=0, counters={}))
+        service.vips.append(str(entry.vip.key))
+        for pod in entry.pods:
+            service.flows += pod.flows
+            if not pod.draining and str(pod.address) not in service.pods:
+                service.pods.append(str(pod.address))
+        for counter, count in entry.counters.items():
+            label = counter.name.lower()
+            service.counters[label] = service.counters.get(label, 0) + count
+    return Services(services=list(found.values()))
+
+
+def counters_view(controller: Controller, report: Report) -> Counters:
+    totals = controller.plane.totals()
+    return Counters(
+        received=totals.received,
+        outcomes={outcome.name.lower(): totals.outcomes[outcome] for outcome in Outcome if outcome},
+        nodes=[
+            Counter(
+                node=each.node.label, reason=each.reason.name, text=REASON_TEXT[each.reason], count=each.count
+            )
+            for each in report.nodes
+        ],
+        workers=[
+            WorkerView(
+                index=worker.index,
+                flows=worker.flows,
+                capacity=worker.capacity,
+                states={state.label: count for state, count in worker.states.items()},
+            )
+            for worker in report.workers
+        ],
+    )
+
+
+def effective_conf(controller: Controller) -> Conf:
+    settings = controller.settings
+    said: dict[str, Any] = {}
+    if settings.timeout_s is not None:
+        said["timeout"] = settings.timeout_s
+    for name in ("ip4_src_address", "ip6_src_address"):
+        address = getattr(settings, name)
+        if address is not None:
+            said[name] = str(address)
+    return Conf(
+        buckets=settings.buckets,
+        timeouts={state.label: seconds for state, seconds in settings.timeouts.items()},
+        masquerade=[str(address) for address in settings.masquerade],
+        nat46_prefix=str(settings.nat46_prefix),
+        nat64_pool=str(settings.nat64_pool),
+        nat64_ports=settings.nat64_ports,
+        translation_mtu=settings.translation_mtu,
+        **said,
+    )
+
+
+def health_view(controller: Controller, version: str) -> Health:
+    controller.note_adoption()
+    engine = controller.plane.engine
+    adopted = engine.acknowledged()
+    return Health(
+        ready=controller.ready and adopted >= controller.generation,
+        version=version,
+        generation=controller.generation,
+        adopted=adopted,
+        adoption_s=controller.adoption_s,
+        vips=len(controller.plane.store),
+        workers=len(engine.states),
+    )
+
+
+def flow_view(controller: Controller, row: dict[str, Any]) -> FlowView:
+    record = controller.plane.compiler.record_at(row["vip_index"])
+    return FlowView(
+        worker=row["worker"],
+        slot=row["slot"],
+        vip=str(record.vip.key) if record is not None else "",
+        protocol=row["protocol"],
+        client=str(row["client"]),
+        client_port=row["client_port"],
+        destination=str(row["destination"]),
+        destination_port=row["destination_port"],
+        pod=str(row["pod"]),
+        pod_port=row["pod_port"],
+        source_port=row["source_port"],
+        state=row["state"].label,
+        age_s=row["age_s"],
+        expires_in_s=row["expires_in_s"],
+    )

@@ -1,0 +1,225 @@
+"""`ku daemon`: the control process as a service, with its API, its state file and its workers.
+
+An asyncio loop waits for requests, the node's events, signals and the timer; the control thread carries out what they
+ask for.  Packets pass through the workers alone, so however busy this process is, forwarding does not notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kuproxy.daemon.api.app import make_app, make_metrics_app
+from kuproxy.daemon.api.auth import Access
+from kuproxy.daemon.api.server import Listener, bind_tcp, bind_unix, tls_context
+from kuproxy.daemon.control import Controller
+from kuproxy.daemon.log import make_log
+from kuproxy.daemon.node import LiveNode
+from kuproxy.daemon.notify import Notifier
+from kuproxy.daemon.persist import StateFile
+from kuproxy.daemon.settings import DaemonSettings, group_id, load_settings
+from kuproxy.daemon.thread import ControlThread
+from kuproxy.errors import ConfigError, KuError, Problem
+from kuproxy.load import load_config
+from kuproxy.main import run
+from kuproxy.model.config import Config
+
+COLLECT_INTERVAL_S = 1.0
+ADOPTION_INTERVAL_S = 0.02  # an idle worker looks up every 50 ms
+_DEFAULT_CONFIG = Path("/etc/kuproxy/kuproxy.toml")
+# What a running daemon cannot change: a reload that asks for it says so, and the rest is applied.
+_FIXED = ("state_directory", "interfaces", "log_format", "api", "tcp", "metrics")
+
+
+def _token(path: str) -> bytes:
+    try:
+        token = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(Problem(f"{path}: {error.strerror}", field="tcp.token_file")) from None
+    if len(token) < 16:
+        raise ConfigError(
+            Problem(f"{path}: the token is too short", field="tcp.token_file", hint="16 characters at least")
+        )
+    return token
+
+
+class Daemon:
+    """One daemon, from start to stop."""
+
+    def __init__(self, settings: DaemonSettings, path: Path | None, log: Any) -> None:
+        """Raises KuError for whatever would fail later."""
+        self._settings, self._path, self._log = settings, path, log
+        group = group_id(settings.api.group)
+        tokens = set()
+        if settings.tcp is not None and settings.tcp.token_file:
+            tokens.add(_token(settings.tcp.token_file))
+        self._access = Access(group, frozenset(tokens))
+        self._config = load_config(settings.paths()) if settings.files else None
+        self._state_file = StateFile(Path(settings.state_directory))
+        buckets = self._config.settings.buckets if self._config is not None else 1024
+        self._node = LiveNode(buckets.bit_length() - 1, settings.interfaces)
+        self._controller = Controller(self._node, settings.paths(), log, self._state_file)
+        self._controller.before_reload = self._reload_settings
+        self._socket_path = Path(settings.api.socket)
+        self._sockets = [bind_unix(self._socket_path, int(settings.api.mode, 8), group)]
+        self._listeners: list[Listener] = []
+        self._notifier = Notifier()
+        self._thread = ControlThread()
+        self._stopped, self._hangup = asyncio.Event(), asyncio.Event()
+        self._failure: BaseException | None = None
+
+    def _listen(self) -> None:
+        app = make_app(self._controller, self._access, self._thread)
+        self._listeners = [Listener(app, self._sockets[0])]
+        tcp = self._settings.tcp
+        if tcp is not None:
+            context = tls_context(tcp.certificate, tcp.key, tcp.client_ca) if tcp.certificate else None
+            self._listeners.append(Listener(app, bind_tcp(tcp.address, tcp.port, "tcp"), context))
+        metrics = self._settings.metrics
+        if metrics is not None:
+            opened = bind_tcp(metrics.address, metrics.port, "metrics")
+            self._listeners.append(Listener(make_metrics_app(self._controller, self._thread), opened))
+
+    async def serve(self) -> None:
+        """Start, serve until SIGINT or SIGTERM, stop.  Nothing is left behind, whatever happens.  Raises KuError."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stopped.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        _raise_file_limit()
+        try:
+            self._listen()
+            await self._thread(self._start)
+            tasks = [asyncio.create_task(each.serve()) for each in self._listeners]
+            rest = [asyncio.create_task(each()) for each in (self._tend, self._follow, self._reloads)]
+            for task in (*tasks, *rest):
+                task.add_done_callback(self._ended)
+            self._notifier.ready()
+            await self._stopped.wait()
+            self._notifier.stopping()
+            for task in rest:
+                task.cancel()
+            for listener in self._listeners:
+                listener.stop()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            await self._thread(self._controller.stop)
+            self._thread.close()
+            self._socket_path.unlink(missing_ok=True)
+            self._state_file.close()
+        if self._failure is not None:
+            raise self._failure
+        self._log.info("stopped")
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task that fails ends the daemon: half of one would be worse than a restart."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failure = self._failure or error
+            self._stopped.set()
+
+    def _start(self) -> None:
+        config = self._config
+        for note in config.notes if config is not None else ():
+            self._log.info("config", text=str(note))
+        self._controller.start(config if config is not None else Config())
+        for line in self._node.steering.warnings:
+            self._log.warning("node", text=line)
+        self._log.info(
+            "forwarding",
+            interfaces=",".join(self._node.steering.attached),
+            vips=len(self._controller.plane.store),
+            socket=str(self._socket_path),
+        )
+        gc.freeze()  # what is here now stays: later collections need not look at it
+
+    async def _follow(self) -> None:
+        """Take in the node's events, as they come."""
+        loop, readable = asyncio.get_running_loop(), asyncio.Event()
+        fd = self._node.steering.fileno()
+        while True:
+            loop.add_reader(fd, readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(fd)
+            readable.clear()
+            for line in await self._thread(self._node.follow, self._controller.plane):
+                self._log.info("steering", text=line)
+
+    async def _tend(self) -> None:
+        """The timer: what drains, what ended, and the watchdog."""
+        pause = COLLECT_INTERVAL_S
+        if self._notifier.watchdog_s is not None:
+            pause = min(pause, self._notifier.watchdog_s)
+        while True:
+            await self._thread(self._controller.tend)
+            self._notifier.alive()
+            await asyncio.sleep(ADOPTION_INTERVAL_S if self._controller.adopting else pause)
+
+    async def _reloads(self) -> None:
+        """SIGHUP: read the settings and the files again; with a fault in them, everything stays as it is."""
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            self._notifier.reloading()
+            try:
+                await self._thread(self._controller.reload)
+            except KuError as error:
+                for line in str(error).splitlines():
+                    self._log.error("config refused, the former one stays", text=line)
+            self._notifier.ready()
+
+    def _reload_settings(self) -> None:
+        """Take over the list of files; say what needs a restart.  Raises ConfigError."""
+        settings = load_settings(self._path)
+        for name in _FIXED:
+            if getattr(settings, name) != getattr(self._settings, name):
+                self._log.warning("needs a restart", setting=name)
+        self._controller.files = settings.paths()
+
+
+def _raise_file_limit() -> None:
+    """A thousand idle clients are a thousand descriptors; the usual soft limit is 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@click.command(name="daemon")
+@click.option(
+    "--settings",
+    "path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help=f"The daemon's settings, a TOML file. Default: {_DEFAULT_CONFIG}, if it exists.",
+)
+@click.option("--check", is_flag=True, help="Read settings and files, say what is wrong, and end.")
+def daemon(path: Path | None, check: bool) -> None:
+    """Forward live traffic in this network namespace, and serve `ku` commands and the API.
+
+    What to forward comes from the files that the settings name, and from commands, which survive restarts. SIGHUP, or
+    `ku reload`, reads settings and files again and applies the difference. Needs root and Linux 6.6.
+
+    \b
+    ku daemon --settings kuproxy.toml
+    ku daemon --settings kuproxy.toml --check
+    """
+    if path is None and _DEFAULT_CONFIG.exists():
+        path = _DEFAULT_CONFIG
+    settings = load_settings(path)
+    if check:
+        config = load_config(settings.paths()) if settings.files else None
+        click.echo(f"good: {len(config.vips) if config is not None else 0} VIPs")
+        return
+    log = make_log(settings.log_format)
+    asyncio.run(Daemon(settings, path, log).serve())
+
+
+if __name__ == "__main__":
+    run(daemon, name="ku daemon")

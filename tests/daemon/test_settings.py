@@ -1,0 +1,83 @@
+"""The daemon's TOML file: read strictly, refused with the key and what would be right."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from kuproxy.client import DEFAULT_SOCKET as CLIENT_SOCKET
+from kuproxy.daemon.notify import Notifier
+from kuproxy.daemon.settings import DEFAULT_SOCKET, DaemonSettings, group_id, load_settings
+from kuproxy.errors import ConfigError
+
+
+def load(directory: Path, text: str) -> DaemonSettings:
+    path = directory / "kuproxy.toml"
+    path.write_text(text)
+    return load_settings(path)
+
+
+def test_defaults_and_relative_files(tmp_path: Path) -> None:
+    assert load(tmp_path, "") == load_settings(None)
+    settings = load(tmp_path, 'files = ["a.ku", "/b.yaml"]\n[api]\ngroup = "root"\n')
+    assert settings.paths() == (tmp_path / "a.ku", Path("/b.yaml"))
+    assert group_id(settings.api.group) == 0
+    assert DEFAULT_SOCKET == CLIENT_SOCKET
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("colour = 1", "colour: is not known here; possible: files, state_directory"),
+        (
+            "[api]\nsokket = 'x'\n[tcp]\ntls = 1",
+            "api.sokket: is not known here; possible: socket, group, mode",
+        ),
+        ("interfaces = 'eth0'", "interfaces: Expected `array`, got `str`"),
+        ("[metrics]\nport = 0", "metrics.port: Expected `int` >= 1"),
+        ("[api]\nmode = '0999'", "api.mode: Expected `str` matching regex"),
+        ("log_format = 'xml'", "log_format: Invalid enum value 'xml'"),
+        ("[tcp]\naddress = '::1'\nport = 1", "tcp: everybody could change everything; give token_file"),
+        (
+            "[tcp]\naddress = '::1'\nport = 1\nclient_ca = 'x'",
+            "tcp.client_ca: client_ca needs certificate and key",
+        ),
+        ("a = ", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "kuproxy.toml"))
+
+
+def test_a_group_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match="there is no group 'no-such-group'"):
+        group_id("no-such-group")
+
+
+def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(5)
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        notifier = Notifier()
+        assert notifier.watchdog_s == 15
+        notifier.ready()
+        notifier.reloading()
+        notifier.alive()
+        notifier.stopping()
+        said = [manager.recv(100) for _ in range(4)]
+    assert said[0] == b"READY=1"
+    assert said[1].startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+    assert said[2:] == [b"WATCHDOG=1", b"STOPPING=1"]
+    notifier.ready()  # nobody listens any more: no error
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    monkeypatch.setenv("WATCHDOG_USEC", "1")
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert Notifier().watchdog_s is None, "the watchdog is another process's"
