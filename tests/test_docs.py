@@ -23,4 +23,4 @@ def test_the_script_in_the_readme_is_accepted():
     assert len(lines) > 8
     desired = Desired()
     desired.run("\n".join(lines), "README.md")
-    assert len(desired.vips) == 4
+    assert len(desired.vips) == 5
