@@ -38,7 +38,7 @@ lint: install  ## ruff, mypy, the import rules, and the lock files
 
 install: $(VENV)/.package  ## the environment in .venv
 
-# Kernels take half a minute to compile; once, ahead, rather than in the first test of each process.
+# Kernels take one to two minutes to compile; once, ahead, rather than in the first test of each process.
 warm: install  ## the compile cache
 	$(BIN)/python -m kuproxy.warm
 

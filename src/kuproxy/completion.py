@@ -43,8 +43,23 @@ def words_after(words: list[str]) -> list[str]:
     return found
 
 
+HELP = """\
+Usage: ku completion bash|zsh|fish
+
+  Print what makes a shell complete `ku`, its commands and the words of the
+  command language.
+
+Examples:
+  source <(ku completion bash)
+  ku completion fish > ~/.config/fish/completions/ku.fish
+"""
+
+
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
+    if arguments == ["--help"]:
+        print(HELP, end="")
+        return 0
     if arguments[:1] == ["--words"]:
         for word in words_after(arguments[1:]):
             print(word)

@@ -96,8 +96,25 @@ def _lines(history: Path) -> Iterable[str]:
             return
 
 
+HELP = """\
+Usage: ku shell [--json] [--socket PATH]
+
+  Type commands to the running daemon, as after `ku`: vip, pod, conf, set,
+  show, trace, test, reload. The tabulator key completes words, the arrow keys
+  bring back what was typed before, also in former shells. `quit` ends it.
+  Lines may also come from a pipe.
+
+Options:
+  --json         Print answers as JSON.
+  --socket PATH  Where the daemon listens.
+"""
+
+
 def main(words: list[str]) -> int:
     """Returns the exit status: 2 if the last line was refused."""
+    if words == ["--help"]:
+        print(HELP, end="")
+        return 0
     status = 0
     try:
         rest, as_json, path = take_options(words)

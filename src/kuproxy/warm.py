@@ -1,6 +1,6 @@
 """Compile every kernel into the cache: `python -m kuproxy.warm`. Quick when they are there already.
 
-The first start of a build takes Numba about half a minute; `make` does it once here instead of in the first test or
+The first start of a build takes Numba one to two minutes; `make` does it once here instead of in the first test or
 the first live worker.
 """
 
@@ -50,7 +50,7 @@ def main() -> int:
     cold = not done.exists()
     if cold:
         print(
-            "compiling the kernels, once for this build (about half a minute) ...",
+            "compiling the kernels, once for this build (one to two minutes) ...",
             file=sys.stderr,
             flush=True,
         )

@@ -12,8 +12,12 @@ import packets
 from differential.plane import CompiledPlane
 from differential.strategies import Config
 from kuproxy.codes import Outcome, Reason
+from kuproxy.drivers.memory import MemoryDriver
+from kuproxy.engine.local import LocalEngine
 from kuproxy.model.vip import Vip
+from kuproxy.plane import Plane
 from kuproxy.reference import RefPacket, Result
+from kuproxy.vppcli.apply import Desired
 from packets import echo, fragments, frame, icmp, ip_packet, other, sctp, tcp, udp
 from reference.worlds import vip
 
@@ -30,7 +34,7 @@ L3, L4 = 14, 34  # offsets in UDP4
 class Drop:
     """The last of `sent` is dropped; those before prepare it."""
 
-    sent: list[bytes]
+    sent: list[bytes | RefPacket]
     vips: tuple[Vip, ...] = (PLAIN,)
     config: Config = field(default_factory=Config)
     inside: bool = False
@@ -71,6 +75,7 @@ def _clients(*ports: int) -> list[bytes]:
 
 
 HIDDEN = vip(ADDRESS, [POD], port=80, masquerade=True)
+TUNNEL = vip(ADDRESS, [POD], port=80, encap="gre4")
 HIDDEN_ALL = vip(ADDRESS, [POD], masquerade=True)
 NODE = (ip_address("10.1.0.1"),)
 NINE_HEADERS = [packets.extension(packets.DESTINATION)] * 9
@@ -133,6 +138,8 @@ DROPS = {
     Reason.SOURCE_RANGE: Drop(
         [UDP4], (vip(ADDRESS, [POD], port=80, source_ranges=(ip_network("50.0.0.0/8"),)),)
     ),
+    Reason.TUNNEL_NO_SOURCE: Drop([UDP4], (TUNNEL,)),
+    Reason.TUNNEL_GSO: Drop([RefPacket(UDP4, gso=True)], (TUNNEL,), Config(ip4_src_address=NODE[0])),
     Reason.SESSION_CAP: Drop(_clients(1, 2), (vip(ADDRESS, [POD], port=80, session_cap=1),)),
 }
 # Ends other than a drop, and events beside the end.
@@ -144,12 +151,13 @@ NO_DROPS = {
     Reason.ICMP_ERROR_TRANSLATED, Reason.TIME_EXCEEDED_SENT, Reason.ECHO_ANSWERED, Reason.SOURCE_ROUTE_SENT,
     Reason.PARAMETER_PROBLEM_SENT, Reason.PACKET_TOO_BIG_SENT, Reason.FRAGMENTED, Reason.HALF_OPEN_EVICTED,
     Reason.CHOSEN_AFRESH, Reason.MASQUERADED, Reason.PORT_TRANSLATED, Reason.AFFINITY,
+    Reason.ENCAPSULATED,
 }  # fmt: skip
 
 
 def test_every_reason_is_either() -> None:
     """A new reason must say here how a packet comes to it, or that none is dropped for it."""
-    assert set(Reason) - NO_DROPS == set(DROPS)
+    assert set(Reason) - NO_DROPS == {*DROPS, Reason.TUNNEL_TOO_LONG}  # the latter: below
     assert not NO_DROPS & set(DROPS)
 
 
@@ -165,7 +173,8 @@ def test_it_is_dropped(reason: Reason) -> None:
         for number, data in enumerate(drop.sent):
             before_last = number < len(drop.sent) - 1
             interface = INSIDE if drop.inside and not before_last else 0
-            [last] = plane.receive([RefPacket(data, interface=interface)], 0)
+            packet = data if isinstance(data, RefPacket) else RefPacket(data, interface=interface)
+            [last] = plane.receive([packet], 0)
             assert not before_last or last.outcome != Outcome.DROP, last.reason
         assert last is not None
         if drop.sweep_at:
@@ -178,3 +187,19 @@ def test_it_is_dropped(reason: Reason) -> None:
         assert sum(count for (_, counted), count in plane.counters().items() if counted == reason) == 1
     finally:
         plane.close()
+
+
+def test_a_packet_too_long_for_a_tunnel() -> None:
+    """65,535 bytes and a tunnel's headers; only a driver has room for such a packet."""
+    engine = LocalEngine(4)
+    plane = Plane(engine, decrement_ttl=True, any_node_address=True)
+    desired = Desired()
+    desired.run(f"ku conf ip4-src-address {NODE[0]}\nku vip {ADDRESS} encap gre4\nku pod {ADDRESS} {POD}")
+    plane.apply(desired.config())
+    driver = MemoryDriver([frame(udp(CLIENT, ADDRESS, 7000, 80, bytes(65535 - 28)))])
+    driver.receive(driver.frame)
+    engine.process(driver.frame, 1)
+    driver.transmit(driver.frame)
+    [dropped] = driver.dropped
+    assert dropped[2:4] == (Outcome.DROP, Reason.TUNNEL_TOO_LONG)
+    assert plane.totals().outcomes[Outcome.DROP] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -153,13 +154,15 @@ def test_the_bytes_of_a_real_connection(tmp_path: Path) -> None:
     body = json.dumps({"metadata": {"resourceVersion": "714"}, "items": []}).encode()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while request := await reader.readuntil(b"\r\n\r\n"):
-            if b"watch=true" in request:
-                writer.write(raw)
-                await writer.drain()
-                break
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        with contextlib.suppress(asyncio.IncompleteReadError):  # the client closes what it keeps open
+            while request := await reader.readuntil(b"\r\n\r\n"):
+                if b"watch=true" in request:
+                    writer.write(raw)
+                    await writer.drain()
+                    break
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         writer.close()
+        await writer.wait_closed()
 
     async def play() -> list[str]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -184,6 +187,7 @@ def test_the_bytes_of_a_real_connection(tmp_path: Path) -> None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             server.close()
+            await server.wait_closed()
         return [address.address for address in node.objects["", "node-c1"].status.addresses]
 
     expected = [json.loads(line) for line in raw.split(b"\r\n") if line.startswith(b'{"type"')]

@@ -4,6 +4,8 @@ A vector visits the nodes one after another; a node takes the packets that wait 
 of a later node, or ends it. Vectors without packets for a node pay one comparison for it.
 """
 
+import numpy as np
+
 from kuproxy.codes import Node
 from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.flow_table import sweep
@@ -55,28 +57,29 @@ NODES = {
     Node.ICMP: kp_icmp,
 }
 
-_INPUT = int(Node.INPUT)
-_FRAGMENT = int(Node.FRAGMENT)
-_LOOKUP = int(Node.LOOKUP)
-_NODEPORT4 = int(Node.NODEPORT4)
-_NODEPORT6 = int(Node.NODEPORT6)
-_BALANCE = int(Node.BALANCE)
-_NAT44 = int(Node.NAT44)
-_NAT66 = int(Node.NAT66)
-_NAT4_IN2OUT = int(Node.NAT4_IN2OUT)
-_NAT6_IN2OUT = int(Node.NAT6_IN2OUT)
-_REJECT = int(Node.REJECT)
-_GRE = int(Node.GRE)
-_IPIP = int(Node.IPIP)
-_GUE = int(Node.GUE)
-_L3DSR = int(Node.L3DSR)
-_MASQUERADE = int(Node.MASQUERADE)
-_ICMP_ERROR = int(Node.ICMP_ERROR)
-_NAT46 = int(Node.NAT46)
-_NAT64 = int(Node.NAT64)
-_NAT46_IN2OUT = int(Node.NAT46_IN2OUT)
-_NAT64_IN2OUT = int(Node.NAT64_IN2OUT)
-_ICMP = int(Node.ICMP)
+# NumPy's integers, because Numba would compile trace_node anew for each of Python's that it is called with.
+_INPUT = np.int64(Node.INPUT)
+_FRAGMENT = np.int64(Node.FRAGMENT)
+_LOOKUP = np.int64(Node.LOOKUP)
+_NODEPORT4 = np.int64(Node.NODEPORT4)
+_NODEPORT6 = np.int64(Node.NODEPORT6)
+_BALANCE = np.int64(Node.BALANCE)
+_NAT44 = np.int64(Node.NAT44)
+_NAT66 = np.int64(Node.NAT66)
+_NAT4_IN2OUT = np.int64(Node.NAT4_IN2OUT)
+_NAT6_IN2OUT = np.int64(Node.NAT6_IN2OUT)
+_REJECT = np.int64(Node.REJECT)
+_GRE = np.int64(Node.GRE)
+_IPIP = np.int64(Node.IPIP)
+_GUE = np.int64(Node.GUE)
+_L3DSR = np.int64(Node.L3DSR)
+_MASQUERADE = np.int64(Node.MASQUERADE)
+_ICMP_ERROR = np.int64(Node.ICMP_ERROR)
+_NAT46 = np.int64(Node.NAT46)
+_NAT64 = np.int64(Node.NAT64)
+_NAT46_IN2OUT = np.int64(Node.NAT46_IN2OUT)
+_NAT64_IN2OUT = np.int64(Node.NAT64_IN2OUT)
+_ICMP = np.int64(Node.ICMP)
 
 
 @kernel

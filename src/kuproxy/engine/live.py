@@ -26,7 +26,7 @@ from kuproxy.engine.memory import TablesMemory, WorkerMemory
 from kuproxy.engine.worker import WorkerOptions
 from kuproxy.errors import DriverError, TableFullError
 
-START_TIMEOUT_S = 180  # the first start of a build compiles the kernels
+START_TIMEOUT_S = 600  # the first start of a build compiles the kernels: two minutes, more on a busy machine
 CALL_TIMEOUT_S = 30  # a resize of 16 million entries takes a few seconds
 STOP_TIMEOUT_S = 3
 
