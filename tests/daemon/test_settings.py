@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from kuproxy.client import DEFAULT_SOCKET as CLIENT_SOCKET
 from kuproxy.daemon.notify import Notifier
-from kuproxy.daemon.settings import DEFAULT_SOCKET, DaemonSettings, group_id, load_settings
+from kuproxy.daemon.settings import DEFAULT_SOCKET, DaemonSettings, Metrics, group_id, load_settings
 from kuproxy.errors import ConfigError
 
 
@@ -81,3 +82,11 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WATCHDOG_USEC", "1")
     monkeypatch.setenv("WATCHDOG_PID", "1")
     assert Notifier().watchdog_s is None, "the watchdog is another process's"
+
+
+def test_the_example_holds_the_defaults(tmp_path: Path) -> None:
+    """And with its optional tables taken in, nothing in it is unknown."""
+    text = (Path(__file__).parents[2] / "packaging/kuproxy.toml").read_text()
+    assert load(tmp_path, text) == DaemonSettings()
+    optional = re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.MULTILINE)
+    assert load(tmp_path, optional).metrics == Metrics()
