@@ -19,7 +19,7 @@ from msgspec import UNSET, Meta, UnsetType
 from kuproxy.codes import Encap, Family, FlowState, HashMode, Origin, Protocol, VipType
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.model.config import Config, InterfaceMark, Settings
-from kuproxy.model.vip import Pod, Prefix, Vip, VipKey, parse_address, parse_prefix
+from kuproxy.model.vip import Pod, Prefix, Vip, VipKey, parse_address, parse_prefix, prefix_parser
 from kuproxy.vppcli.actions import SetConf
 
 __all__ = [
@@ -223,16 +223,6 @@ def conf_with(conf: Conf, action: SetConf) -> Conf:
     return msgspec.structs.replace(conf, **changes)
 
 
-def _prefix_of(family: Family) -> Callable[[str], Prefix]:
-    def parse(text: str) -> Prefix:
-        prefix = parse_prefix(text)
-        if prefix.version != family:
-            raise ValueError(f"{text!r} is not IPv{family.value}")
-        return prefix
-
-    return parse
-
-
 def settings_over(base: Settings, conf: Conf) -> Settings:
     """`base` (of the files) with what `conf` sets instead.  Raises ConfigError with every problem."""
     timeouts = dict(base.timeouts_s)
@@ -262,8 +252,8 @@ def settings_over(base: Settings, conf: Conf) -> Settings:
         masquerade=masquerade,
         ip4_src_address=said_as("ip4_src_address", parse_address),  # type: ignore[arg-type]
         ip6_src_address=said_as("ip6_src_address", parse_address),  # type: ignore[arg-type]
-        nat46_prefix=said_as("nat46_prefix", _prefix_of(Family.IPV6)),  # type: ignore[arg-type]
-        nat64_pool=said_as("nat64_pool", _prefix_of(Family.IPV4)),  # type: ignore[arg-type]
+        nat46_prefix=said_as("nat46_prefix", prefix_parser(6)),  # type: ignore[arg-type]
+        nat64_pool=said_as("nat64_pool", prefix_parser(4)),  # type: ignore[arg-type]
         nat64_ports=base.nat64_ports if conf.nat64_ports is UNSET else conf.nat64_ports,
         translation_mtu=base.translation_mtu if conf.translation_mtu is UNSET else conf.translation_mtu,
     )

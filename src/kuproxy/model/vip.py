@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from operator import attrgetter, lt
@@ -41,6 +41,7 @@ __all__ = [
     "parse_address",
     "parse_prefix",
     "pod_family_message",
+    "prefix_parser",
     "vip_type",
 ]
 
@@ -126,6 +127,18 @@ def parse_prefix(text: str) -> Prefix:
     if prefix.network_address != ip_address(address):
         raise ValueError(f"{text!r} has bits set beyond its length; the prefix is {prefix}")
     return prefix
+
+
+def prefix_parser(version: int) -> Callable[[str], Prefix]:
+    """`parse_prefix` for prefixes of one IP version; the others raise ValueError too."""
+
+    def parse(text: str) -> Prefix:
+        prefix = parse_prefix(text)
+        if prefix.version != version:
+            raise ValueError(f"{text!r} is not IPv{version}")
+        return prefix
+
+    return parse
 
 
 def vip_type(prefix: Prefix, word: str | None = None) -> VipType:

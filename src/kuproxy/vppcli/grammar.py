@@ -29,6 +29,7 @@ from kuproxy.model.vip import (
     encap_of,
     parse_address,
     parse_prefix,
+    prefix_parser,
     vip_type,
 )
 from kuproxy.vppcli.actions import (
@@ -86,21 +87,11 @@ def _narrowed(selector: VipSelector, options: OptionReader) -> VipSelector:
     return VipSelector(selector.prefix, port, protocol)
 
 
-def _to_network(version: int) -> Callable[[str], Prefix]:
-    def convert(text: str) -> Prefix:
-        prefix = parse_prefix(text)
-        if prefix.version != version:
-            raise ValueError(f"{text!r} is not IPv{version}")
-        return prefix
-
-    return convert
-
-
 _ADDRESSING: dict[str, Callable[[str], object]] = {
     "ip4-src-address": to_address,
     "ip6-src-address": to_address,
-    "nat46-prefix": _to_network(6),
-    "nat64-pool": _to_network(4),
+    "nat46-prefix": prefix_parser(6),
+    "nat64-pool": prefix_parser(4),
     "nat64-ports": to_ports,
     "nat-mtu": to_int,
 }
