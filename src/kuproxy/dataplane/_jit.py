@@ -2,7 +2,8 @@
 
 Numba's own cache key knows a function's file but not the helpers and constants that file imports, so a changed
 helper would silently run as stale machine code.  Here the cache directory itself is named by a digest of every
-source that kernels are made from and of the compiler's versions: any change starts a fresh cache.
+source that kernels are made from and of the compiler's versions: any change starts a fresh cache.  Those sources are
+the files that use this decorator, and whatever they import, directly or not.
 
 `NUMBA_DISABLE_JIT=1` runs every kernel as plain Python, `NUMBA_BOUNDSCHECK=1` checks every array access; both are
 read when this module is imported.
@@ -10,8 +11,9 @@ read when this module is imported.
 
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,44 @@ COMPILED = not config.DISABLE_JIT
 BOUNDS_CHECKED = bool(config.BOUNDSCHECK) and COMPILED
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-# Rooms that kernels are compiled from.
-_KERNEL_SOURCES = ("codes.py", "engine", "dataplane", "drivers", "wire")
+# Rooms in which kernels live.
+_KERNEL_ROOMS = ("engine", "dataplane", "drivers", "wire")
+_IMPORTS = re.compile(
+    r"^\s*(?:from\s+kuproxy\.?([\w.]*)\s+import\s+(\([^)]*\)|[^\n]*)|import\s+kuproxy\.([\w.]+))", re.MULTILINE
+)
+
+
+def _file_of(module: str) -> Path | None:
+    """The source of a module, named from below the package; None for names that are no module."""
+    path = _PACKAGE.joinpath(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _imported(text: str) -> Iterator[Path]:
+    """Files of the package that a source imports: modules, and modules imported as names of a package."""
+    for package, names, module in _IMPORTS.findall(text):
+        base = package or module
+        parts = [f"{base}.{name}".strip(".") for name in re.findall(r"\w+", names)]
+        for each in (base, *parts):
+            found = _file_of(each) if each else None
+            if found is not None:
+                yield found
+
+
+def kernel_sources() -> list[Path]:
+    """Every file that a compiled kernel may depend on, sorted."""
+    texts = {path: path.read_text() for room in _KERNEL_ROOMS for path in (_PACKAGE / room).rglob("*.py")}
+    waiting = [path for path, text in texts.items() if "dataplane._jit import" in text]
+    found: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _imported(texts.get(path) or path.read_text())
+    return sorted(found)
 
 
 def source_digest() -> str:
@@ -33,11 +71,8 @@ def source_digest() -> str:
     digest = hashlib.blake2b(digest_size=8)
     for version in (numba.__version__, llvmlite.__version__, np.__version__, str(BOUNDS_CHECKED)):
         digest.update(version.encode() + b"\0")
-    for name in _KERNEL_SOURCES:
-        root = _PACKAGE / name
-        files = [root] if root.is_file() else sorted(root.rglob("*.py"))
-        for path in files:
-            digest.update(str(path.relative_to(_PACKAGE)).encode() + b"\0" + path.read_bytes())
+    for path in kernel_sources():
+        digest.update(str(path.relative_to(_PACKAGE)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
