@@ -29,7 +29,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 # Rooms in which kernels live.
 _KERNEL_ROOMS = ("engine", "dataplane", "drivers", "wire")
 _IMPORTS = re.compile(
-    r"^\s*(?:from\s+kuproxy\.?([\w.]*)\s+import\s+(\([^)]*\)|[^\n]*)|import\s+kuproxy\.([\w.]+))", re.MULTILINE
+    r"^\s*(?:from\s+kuproxy\.?([\w.]*)\s+import\s+(\([^)]*\)|[^\n]*)|import\s+kuproxy\.([\w.]+))",
+    re.MULTILINE,
 )
 
 
