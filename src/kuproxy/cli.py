@@ -24,9 +24,8 @@ SUBCOMMANDS = {
     "run": Subcommand(
         "kuproxy.daemon.foreground", "forward live traffic in this network namespace until interrupted"
     ),
-    "daemon": Subcommand(
-        "kuproxy.daemon.service", "the same as a service, with commands, an API and a memory"
-    ),
+    "daemon": Subcommand("kuproxy.keeper", "the same as a service, with commands, an API and a memory"),
+    "upgrade": Subcommand("kuproxy.upgrade", "have the installed version take over from the running daemon"),
     "shell": Subcommand("kuproxy.shell", "type commands to the daemon, with completion and history"),
     "completion": Subcommand("kuproxy.completion", "print what makes a shell complete `ku`"),
     "replay": Subcommand("kuproxy.replay", "run a capture file through the data plane"),

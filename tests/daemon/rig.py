@@ -52,6 +52,14 @@ class LocalNode:
 
     def check(self) -> None: ...
 
+    def take_over(self) -> list[str]:
+        return []
+
+    def processes(self) -> list[tuple[str, int]]:
+        return []
+
+    def leave(self) -> None: ...
+
     def stop(self) -> None: ...
 
 

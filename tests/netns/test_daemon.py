@@ -56,7 +56,7 @@ class Daemon:
             "WATCHDOG_USEC": "1000000",
         }
         with self.log_path.open("ab") as log:
-            words = (sys.executable, "-m", "kuproxy.daemon.service", "--settings", str(self.settings))
+            words = (sys.executable, "-m", "kuproxy.keeper", "--settings", str(self.settings))
             self.process = self.made.node.start(
                 *words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )

@@ -36,6 +36,7 @@ class Foreground:
         self._log = make_log()
         self._config = load_config(paths)
         self._node = LiveNode(self._config.settings.buckets.bit_length() - 1, interfaces)
+        self._node.engine.on_replaced = lambda line: self._log.warning("worker", text=line)
         self._controller = Controller(self._node, paths, self._log)
         self._plane = self._controller.plane
         self._signals: socket.socket | None = None

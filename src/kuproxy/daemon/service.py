@@ -7,9 +7,12 @@ ask for.  Packets pass through the workers alone, so however busy this process i
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import resource
 import signal
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +29,19 @@ from kuproxy.daemon.persist import StateFile
 from kuproxy.daemon.settings import DaemonSettings, group_id, load_settings
 from kuproxy.daemon.thread import ControlThread
 from kuproxy.errors import ConfigError, KuError, Problem
+from kuproxy.keeper.vault import Vault
+from kuproxy.keeper.wire import REPLACE
 from kuproxy.load import load_config
 from kuproxy.main import run
 from kuproxy.model.config import Config
 
 COLLECT_INTERVAL_S = 1.0
 ADOPTION_INTERVAL_S = 0.02  # an idle worker looks up every 50 ms
+_ANSWER_S = 0.05
+_PR_SET_PDEATHSIG = 1
 _DEFAULT_CONFIG = Path("/etc/kuproxy/kuproxy.toml")
 # What a running daemon cannot change: a reload that asks for it says so, and the rest is applied.
-_FIXED = ("state_directory", "interfaces", "log_format", "api", "tcp", "metrics")
+_FIXED = ("state_directory", "interfaces", "workers", "log_format", "api", "tcp", "metrics")
 
 
 def _token(path: str) -> bytes:
@@ -63,16 +70,34 @@ class Daemon:
         self._config = load_config(settings.paths()) if settings.files else None
         self._state_file = StateFile(Path(settings.state_directory))
         buckets = self._config.settings.buckets if self._config is not None else 1024
-        self._node = LiveNode(buckets.bit_length() - 1, settings.interfaces)
+        self._vault = Vault.of_environment()
+        if self._vault.connected:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # with the keeper all ends
+        self._node = LiveNode(
+            buckets.bit_length() - 1, settings.interfaces, settings.worker_count(), self._vault
+        )
+        self._node.engine.on_replaced = lambda line: log.warning("worker", text=line)
         self._controller = Controller(self._node, settings.paths(), log, self._state_file)
         self._controller.before_reload = self._reload_settings
+        if self._vault.connected:
+            self._controller.replace = self._replace_soon
         self._socket_path = Path(settings.api.socket)
-        self._sockets = [bind_unix(self._socket_path, int(settings.api.mode, 8), group)]
+        self._sockets = [self._api_socket(int(settings.api.mode, 8), group)]
         self._listeners: list[Listener] = []
-        self._notifier = Notifier()
+        self._notifier = Notifier(self._vault)
         self._thread = ControlThread()
-        self._stopped, self._hangup = asyncio.Event(), asyncio.Event()
+        self._stopped, self._hangup, self._replaced = (asyncio.Event() for _ in range(3))
         self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _api_socket(self, mode: int, group: int | None) -> socket.socket:
+        """The predecessor's, so that clients wait for us instead of being refused; or a new one."""
+        name = f"api/{self._socket_path}"
+        if name in self._vault.names():
+            return socket.socket(fileno=self._vault.take(name))
+        opened = bind_unix(self._socket_path, mode, group)
+        self._vault.keep({name: opened.fileno()})
+        return opened
 
     def _listen(self) -> None:
         app = make_app(self._controller, self._access, self._thread)
@@ -86,12 +111,16 @@ class Daemon:
             opened = bind_tcp(metrics.address, metrics.port, "metrics")
             self._listeners.append(Listener(make_metrics_app(self._controller, self._thread), opened))
 
-    async def serve(self) -> None:
-        """Start, serve until SIGINT or SIGTERM, stop.  Nothing is left behind, whatever happens.  Raises KuError."""
-        loop = asyncio.get_running_loop()
+    async def serve(self) -> int:
+        """Start, serve until SIGINT or SIGTERM, stop; returns the exit status.  Raises KuError.
+
+        Nothing is left behind, whatever happens, but after SIGUSR2: then a successor finds all that forwards.
+        """
+        loop = self._loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stopped.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        loop.add_signal_handler(signal.SIGUSR2, self.replace)
         _raise_file_limit()
         try:
             self._listen()
@@ -102,20 +131,37 @@ class Daemon:
                 task.add_done_callback(self._ended)
             self._notifier.ready()
             await self._stopped.wait()
-            self._notifier.stopping()
+            if not self._replaced.is_set():
+                self._notifier.stopping()
             for task in rest:
                 task.cancel()
             for listener in self._listeners:
                 listener.stop()
             await asyncio.gather(*tasks, return_exceptions=True)
         finally:
-            await self._thread(self._controller.stop)
+            leaving = self._replaced.is_set() or (self._failure is not None and self._vault.connected)
+            await self._thread(self._controller.leave if leaving else self._controller.stop)
             self._thread.close()
-            self._socket_path.unlink(missing_ok=True)
+            if not leaving:
+                self._socket_path.unlink(missing_ok=True)
             self._state_file.close()
         if self._failure is not None:
             raise self._failure
-        self._log.info("stopped")
+        self._log.info("left to a successor" if leaving else "stopped")
+        return REPLACE if leaving else 0
+
+    def _replace_soon(self) -> None:
+        """In the loop's thread, and when the client that asks for it has its answer."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._loop.call_later, _ANSWER_S, self.replace)
+
+    def replace(self) -> None:
+        """Have the keeper start another control process, from what is on disk now, in our place."""
+        if not self._vault.connected:
+            self._log.error("nobody would start a successor: no keeper")
+            return
+        self._replaced.set()
+        self._stopped.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A task that fails ends the daemon: half of one would be worse than a restart."""
@@ -129,12 +175,15 @@ class Daemon:
         for note in config.notes if config is not None else ():
             self._log.info("config", text=str(note))
         self._controller.start(config if config is not None else Config())
+        for line in self._node.notes:
+            self._log.info("handover", text=line)
         for line in self._node.steering.warnings:
             self._log.warning("node", text=line)
         self._log.info(
             "forwarding",
             interfaces=",".join(self._node.steering.attached),
             vips=len(self._controller.plane.store),
+            workers=len(self._node.engine.workers),
             socket=str(self._socket_path),
         )
         gc.freeze()  # what is here now stays: later collections need not look at it
@@ -218,7 +267,7 @@ def daemon(path: Path | None, check: bool) -> None:
         click.echo(f"good: {len(config.vips) if config is not None else 0} VIPs")
         return
     log = make_log(settings.log_format)
-    asyncio.run(Daemon(settings, path, log).serve())
+    sys.exit(asyncio.run(Daemon(settings, path, log).serve()))
 
 
 if __name__ == "__main__":

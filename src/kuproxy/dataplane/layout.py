@@ -139,7 +139,9 @@ VIP = np.dtype(
         ("spare", "u1", 4),
     ]
 )
-WAY_GUARDED = 0x80  # in VIP["way"]: it has source ranges, or pods of the other family; the rest of its row says which
+WAY_GUARDED = (
+    0x80  # in VIP["way"]: it has source ranges, or pods of the other family; the rest of its row says which
+)
 assert VIP.itemsize == 64
 
 POD = np.dtype(
@@ -200,8 +202,9 @@ T_WORDS = T_COMMAND + MAX_WORKERS
 
 COMMAND_RUN = 0
 COMMAND_STOP = 1
-COMMAND_CALL = 2  # leave the compiled loop and look at the control socket
-COMMAND_HOLD = 3  # do not forward yet
+# From here on the number of a call: leave the compiled loop once, and look at the control socket. The worker goes on by
+# itself, whether or not control lives to see the answer.
+COMMAND_CALL = 16
 
 # Bits of Tables.classes: which kinds of VIP keys exist for a family and prefix length
 CLASS_PORT = 1  # protocol and port
@@ -365,6 +368,10 @@ W_PORT_FIRST = (
 )
 W_PORT_COUNT = 41
 W_IDENTIFICATION = 42  # of the last packet that kp6-nat4 or kp-nat46-in2out made
+W_PID = 44  # process id of the worker
+W_STARTS = 45  # processes that have worked with this memory, one after the other
+W_KERNELS = 46  # digest of the kernels that the process runs
+W_RING = 48  # 8 words of the driver's own: its place in the receive ring, for whoever takes over
 W_WORDS = 64
 
 # What a node left of a traced packet. Headers are read from the packet, the pod is copied: it may be gone when somebody
@@ -438,6 +445,19 @@ STATE_SPEC: tuple[tuple[str, Any, tuple[int, ...]], ...] = (
     ("held", HELD, (HOLD_SLOTS,)),
     ("vip_flows", "<i4", (MAX_VIPS,)),
     ("affinity", AFFINITY, (AFFINITY_SLOTS,)),
+)
+
+
+class Baselines(NamedTuple):
+    """What had been counted for an index before its present owner came. Written and read by control alone."""
+
+    vips: np.ndarray  # uint64[MAX_VIPS, 8], as WorkerState.vip_counters
+    pods: np.ndarray  # uint64[MAX_PODS, 8], as WorkerState.pod_counters
+
+
+BASELINES_SPEC: tuple[tuple[str, Any, tuple[int, ...]], ...] = (
+    ("vips", "<u8", (MAX_VIPS, 8)),
+    ("pods", "<u8", (MAX_PODS, 8)),
 )
 
 

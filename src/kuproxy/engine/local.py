@@ -6,7 +6,7 @@ For captures, simulation and tests.
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane.graph import run_graph, run_maintenance
 from kuproxy.dataplane.layout import T_GENERATION, W_ACK, Frame, WorkerState
-from kuproxy.engine.memory import TablesMemory, WorkerMemory
+from kuproxy.engine.memory import BaselinesMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.trace import start_trace
 
 
@@ -16,6 +16,7 @@ class LocalEngine:
     def __init__(self, log2_buckets: int = 10):
         self.memory = TablesMemory()
         self.tables = self.memory.tables
+        self.baselines = BaselinesMemory().baselines
         self.worker = WorkerMemory(log2_buckets)
 
     @property
