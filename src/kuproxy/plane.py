@@ -3,6 +3,8 @@
 `ku replay`, `ku run` and the tests differ only in the engine that they bring.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from kuproxy.control.compile import Compiler, VipRecord
@@ -15,6 +17,7 @@ from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, InterfaceMark, Settings
 from kuproxy.model.report import Report, WorkerReport
+from kuproxy.model.vip import Address
 
 
 class Plane:
@@ -34,6 +37,7 @@ class Plane:
             self._baselines.adopt(self.compiler.records())
         else:
             self.compiler.set_timeouts(self.store.settings.timeouts)
+        self._own_addresses: tuple[Address, ...] = ()
 
     @property
     def settings(self) -> Settings:
@@ -55,7 +59,8 @@ class Plane:
         self.store.settings = config.settings
         self._marks = config.interfaces
         self.compiler.set_timeouts(config.settings.timeouts)
-        self.compiler.set_masquerade(config.settings.masquerade)
+        self._set_masquerade(config.settings)
+        self.compiler.set_pod_ranges(config.settings.pod_ranges)
         self.compiler.set_tunnel_sources(config.settings.ip4_src_address, config.settings.ip6_src_address)
         self._set_translation(config.settings)
         self.compiler.apply(changes)
@@ -65,6 +70,24 @@ class Plane:
         self._baselines.note(self.compiler.records(), self._vip_counts)
         self.collect()
         return changes
+
+    def follow_node(
+        self, addresses: Iterable[Address], with_node_ports: Iterable[Address], primary: Iterable[Address]
+    ) -> None:
+        """The node has these addresses, answers node ports at those, and speaks with the primary one of each family.
+
+        The primary ones are also the source of masqueraded packets, in a family for which none was set.
+        """
+        self.compiler.set_node_ranges(addresses)
+        self.compiler.set_node_addresses(with_node_ports)
+        self._own_addresses = tuple(primary)
+        self.compiler.set_own_addresses(self._own_addresses)
+        self._set_masquerade(self.store.settings)
+
+    def _set_masquerade(self, settings: Settings) -> None:
+        said = {address.version: address for address in settings.masquerade}
+        own = {address.version: address for address in reversed(self._own_addresses)}
+        self.compiler.set_masquerade((own | said).values())
 
     def _set_translation(self, settings: Settings) -> None:
         self.compiler.set_translation(

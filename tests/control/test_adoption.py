@@ -13,11 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Protocol, VipType
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Origin, Protocol, VipType
 from kuproxy.control.compile import Compiler, entries, pods, vips
 from kuproxy.control.compile.recover import pod_at
 from kuproxy.control.store import Store
-from kuproxy.dataplane.layout import MAX_PODS, PREFIX_LENGTHS, T_N_NODEPORTS, T_PREFIXES
+from kuproxy.dataplane.layout import (
+    MAX_PODS,
+    PREFIX_LENGTHS,
+    RING_INSIDE,
+    RING_OUTSIDE,
+    T_N_NODEPORTS,
+    T_PREFIXES,
+)
 from kuproxy.dataplane.writer import Arena, IndexPool, MatchWriter
 from kuproxy.engine.local import LocalEngine
 from kuproxy.errors import ConflictError, KuError
@@ -55,7 +62,8 @@ def some_vip(rng: Random) -> Vip | None:
                 for each in chosen
             ),
             reject=rng.random() < 0.3,
-            masquerade=rng.random() < 0.2,
+            masquerade_from=rng.choice((Origin(0), Origin.ANYWHERE, Origin.NODE | Origin.OUTSIDE)),
+            outside_pods=rng.choice((None, None, (), tuple(Pod(ip_address(each)) for each in chosen[:2]))),
             affinity_s=rng.choice((0.0, 10.0)),
             source_ranges=rng.choice(
                 (
@@ -127,12 +135,16 @@ def meaning(compiler: Compiler) -> dict[str, Any]:
             "session_cap",
             "way",
         )
-        ring = compiler._ring_view(record.ring) if record.ring is not None else []
-        assert int(row["ring"]) == (record.ring.offset << 8 | record.ring.log2 if record.ring else 0)
+        assert int(row["ring"]) == (record.ring.word if record.ring else 0)
+        rings = [
+            [str(pod_at(tables, int(each))) for each in compiler._ring_view(record.ring, which)]
+            for which in (RING_INSIDE, RING_OUTSIDE)
+            if record.ring is not None and (not record.ring.kind or record.ring.kind & which)
+        ]
         count = int(tables.ranges[row["ranges"]]["hi"]) if row["ranges"] else 0
         rows[str(record.vip.key)] = (
             [int(row[name]) for name in names],
-            [str(pod_at(tables, int(each))) for each in ring],
+            rings,
             tables.ranges[row["ranges"] + 1 : row["ranges"] + 1 + count].tobytes() if count else b"",
         )
     return {

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from kuproxy.codes import PodFlag, VipFlag
-from kuproxy.control.compile.records import Draining, VipRecord
-from kuproxy.control.compile.recover import pod_at, ranges_of, ring_of, vip_at, vip_rows
+from kuproxy.control.compile.pods import pod_flags
+from kuproxy.control.compile.records import Block, Draining, Ring, VipRecord
+from kuproxy.control.compile.recover import pod_at, ranges_at, ring_of, vip_at, vip_rows
 from kuproxy.control.compile.vips import VipRows
 from kuproxy.control.compile.words import HOST, address_words, key_word, prefix_length, words_address
 from kuproxy.control.store import Changes
@@ -24,7 +25,13 @@ from kuproxy.dataplane.layout import (
     KIND_VIP,
     MAX_PODS,
     PREFIX_LENGTHS,
+    RING_INSIDE,
+    RING_OUTSIDE,
     T_N_NODEPORTS,
+    T_NODE_RANGES4,
+    T_NODE_RANGES6,
+    T_POD_RANGES4,
+    T_POD_RANGES6,
     T_PREFIXES,
     Tables,
 )
@@ -58,8 +65,9 @@ class Compiler(VipRows):
         self._vip_indices.adopt(self._by_index)
         self._pod_indices.adopt(set(self._pods_of(self._by_index.values())))
         rings = [record.ring for record in self._by_index.values() if record.ring is not None]
-        self._rings.adopt((ring.offset, ring.log2) for ring in rings)
+        self._rings.adopt((ring.offset, ring.block_log2) for ring in rings)
         blocks = [record.ranges for record in self._by_index.values() if record.ranges is not None]
+        blocks += self._adopt_origins()
         self._ranges.adopt((block.offset, block.log2) for block in blocks)
         self._put_right()
         self._orphans = dict(self._records)
@@ -86,22 +94,49 @@ class Compiler(VipRows):
             if not used and not held:
                 continue
             ring = ring_of(row) if used else None
-            slots = self._ring_view(ring) if ring is not None else np.zeros(0, np.uint32)
-            serving = [each for each in np.unique(slots).tolist() if 0 < each < MAX_PODS]
-            pods = {pod_at(tables, each): each for each in serving}
+            inside, outside = self._members(ring)
+            pods = inside | (outside or {})
             # It has a node port and no entry of its own: nothing else leads to it.
             on_node_only = bool(used and row["node_port"] and row["plen"] == 0 and index not in entered)
-            vip = vip_at(tables, index, tuple(pods), on_node_only=on_node_only)
+            vip = vip_at(
+                tables,
+                index,
+                tuple(inside),
+                None if outside is None else tuple(outside),
+                on_node_only=on_node_only,
+            )
             if vip is None:
                 continue
             record = VipRecord(index, vip, ring=ring, removed=not used)
-            record.ranges = ranges_of(tables, row)[0] if used else None
+            record.ranges = ranges_at(tables, int(row["ranges"]), int(row["family"]))[0] if used else None
             record.pods = pods
             self._by_index[index] = record
             self._drain_holders(record, held)
             if used:
                 self._records[vip.key] = record
         return len(self._records)
+
+    def _members(self, ring: Ring | None) -> tuple[dict[Pod, int], dict[Pod, int] | None]:
+        """Pods with their indices in the ring for everybody, or in the inside's and in the outside's."""
+
+        def owners(which: int) -> dict[Pod, int]:
+            if ring is None or (ring.kind and not ring.kind & which):
+                return {}
+            found = np.unique(self._ring_view(ring, which)).tolist()
+            return {pod_at(self.tables, each): each for each in found if 0 < each < MAX_PODS}
+
+        return owners(RING_INSIDE), owners(RING_OUTSIDE) if ring is not None and ring.kind else None
+
+    def _adopt_origins(self) -> list[Block]:
+        """Who is a pod and who is the node."""
+        blocks = []
+        for version, words in ((4, (T_POD_RANGES4, T_NODE_RANGES4)), (6, (T_POD_RANGES6, T_NODE_RANGES6))):
+            for word in words:
+                block, prefixes = ranges_at(self.tables, int(self.tables.header[word]), version)
+                if block is not None:
+                    self._origins[word] = prefixes, block
+                    blocks.append(block)
+        return blocks
 
     def _drain_holders(self, record: VipRecord, held: list[int]) -> None:
         """Pods that are in no ring any more and still have flows."""
@@ -130,6 +165,7 @@ class Compiler(VipRows):
                 self._expect_key(vips, record)
                 self._expect(others, KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
                 self._adopt_length(vip.key)
+            self._set_pod_flags(record)
             record.node_port = vip.node_port
             for word in self._node_port_words(vip, vip.node_port):
                 others[0, 0, int(word)] = record.index
@@ -141,6 +177,18 @@ class Compiler(VipRows):
         self._vip_match.make_equal(vips)
         self._match.make_equal(others)
         self.tables.header[T_N_NODEPORTS] = node_ports
+
+    def _set_pod_flags(self, record: VipRecord) -> None:
+        """Who gets new flows: what the rings say."""
+        rows = self.tables.pods
+        for pod, flags in pod_flags(record.vip).items():
+            index = record.pods[Pod(pod.address, record.vip.pod_port(pod))]
+            if int(rows[index]["flags"]) != flags:
+                rows[index]["flags"] = flags
+        for index in record.draining.values():
+            if rows[index]["flags"]:
+                rows[index]["flags"] = 0
+                rows[index]["generation"] += 1  # as in `_drain`
 
     def _expect(self, entries: Entries, kind: int, address: Address, plen: int = HOST) -> None:
         hi, lo = address_words(address)

@@ -12,14 +12,14 @@ from ipaddress import ip_network
 
 import numpy as np
 
-from kuproxy.codes import Encap, HashMode, Protocol, VipFlag, VipType
+from kuproxy.codes import Encap, HashMode, Origin, Protocol, VipFlag, VipType
 from kuproxy.control.compile.records import Block, Ring
 from kuproxy.control.compile.words import words_address
-from kuproxy.dataplane.layout import TICKS_PER_SECOND, Tables
+from kuproxy.dataplane.layout import RING_LOG2, RING_SPLIT, TICKS_PER_SECOND, Tables
 from kuproxy.errors import KuError
 from kuproxy.model.vip import Pod, Prefix, Vip, VipKey
 
-__all__ = ["pod_at", "ranges_of", "ring_of", "vip_at", "vip_rows"]
+__all__ = ["pod_at", "ranges_at", "ring_of", "vip_at", "vip_rows"]
 
 NODE_ONLY = {4: ip_network("0.0.0.0/32"), 6: ip_network("::/128")}
 UNKNOWN_OWNER = "?"
@@ -32,15 +32,14 @@ def vip_rows(tables: Tables) -> Iterator[int]:
 
 def ring_of(row: np.void) -> Ring | None:
     word = int(row["ring"])
-    return Ring(word >> 8, word & 0xFF) if word else None
+    return Ring(word >> 8, word & RING_LOG2, word & RING_SPLIT) if word else None
 
 
-def ranges_of(tables: Tables, row: np.void) -> tuple[Block | None, tuple[Prefix, ...]]:
-    offset = int(row["ranges"])
+def ranges_at(tables: Tables, offset: int, family: int) -> tuple[Block | None, tuple[Prefix, ...]]:
+    """A block of prefixes, as VIP["ranges"] or a word of the header names it."""
     if not offset:
         return None, ()
     count = int(tables.ranges[offset]["hi"])
-    family = int(row["family"])
     prefixes = []
     for each in tables.ranges[offset + 1 : offset + 1 + count]:
         network = words_address(family, int(each["hi"]), int(each["lo"]))
@@ -55,7 +54,14 @@ def pod_at(tables: Tables, index: int) -> Pod:
     return Pod(words_address(int(row["family"]), int(row["hi"]), int(row["lo"])), int(row["port"]))
 
 
-def vip_at(tables: Tables, index: int, pods: tuple[Pod, ...], *, on_node_only: bool) -> Vip | None:
+def vip_at(
+    tables: Tables,
+    index: int,
+    pods: tuple[Pod, ...],
+    outside_pods: tuple[Pod, ...] | None,
+    *,
+    on_node_only: bool,
+) -> Vip | None:
     """The VIP of a row with these pods; None if the row makes no sense."""
     row = tables.vips[index]
     try:
@@ -76,10 +82,11 @@ def vip_at(tables: Tables, index: int, pods: tuple[Pod, ...], *, on_node_only: b
             new_len=1 << ring.log2 if ring else 1,
             pods=pods,
             reject=bool(flags & VipFlag.REJECT),
-            masquerade=bool(flags & VipFlag.MASQUERADE),
+            masquerade_from=Origin((flags & VipFlag.MASQUERADE) // VipFlag.MASQUERADE_POD),
+            outside_pods=outside_pods,
             reset=bool(flags & VipFlag.RESET),
             affinity_s=int(row["affinity"]) / TICKS_PER_SECOND,
-            source_ranges=ranges_of(tables, row)[1],
+            source_ranges=ranges_at(tables, int(row["ranges"]), family)[1],
             hash_mode=HashMode(int(row["hash_mode"])),
             session_cap=int(row["session_cap"]),
             owner=UNKNOWN_OWNER,
