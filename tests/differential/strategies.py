@@ -57,6 +57,7 @@ class Config:
     nat64_ports: tuple[int, int] = NAT64_PORTS
     translation_mtu: int = 0
     own_addresses: dict[Family, Address] = field(default_factory=dict)
+    workers: int = 1
 
 
 TUNNEL_SOURCES = (ip_address("40.0.0.250"), ip_address("4000::fa"))
@@ -79,6 +80,7 @@ configs = st.builds(
     nat64_ports=st.sampled_from([(1024, 65535), (1, 1), (7, 8)]),
     translation_mtu=st.sampled_from([0, 1280, 1280, 1500]),
     own_addresses=st.sampled_from([{}, dict(zip((Family.IPV4, Family.IPV6), NODE_ADDRESSES, strict=True))]),
+    workers=st.sampled_from([1, 1, 2, 3]),
 )
 start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
 

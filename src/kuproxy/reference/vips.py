@@ -50,7 +50,8 @@ class VipState:
         ordered = in_ring_order(pod for pod, weight in weights.items() if weight)
         slots = maglev_ring(ordered, vip.new_len, [weights[pod] for pod in ordered])
         self.ring = [ordered[position] for position in slots]
-        self.affinity = {client: kept for client, kept in self.affinity.items() if kept.pod in weights}
+        for client in [client for client, kept in self.affinity.items() if kept.pod not in weights]:
+            del self.affinity[client]  # in place: workers share it
         self.vip = vip
 
     def flush(self, address: Address, port: int) -> list[Pod]:

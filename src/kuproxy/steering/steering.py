@@ -79,7 +79,7 @@ class Steering:
         own_close(drop.close)
         if not has_tcx(drop):
             raise SteeringError("this kernel has no TCX links for BPF programs; Linux 6.6 or later is needed")
-        self._maps = SteeringMaps()
+        self._maps = SteeringMaps(self.workers)
         own_close(self._maps.close)
         self.namespace = PrivateNamespace.create()
         own_close(self.namespace.close)
