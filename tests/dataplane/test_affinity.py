@@ -109,7 +109,7 @@ def test_several_processes_and_no_torn_entry():
     fds = (tables.region.fd, shared.region.fd)
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "dataplane.affinity_hammer", str(number), "3000000", *map(str, fds)],
+            [sys.executable, "-m", "dataplane.affinity_hammer", str(number), "10000000", *map(str, fds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -120,7 +120,11 @@ def test_several_processes_and_no_torn_entry():
     try:
         for each in started:
             assert each.stdout is not None and each.stdout.readline() == "ready\n"
-        results = [each.communicate("go\n", timeout=120)[0].split() for each in started]
+        for each in started:
+            assert each.stdin is not None
+            each.stdin.write("go\n")
+            each.stdin.flush()
+        results = [each.communicate(timeout=240)[0].split() for each in started]
     finally:
         for each in started:
             each.kill()
