@@ -9,7 +9,7 @@ import numpy as np
 
 from kuproxy.dataplane.layout import FLOW, STATE_SPEC, TABLES_SPEC, Region, flow_spec
 from kuproxy.engine import handover
-from kuproxy.engine.memory import TablesMemory, WorkerMemory, log2_of
+from kuproxy.engine.memory import SharedMemory, TablesMemory, WorkerMemory, log2_of
 from kuproxy.keeper.vault import Vault
 
 LOG2 = 5
@@ -40,7 +40,7 @@ def region_of(description: dict, which: str, buckets: int = 1) -> Region:
 
 def left_by(description: dict) -> Vault:
     vault = Vault()
-    for name in ("tables", "baselines"):
+    for name in ("tables", "baselines", "shared"):
         vault.put(name, region_of(description, name).fd)
     for number in range(2):
         vault.put(f"worker/{number}/state", region_of(description, "state").fd)
@@ -98,7 +98,9 @@ def test_what_has_the_same_name_is_copied() -> None:
     handover.migrate(description, vault)
     assert "worker/1/call" not in vault.names(), "its workers have ended"
     assert log2_of(vault.peek("worker/1/flows")) == LOG2
-    new = WorkerMemory.of(vault.take("worker/1/state"), vault.take("worker/1/flows"))
+    new = WorkerMemory.of(
+        vault.take("worker/1/state"), vault.take("worker/1/flows"), SharedMemory(vault.take("shared"))
+    )
     assert (new.state.entries == flows.arrays["entries"]).all()
     for name in set(FLOW.names or ()) - {"created"}:
         assert (new.state.flows[name] == flows.arrays["flows"][name]).all(), name

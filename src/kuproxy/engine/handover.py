@@ -20,6 +20,7 @@ import numpy as np
 
 from kuproxy.dataplane.layout import (
     BASELINES_SPEC,
+    SHARED_SPEC,
     STATE_SPEC,
     TABLES_SPEC,
     W_PID,
@@ -35,7 +36,14 @@ MEANING = 1
 
 Spec = Iterable[tuple[str, Any, tuple[int, ...]]]
 _NAME = "description"
-_REGIONS = {"tables": TABLES_SPEC, "baselines": BASELINES_SPEC, "state": STATE_SPEC, "flows": flow_spec(0)}
+_REGIONS = {
+    "tables": TABLES_SPEC,
+    "baselines": BASELINES_SPEC,
+    "shared": SHARED_SPEC,
+    "state": STATE_SPEC,
+    "flows": flow_spec(0),
+}
+_COMMON = ("tables", "baselines", "shared")  # one of each; the others are each worker's own
 _END_PATIENCE_S = 3.0
 
 
@@ -184,10 +192,10 @@ def migrate(description: dict[str, Any], vault: Vault) -> None:
     end_workers(description, vault)
     if description["meaning"] != MEANING:
         for name in vault.names():
-            if name in ("tables", "baselines") or name.endswith(("/state", "/flows", "/call")):
+            if name in _COMMON or name.endswith(("/state", "/flows", "/call")):
                 vault.drop(name)
         return
-    for name in ("tables", "baselines"):
+    for name in _COMMON:
         vault.put(name, _region(description, name, vault.peek(name)))
     for number in range(description["workers"]):
         state, flows = f"worker/{number}/state", f"worker/{number}/flows"

@@ -26,12 +26,13 @@ from kuproxy.dataplane.layout import (
     COMMAND_STOP,
     T_COMMAND,
     T_GENERATION,
+    T_WORKERS,
     W_ACK,
     W_KERNELS,
     W_PID,
     WorkerState,
 )
-from kuproxy.engine.memory import BaselinesMemory, TablesMemory, WorkerMemory
+from kuproxy.engine.memory import BaselinesMemory, SharedMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.nest import Nest, guardian
 from kuproxy.engine.worker import WorkerOptions, kernels_word
 from kuproxy.errors import DriverError, TableFullError
@@ -61,7 +62,9 @@ class Attachment:
 class LiveWorker:
     """One worker: its memory, its sockets, and the process that works with them now."""
 
-    def __init__(self, number: int, tables: TablesMemory, log2_buckets: int, vault: Vault) -> None:
+    def __init__(
+        self, number: int, tables: TablesMemory, shared: SharedMemory, log2_buckets: int, vault: Vault
+    ) -> None:
         self.number = number
         self.process_id = 0  # 0 if none is running
         self.wanted = False  # whether one should run
@@ -78,9 +81,9 @@ class LiveWorker:
         left = {name: self._name(name) for name in ("state", "flows", "rx", "tx", "call")}
         left = {name: kept for name, kept in left.items() if kept in vault.names()}
         if {"state", "flows"} <= set(left):
-            self.memory = WorkerMemory.of(vault.take(left["state"]), vault.take(left["flows"]))
+            self.memory = WorkerMemory.of(vault.take(left["state"]), vault.take(left["flows"]), shared)
         else:
-            self.memory = WorkerMemory(log2_buckets)
+            self.memory = WorkerMemory(log2_buckets, shared=shared, number=number)
             fds = {"state": self.memory.fixed.fd, "flows": self.memory.flows.fd}
             vault.keep({self._name(name): fd for name, fd in fds.items()})
         if {"rx", "tx"} <= set(left):
@@ -138,6 +141,7 @@ class LiveWorker:
             ours, theirs = pair()
             fds = {
                 "tables": self._tables.region.fd,
+                "shared": self.memory.shared.region.fd,
                 "state": self.memory.fixed.fd,
                 "flows": self.memory.flows.fd,
                 "call": theirs.fileno(),
@@ -291,8 +295,11 @@ class LiveEngine:
         self.tables = self._memory.tables
         self._baselines = BaselinesMemory(self._kept("baselines"))
         self.baselines = self._baselines.baselines
-        self.vault.keep({"tables": self._memory.region.fd, "baselines": self._baselines.region.fd})
-        self.workers = [LiveWorker(n, self._memory, log2_buckets, self.vault) for n in range(workers)]
+        shared = SharedMemory(self._kept("shared"))
+        regions = {"tables": self._memory, "baselines": self._baselines, "shared": shared}
+        self.vault.keep({name: memory.region.fd for name, memory in regions.items()})
+        self.tables.header[T_WORKERS] = workers
+        self.workers = [LiveWorker(n, self._memory, shared, log2_buckets, self.vault) for n in range(workers)]
         self.on_replaced: Callable[[str], None] = lambda line: None  # called in another thread
         self._nest = Nest(guardian(self.vault.connected))
         self._watch: threading.Thread | None = None
@@ -379,9 +386,15 @@ class LiveEngine:
         return min(seen)
 
     def resize(self, log2_buckets: int) -> None:
-        """See LiveWorker.resize."""
-        for worker in self.workers:
-            worker.resize(log2_buckets)
+        """See LiveWorker.resize; all workers' tables or none."""
+        before = self.workers[0].memory.log2_buckets
+        for number, worker in enumerate(self.workers):
+            try:
+                worker.resize(log2_buckets)
+            except TableFullError:
+                for done in self.workers[:number]:
+                    done.resize(before)
+                raise
 
     def trace(self, packets: int) -> None:
         """Trace that many packets more at each worker."""

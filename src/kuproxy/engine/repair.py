@@ -9,12 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from kuproxy.codes import FlowState, Node, Outcome, Reason
+from kuproxy.dataplane import affinity
 from kuproxy.dataplane.layout import (
     MAX_PODS,
     MAX_VIPS,
     REVERSE_WAYS,
     W_FLOWS,
     W_HELD_NOW,
+    W_NUMBER,
     W_OUTCOMES,
     W_RECEIVED,
     W_STATES,
@@ -91,6 +93,7 @@ def repair(tables: Tables, state: WorkerState) -> None:
     entries = state.entries[slots]
     _set(state.pod_refs, np.bincount(entries["pod"], minlength=MAX_PODS))
     _set(state.vip_flows, np.bincount(entries["vip"], minlength=MAX_VIPS))
+    affinity.repair(state.affinity, int(state.header[W_NUMBER]))
     state.header[W_FLOWS] = len(slots)
     by_state = np.bincount(state.flows["state"][slots], minlength=8)
     state.header[W_STATES : W_STATES + 8] = by_state[:8]

@@ -24,7 +24,7 @@ from kuproxy.dataplane.layout import (
 )
 from kuproxy.drivers.af_packet import R_WORDS, AfPacketDriver
 from kuproxy.engine.loop import BROKEN, forward_af_packet, tick_now
-from kuproxy.engine.memory import TablesMemory, WorkerMemory
+from kuproxy.engine.memory import SharedMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.repair import repair
 from kuproxy.engine.trace import start_trace
 from kuproxy.errors import KuError
@@ -32,7 +32,7 @@ from kuproxy.errors import KuError
 __all__ = ["FDS", "WorkerOptions", "run_worker"]
 
 # What a worker is handed, in this order: memory, the socket that calls come over, packet sockets.
-FDS = ("tables", "state", "flows", "call", "rx", "tx")
+FDS = ("tables", "shared", "state", "flows", "call", "rx", "tx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Worker:
         self._number = options.worker
         self._call = socket.socket(fileno=fds["call"])
         self._tables = TablesMemory(fds["tables"]).tables
-        self._memory = WorkerMemory.of(fds["state"], fds["flows"])
+        self._memory = WorkerMemory.of(fds["state"], fds["flows"], SharedMemory(fds["shared"]))
         self._header = self._memory.state.header
         if self._header[W_STARTS]:
             repair(self._tables, self._memory.state)

@@ -87,7 +87,7 @@ class Steering:
         own_close(drop.close)
         if not has_tcx(drop):
             raise SteeringError("this kernel has no TCX links for BPF programs; Linux 6.6 or later is needed")
-        self._maps = SteeringMaps()
+        self._maps = SteeringMaps(self.workers)
         own_close(self._maps.close)
         self._waiting = is_left(self._vault)
         if self._waiting:
