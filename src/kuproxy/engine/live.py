@@ -296,8 +296,9 @@ class LiveEngine:
         self._baselines = BaselinesMemory(self._kept("baselines"))
         self.baselines = self._baselines.baselines
         shared = SharedMemory(self._kept("shared"))
-        regions = {"tables": self._memory, "baselines": self._baselines, "shared": shared}
-        self.vault.keep({name: memory.region.fd for name, memory in regions.items()})
+        regions = (self._memory.region, self._baselines.region, shared.region)
+        names = ("tables", "baselines", "shared")
+        self.vault.keep({name: region.fd for name, region in zip(names, regions, strict=True)})
         self.tables.header[T_WORKERS] = workers
         self.workers = [LiveWorker(n, self._memory, shared, log2_buckets, self.vault) for n in range(workers)]
         self.on_replaced: Callable[[str], None] = lambda line: None  # called in another thread
