@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from kuproxy.daemon import privilege
 from kuproxy.daemon.api.app import make_app, make_metrics_app
 from kuproxy.daemon.api.auth import Access
 from kuproxy.daemon.api.server import Listener, bind_tcp, bind_unix, tls_context
@@ -96,6 +97,9 @@ class Daemon:
         try:
             self._listen()
             await self._thread(self._start)
+            self._drop_privileges()  # of this thread; `_start` has done it for the control thread
+            for thread in privilege.holders_of_more(privilege.AFTER_START):
+                self._log.warning("privileges", text=f"thread {thread} has kept more than it should")
             tasks = [asyncio.create_task(each.serve()) for each in self._listeners]
             rest = [asyncio.create_task(each()) for each in (self._tend, self._follow, self._reloads)]
             for task in (*tasks, *rest):
@@ -137,7 +141,12 @@ class Daemon:
             vips=len(self._controller.plane.store),
             socket=str(self._socket_path),
         )
+        self._drop_privileges()
         gc.freeze()  # what is here now stays: later collections need not look at it
+
+    def _drop_privileges(self) -> None:
+        """What was needed to begin is not needed to go on: docs/privileges.md."""
+        privilege.keep_only(*privilege.AFTER_START)
 
     async def _follow(self) -> None:
         """Take in the node's events, as they come."""

@@ -12,6 +12,7 @@ import socket
 import sys
 from dataclasses import asdict, dataclass
 
+from kuproxy.daemon import privilege
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane.layout import COMMAND_CALL, COMMAND_HOLD, T_COMMAND
 from kuproxy.drivers.af_packet import AfPacketDriver
@@ -120,6 +121,7 @@ class Worker:
     def run(self) -> int:
         """Forward until told to stop. Returns the exit status."""
         self._loop()  # the word is COMMAND_HOLD: this compiles the loop, or loads it, and returns
+        privilege.keep_none()  # sockets are open, memory is mapped: nothing is left to be privileged for
         self._reply({"ready": True})
         self._await_change(COMMAND_HOLD)
         while True:
