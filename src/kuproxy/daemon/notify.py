@@ -19,15 +19,17 @@ class Notifier:
         # Half of the time that it grants, as sd_watchdog_enabled(3) recommends; None: it does not watch.
         self.watchdog_s = int(usec) / 2e6 if usec.isdecimal() and int(usec) and own else None
 
-    def _send(self, text: str) -> None:
+    def _send(self, text: str, wait_s: float = 1.0) -> None:
+        """A manager that does not read (its queue holds a few datagrams) must not keep the daemon waiting for ever."""
         if not self._address:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as opened:
+            opened.settimeout(wait_s)
             try:
                 opened.connect(self._address)
                 opened.send(text.encode())
             except OSError:
-                return  # nobody listens any more: no reason to end
+                return  # nobody listens (any more, or now): no reason to end
 
     def ready(self) -> None:
         self._send("READY=1")
@@ -40,4 +42,4 @@ class Notifier:
         self._send("STOPPING=1")
 
     def alive(self) -> None:
-        self._send("WATCHDOG=1")
+        self._send("WATCHDOG=1", wait_s=0)  # a queue full of them says as much
