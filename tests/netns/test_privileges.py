@@ -114,7 +114,7 @@ def threads_of(process_id: int) -> list[Held]:
     return [held(process_id, int(each)) for each in os.listdir(f"/proc/{process_id}/task")]
 
 
-def assert_little_is_held(top: int) -> None:
+def assert_little_is_held(top: int, filtered: bool = True) -> None:
     """Every thread of the control process holds three capabilities, every thread of a worker none."""
     workers = 0
     for process_id in processes_below(top):
@@ -124,6 +124,7 @@ def assert_little_is_held(top: int) -> None:
             assert not each.inheritable
             assert not each.ambient
             assert each.no_new_privileges
+            assert each.filtered == (filtered and not each.permitted)
             workers += not each.permitted
     assert workers > 0
 
@@ -161,6 +162,20 @@ def test_a_daemon_works_with_what_it_keeps() -> None:
             assert_little_is_held(daemon.process.pid)
             use(daemon)
             assert "kept more than it should" not in daemon.log
+            daemon.stop()
+        finally:
+            daemon.notified.close()
+
+
+def test_workers_without_a_filter() -> None:
+    """`worker_filter = false`, should a library need what nobody has foreseen."""
+    with world() as made:
+        daemon = Daemon(made)
+        daemon.settings.write_text("worker_filter = false\n" + daemon.settings.read_text())
+        try:
+            daemon.start()
+            assert_little_is_held(daemon.process.pid, filtered=False)
+            use(daemon)
             daemon.stop()
         finally:
             daemon.notified.close()

@@ -58,14 +58,17 @@ def _mac(text: str) -> bytes:
 class LiveNode:
     """Steering and worker processes in this network namespace."""
 
-    def __init__(self, log2_buckets: int, interfaces: Sequence[str] = ()) -> None:
+    def __init__(self, log2_buckets: int, interfaces: Sequence[str] = (), filtered: bool = True) -> None:
+        """`filtered`: workers run under seccomp.py's filter."""
+        self._filtered = filtered
         self.engine = LiveEngine(log2_buckets)
         self.steering = Steering(workers=len(self.engine.workers), interfaces=tuple(interfaces) or None)
 
     def start(self, plane: Plane) -> None:
         plane.compiler.set_interface(STEERED, int(InterfaceFlag.NAT4_IN | InterfaceFlag.NAT6_IN))
         self.steering.start()
-        here = Attachment(KU1, _mac(KU0_MAC), _mac(KU1_MAC), namespace_fd=self.steering.namespace.fd)
+        fd = self.steering.namespace.fd
+        here = Attachment(KU1, _mac(KU0_MAC), _mac(KU1_MAC), namespace_fd=fd, filtered=self._filtered)
         self.engine.start([here] * len(self.engine.workers))
 
     def steer(self, plane: Plane, marks: tuple[InterfaceMark, ...]) -> None:

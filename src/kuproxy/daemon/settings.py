@@ -59,6 +59,7 @@ class DaemonSettings(_Table, frozen=True):
     state_directory: str = "/var/lib/kuproxy"
     interfaces: list[str] = []
     log_format: LogFormat = "auto"
+    worker_filter: bool = True  # of workers' system calls: seccomp.py
     api: Api = Api()
     tcp: Tcp | None = None
     metrics: Metrics | None = None

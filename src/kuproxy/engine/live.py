@@ -39,6 +39,7 @@ class Attachment:
     destination_mac: bytes
     source_mac: bytes
     namespace_fd: int = -1
+    filtered: bool = True  # whether the worker's system calls are
 
 
 class LiveWorker:
@@ -71,6 +72,7 @@ class LiveWorker:
             device=attachment.device,
             destination_mac=attachment.destination_mac.hex(),
             source_mac=attachment.source_mac.hex(),
+            filtered=attachment.filtered,
         )
         fds = [options.tables_fd, options.state_fd, options.flows_fd, options.control_fd]
         if options.namespace_fd >= 0:

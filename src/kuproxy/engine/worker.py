@@ -12,9 +12,9 @@ import socket
 import sys
 from dataclasses import asdict, dataclass
 
-from kuproxy.daemon import privilege
+from kuproxy.daemon import privilege, seccomp
 from kuproxy.dataplane import flow_table
-from kuproxy.dataplane.layout import COMMAND_CALL, COMMAND_HOLD, T_COMMAND
+from kuproxy.dataplane.layout import COMMAND_CALL, COMMAND_HOLD, T_COMMAND, Tables
 from kuproxy.drivers.af_packet import AfPacketDriver
 from kuproxy.engine.loop import BROKEN, forward_af_packet, tick_now
 from kuproxy.engine.memory import TablesMemory, WorkerMemory
@@ -40,6 +40,7 @@ class WorkerOptions:
     device: str
     destination_mac: str  # hexadecimal, of the interface behind which the kernel routes
     source_mac: str
+    filtered: bool = True  # under seccomp.py's filter, once it forwards
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -62,6 +63,16 @@ def _enter(namespace_fd: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.setns(namespace_fd, _CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "setns")
+
+
+def _prepare_requests(tables: Tables) -> None:
+    """Load the kernels that requests use, on memory of no account: later no file can be opened any more."""
+    scratch = WorkerMemory(0)
+    flow_table.flush(scratch.state)
+    start_trace(scratch.state, 1)
+    scratch.resize(tables, 1, int(tick_now()))
+    scratch.fixed.close()
+    scratch.flows.close()
 
 
 class Worker:
@@ -118,10 +129,17 @@ class Worker:
         while self._tables.header[T_COMMAND + self._options.worker] == command:
             os.sched_yield()
 
+    def _give_up(self) -> None:
+        """Sockets are open, memory is mapped: nothing is left to be privileged for."""
+        privilege.keep_none()
+        if self._options.filtered:
+            _prepare_requests(self._tables)
+            seccomp.restrict()
+
     def run(self) -> int:
         """Forward until told to stop. Returns the exit status."""
         self._loop()  # the word is COMMAND_HOLD: this compiles the loop, or loads it, and returns
-        privilege.keep_none()  # sockets are open, memory is mapped: nothing is left to be privileged for
+        self._give_up()
         self._reply({"ready": True})
         self._await_change(COMMAND_HOLD)
         while True:
