@@ -242,10 +242,11 @@ class Asker:
         while waiting and time.monotonic() < deadline:
             self.talk(commands=False)
             waiting = {i: n for i, n in waiting.items() if self._waiting[i] and self._numbers[i] == n}
-        ordered = sorted(self._latencies)
         silence = time.monotonic_ns() - self._last_ns
         if silence > self._gap_ns:
             self._gap_ns, self._gap_at_ns = silence, self._last_ns - self._window_ns
+
+        ordered = sorted(self._latencies)
 
         def quantile(share: float) -> float:
             return ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1e6 if ordered else -1.0
