@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import mmap
 import os
 import platform
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from forked import forked
 from kuproxy.daemon import privilege, seccomp
 
 HEADERS = {
@@ -30,24 +30,16 @@ known = pytest.mark.skipif(
 
 def under_filter(function: Callable[[], object]) -> object:
     """What a function returns, or the number of its error, in a process under the filter; -N: a signal ended it."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def call() -> object:
+        privilege.keep_none()
+        assert seccomp.restrict()
         try:
-            privilege.keep_none()
-            assert seccomp.restrict()
-            try:
-                result = function()
-            except OSError as error:
-                result = {"errno": error.errno}
-            os.write(writer, json.dumps(result).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as answer:
-        text = answer.read()
-    _, status = os.waitpid(child, 0)
-    return json.loads(text) if text else -os.WTERMSIG(status)
+            return function()
+        except OSError as error:
+            return {"errno": error.errno}
+
+    return forked(call)
 
 
 def _start_thread() -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from forked import forked
 from kuproxy.daemon.api.auth import peer_of
 from kuproxy.daemon.privilege import Capability, keep_only
 from kuproxy.drivers._packet_socket import PacketSockets, ring_shape
@@ -290,20 +291,9 @@ def _become(user: int) -> None:
 
 def _may(name: str, user: int, kept: frozenset[Capability]) -> bool:
     """Whether an act succeeds in a fresh process with these capabilities; an error of another kind is raised."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        try:
-            os.write(writer, _try(name, user, kept).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as answer:
-        text = answer.read()
-    os.waitpid(child, 0)
+    text = forked(lambda: _try(name, user, kept))
     if text not in ("yes", "no"):
-        raise RuntimeError(f"{name}, user {user}, with {sorted(kept)}: {text or 'no answer'}")
+        raise RuntimeError(f"{name}, user {user}, with {sorted(kept)}: {text}")
     return text == "yes"
 
 

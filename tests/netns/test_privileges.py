@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from forked import forked
 from kuproxy.daemon.privilege import AFTER_START, Capability, Held, held, keep_only
+from kuproxy.dataplane._jit import cache_directory
 from kuproxy.errors import PrivilegeError
 from netns.test_daemon import PODS, Daemon
 from netns.world import WEB, web, world
@@ -39,22 +41,6 @@ def test_the_page_says_what_each_act_needs() -> None:
     assert written == json.loads(done.stdout)
 
 
-def _in_child(function: Callable[[], object]) -> object:
-    """What a function returns in a process of its own, as JSON."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writer, json.dumps(function()).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as answer:
-        text = answer.read()
-    os.waitpid(child, 0)
-    return json.loads(text)
-
-
 def test_what_is_given_up_is_gone() -> None:
     """From all five sets, for this process and for what it executes, and it cannot be taken back."""
 
@@ -64,7 +50,7 @@ def test_what_is_given_up_is_gone() -> None:
         executed = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True)
         return [mine.to_json(), executed.stdout]
 
-    mine, executed = _in_child(give_up)
+    mine, executed = forked(give_up)
     assert mine["effective"] == mine["permitted"] == mine["bounding"] == ["CAP_NET_RAW"]
     assert mine["inheritable"] == mine["ambient"] == []
     assert mine["no_new_privileges"] is True and mine["filtered"] is False
@@ -77,7 +63,7 @@ def test_what_is_given_up_is_gone() -> None:
         keep_only(Capability.NET_RAW, Capability.SYS_ADMIN)  # what is not held is not gained
         return sorted(held().permitted)
 
-    assert _in_child(take_back) == ["CAP_NET_RAW"]
+    assert forked(take_back) == ["CAP_NET_RAW"]
 
 
 def test_without_setpcap_the_bounding_set_stays_and_the_rest_goes() -> None:
@@ -86,7 +72,7 @@ def test_without_setpcap_the_bounding_set_stays_and_the_rest_goes() -> None:
         keep_only(Capability.BPF)
         return held().to_json()
 
-    kept = _in_child(give_up)
+    kept = forked(give_up)
     assert kept["permitted"] == kept["effective"] == ["CAP_BPF"]
     assert "CAP_SYS_ADMIN" in kept["bounding"]
 
@@ -101,7 +87,7 @@ def test_a_refusal_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
             return str(error)
         return ""
 
-    assert _in_child(give_up) == "giving up capabilities: Invalid argument"
+    assert forked(give_up) == "giving up capabilities: Invalid argument"
 
 
 def processes_below(process_id: int) -> list[int]:
@@ -194,13 +180,27 @@ os.execv(sys.executable, [sys.executable, "-m", "kuproxy.daemon.service", *sys.a
 """
 
 
+def link(source: str, target: str) -> None:
+    """Instead of a copy, where both are on one file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def test_a_daemon_needs_no_root() -> None:
     """User `nobody` with five capabilities starts it, and it goes on with three."""
     with world() as made:
         daemon = Daemon(made)
         os.chmod(made.directory, 0o777)
         os.chmod(made.directory / "notify.sock", 0o777)
-        daemon.command = (sys.executable, "-c", AS_ANOTHER_USER)
+        # The cache of kernels stays root's: it can be read, but not written.
+        shutil.copytree(
+            cache_directory(), made.directory / "kernels" / cache_directory().name, copy_function=link
+        )
+        kernels = f"KUPROXY_CACHE={made.directory}"
+        locator = "NUMBA_CACHE_LOCATOR_CLASSES=kuproxy.kept_cache.KeptCacheLocator"
+        daemon.command = ("env", kernels, locator, sys.executable, "-c", AS_ANOTHER_USER)
         try:
             daemon.start()
             status = Path(f"/proc/{daemon.process.pid}/status").read_text()

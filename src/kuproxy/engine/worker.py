@@ -131,9 +131,9 @@ class Worker:
 
     def _give_up(self) -> None:
         """Sockets are open, memory is mapped: nothing is left to be privileged for."""
+        _prepare_requests(self._tables)
         privilege.keep_none()
         if self._options.filtered:
-            _prepare_requests(self._tables)
             seccomp.restrict()
 
     def run(self) -> int:
