@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from kuproxy.codes import Outcome
+from kuproxy.confine import privilege
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.log import make_log
 from kuproxy.daemon.node import LiveNode
@@ -48,6 +49,8 @@ class Foreground:
             for note in self._config.notes:
                 self._log.info("config", text=str(note))
             self._controller.start(self._config)
+            privilege.keep_only(*privilege.AFTER_START)
+            self._node.engine.watch()
             for line in self._node.steering.warnings:
                 self._log.warning("node", text=line)
             self._log.info(

@@ -16,6 +16,7 @@ from kuproxy.drivers.af_packet import open_for_worker
 from kuproxy.engine import handover
 from kuproxy.engine.contract import Engine
 from kuproxy.engine.live import Attachment, LiveEngine
+from kuproxy.errors import HandoverError
 from kuproxy.keeper.vault import Vault
 from kuproxy.model.config import InterfaceMark
 from kuproxy.plane import Plane
@@ -78,8 +79,13 @@ class LiveNode:
         interfaces: Sequence[str] = (),
         workers: int = 1,
         vault: Vault | None = None,
+        filtered: bool = True,
     ) -> None:
-        """With what a predecessor has left in the vault, if it is of use; `notes` say what became of it."""
+        """With what a predecessor has left in the vault; `notes` say what became of it. Raises HandoverError.
+
+        `filtered`: workers run under seccomp.py's filter.
+        """
+        self._filtered = filtered
         self._vault = vault if vault is not None else Vault()
         self.notes: list[str] = []
         workers = self._inherit(workers)
@@ -94,10 +100,7 @@ class LiveNode:
             self._vault.drop_all()
             return workers
         if not is_left(self._vault):
-            handover.end_workers(left, self._vault)
-            self._vault.drop_all()
-            self.notes.append(f"the interface {KU0} is gone: beginning anew, without the former flows")
-            return workers
+            raise HandoverError(f"the interface {KU0} is gone, and with it what the workers were connected to")
         if left["workers"] != workers:
             self.notes.append(f"{left['workers']} workers go on; {workers} need a restart of the keeper")
         if not handover.same_layout(left):
@@ -113,7 +116,9 @@ class LiveNode:
         self.steering.start()
         count = len(self.engine.workers)
         here = [
-            Attachment(KU1, _mac(KU0_MAC), _mac(KU1_MAC), self._socket_opener(count > 1))
+            Attachment(
+                KU1, _mac(KU0_MAC), _mac(KU1_MAC), self._socket_opener(count > 1), filtered=self._filtered
+            )
             for _ in range(count)
         ]
         adopted = self.engine.start(here)

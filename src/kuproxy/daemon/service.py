@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from kuproxy.confine import privilege
 from kuproxy.daemon.api.app import make_app, make_metrics_app
 from kuproxy.daemon.api.auth import Access
 from kuproxy.daemon.api.server import Listener, bind_tcp, bind_unix, tls_context
@@ -28,9 +29,9 @@ from kuproxy.daemon.notify import Notifier
 from kuproxy.daemon.persist import StateFile
 from kuproxy.daemon.settings import DaemonSettings, group_id, load_settings
 from kuproxy.daemon.thread import ControlThread
-from kuproxy.errors import ConfigError, KuError, Problem
+from kuproxy.errors import ConfigError, HandoverError, KuError, Problem
 from kuproxy.keeper.vault import Vault
-from kuproxy.keeper.wire import REPLACE
+from kuproxy.keeper.wire import BEGIN_ANEW, REPLACE
 from kuproxy.load import load_config
 from kuproxy.main import run
 from kuproxy.model.config import Config
@@ -41,7 +42,7 @@ _ANSWER_S = 0.05
 _PR_SET_PDEATHSIG = 1
 _DEFAULT_CONFIG = Path("/etc/kuproxy/kuproxy.toml")
 # What a running daemon cannot change: a reload that asks for it says so, and the rest is applied.
-_FIXED = ("state_directory", "interfaces", "workers", "log_format", "api", "tcp", "metrics")
+_FIXED = ("state_directory", "interfaces", "workers", "log_format", "worker_filter", "api", "tcp", "metrics")
 
 
 def _token(path: str) -> bytes:
@@ -74,7 +75,11 @@ class Daemon:
         if self._vault.connected:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # with the keeper all ends
         self._node = LiveNode(
-            buckets.bit_length() - 1, settings.interfaces, settings.worker_count(), self._vault
+            buckets.bit_length() - 1,
+            settings.interfaces,
+            settings.worker_count(),
+            self._vault,
+            filtered=settings.worker_filter,
         )
         self._node.engine.on_replaced = lambda line: log.warning("worker", text=line)
         self._controller = Controller(self._node, settings.paths(), log, self._state_file)
@@ -125,6 +130,9 @@ class Daemon:
         try:
             self._listen()
             await self._thread(self._start)
+            self._drop_privileges()  # of this thread; `_start` has done it for the control thread
+            for thread in privilege.holders_of_more(privilege.AFTER_START):
+                self._log.warning("privileges", text=f"thread {thread} has kept more than it should")
             tasks = [asyncio.create_task(each.serve()) for each in self._listeners]
             rest = [asyncio.create_task(each()) for each in (self._tend, self._follow, self._reloads)]
             for task in (*tasks, *rest):
@@ -186,7 +194,13 @@ class Daemon:
             workers=len(self._node.engine.workers),
             socket=str(self._socket_path),
         )
+        self._drop_privileges()
+        self._node.engine.watch()
         gc.freeze()  # what is here now stays: later collections need not look at it
+
+    def _drop_privileges(self) -> None:
+        """What was needed to begin is not needed to go on: docs/privileges.md."""
+        privilege.keep_only(*privilege.AFTER_START)
 
     async def _follow(self) -> None:
         """Take in the node's events, as they come."""
@@ -267,7 +281,11 @@ def daemon(path: Path | None, check: bool) -> None:
         click.echo(f"good: {len(config.vips) if config is not None else 0} VIPs")
         return
     log = make_log(settings.log_format)
-    sys.exit(asyncio.run(Daemon(settings, path, log).serve()))
+    try:
+        sys.exit(asyncio.run(Daemon(settings, path, log).serve()))
+    except HandoverError as error:
+        log.error("cannot take over", text=str(error))
+        sys.exit(BEGIN_ANEW)
 
 
 if __name__ == "__main__":

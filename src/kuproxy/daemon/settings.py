@@ -61,6 +61,7 @@ class DaemonSettings(_Table, frozen=True):
     interfaces: list[str] = []
     workers: Annotated[int, Meta(ge=0, le=64)] = 0  # 0: one for each core that the process may use
     log_format: LogFormat = "auto"
+    worker_filter: bool = True  # of workers' system calls: seccomp.py
     api: Api = Api()
     tcp: Tcp | None = None
     metrics: Metrics | None = None

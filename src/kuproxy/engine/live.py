@@ -54,9 +54,9 @@ class Attachment:
     device: str
     destination_mac: bytes
     source_mac: bytes
-    open_sockets: Callable[
-        [], tuple[socket.socket, socket.socket]
-    ]  # for receiving and sending, bound to the device
+    # Opens those for receiving and sending, bound to the device.
+    open_sockets: Callable[[], tuple[socket.socket, socket.socket]]
+    filtered: bool = True  # whether the worker's system calls are
 
 
 class LiveWorker:
@@ -104,7 +104,7 @@ class LiveWorker:
     def prepare(self, attachment: Attachment) -> None:
         """Open the sockets, if no predecessor of control has.  Raises DriverError."""
         mac = attachment.destination_mac.hex(), attachment.source_mac.hex()
-        self._options = WorkerOptions(self.number, attachment.device, *mac)
+        self._options = WorkerOptions(self.number, attachment.device, *mac, attachment.filtered)
         if not self._sockets:
             rx, tx = attachment.open_sockets()
             self._sockets = {"rx": rx.detach(), "tx": tx.detach()}
@@ -330,10 +330,13 @@ class LiveEngine:
         except BaseException:
             self.stop()
             raise
+        return adopted
+
+    def watch(self) -> None:
+        """Replace workers that end, from now on; the thread that does so may do what the caller may."""
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._watch = threading.Thread(target=self._replace_the_dead, name="workers", daemon=True)
         self._watch.start()
-        return adopted
 
     def _replace_the_dead(self) -> None:
         """The watching thread, until `stop`."""
@@ -414,7 +417,7 @@ class LiveEngine:
 
     def processes(self) -> list[tuple[str, int]]:
         """(role, process id) of all that run."""
-        rows = [(f"worker {worker.number}", worker.process_id) for worker in self.workers]
+        rows = [("worker", worker.process_id) for worker in self.workers]
         return [row for row in [("nursery", self._nest.process_id), *rows] if row[1]]
 
     def leave(self) -> None:

@@ -21,6 +21,7 @@ import time
 
 import numpy as np
 
+from kuproxy.confine import privilege
 from kuproxy.datagrams import receive, send
 from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, T_COMMAND
 from kuproxy.drivers.af_packet import make_ring
@@ -89,6 +90,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # they reach the whole group; control decides
     load_kernels()
+    privilege.keep_none()  # and so are all that are born here
     gc.collect()
     gc.freeze()  # so that collections in workers do not write to pages that are shared
     send(connection, {"ready": True})

@@ -11,6 +11,7 @@ import os
 import socket
 from dataclasses import asdict, dataclass
 
+from kuproxy.confine import privilege, seccomp
 from kuproxy.datagrams import receive, send
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane._jit import source_digest
@@ -43,6 +44,7 @@ class WorkerOptions:
     device: str
     destination_mac: str  # hexadecimal, of the interface behind which the kernel routes
     source_mac: str
+    filtered: bool = True  # under seccomp.py's filter, once it forwards
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -61,7 +63,7 @@ class Worker:
     """One worker's process."""
 
     def __init__(self, options: WorkerOptions, fds: dict[str, int]) -> None:
-        self._number = options.worker
+        self._number, self._filtered = options.worker, options.filtered
         self._call = socket.socket(fileno=fds["call"])
         self._tables = TablesMemory(fds["tables"]).tables
         self._memory = WorkerMemory.of(fds["state"], fds["flows"], SharedMemory(fds["shared"]))
@@ -110,8 +112,15 @@ class Worker:
             except OSError:
                 return  # control has died; its successor will ask again
 
+    def _give_up(self) -> None:
+        """Sockets are open, memory is mapped, kernels came with the nursery: nothing is left to be allowed for."""
+        privilege.keep_none()
+        if self._filtered:
+            seccomp.restrict()
+
     def run(self) -> int:
         """Forward until told to stop. Returns the exit status."""
+        self._give_up()
         driver = self._driver
         served = COMMAND_RUN
         while True:

@@ -7,8 +7,6 @@ import socket
 
 __all__ = ["ServiceManager"]
 
-_PATIENCE_S = 0.1
-
 
 class ServiceManager:
     """Tells the service manager how it stands."""
@@ -23,11 +21,12 @@ class ServiceManager:
         self.watchdog_s = int(usec) / 2e6 if usec.isdecimal() and int(usec) and own else None
         self._alive_at = 0.0
 
-    def send(self, text: str) -> None:
+    def send(self, text: str, wait_s: float = 1.0) -> None:
+        """A manager that does not read (its queue holds a few datagrams) must not keep us waiting for ever."""
         if not self._address:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as opened:
-            opened.settimeout(_PATIENCE_S)  # one that listens and does not read must not stop us
+            opened.settimeout(wait_s)
             try:
                 opened.connect(self._address)
                 opened.send(text.encode())
@@ -38,4 +37,4 @@ class ServiceManager:
         """Call it often; `now` is monotonic."""
         if self.watchdog_s is not None and now - self._alive_at >= self.watchdog_s:
             self._alive_at = now
-            self.send("WATCHDOG=1")
+            self.send("WATCHDOG=1", wait_s=0)  # a queue full of them says as much

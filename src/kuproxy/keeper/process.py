@@ -27,10 +27,11 @@ import sys
 import time
 from collections.abc import Sequence
 
+from kuproxy.confine import privilege
 from kuproxy.datagrams import AT_ONCE, pair, receive, send
 
 from .notify import ServiceManager
-from .wire import FD_VARIABLE, REPLACE
+from .wire import BEGIN_ANEW, FD_VARIABLE, REPLACE
 
 __all__ = ["Keeper", "become_subreaper", "main"]
 
@@ -120,6 +121,8 @@ class Keeper:
             self._list(self._connection)
         elif "notify" in message:
             if "READY=1" in message["notify"]:
+                if not self._ever_ready:  # what comes after us only takes over: docs/privileges.md
+                    privilege.keep_only(*privilege.AFTER_START)
                 self._ever_ready, self._deaths = True, 0
             self._manager.send(message["notify"])
 
@@ -193,6 +196,11 @@ class Keeper:
         self._control = None
         if status == 0 or self._stopping:
             return max(status, 0)
+        if status == BEGIN_ANEW:
+            _log(
+                "what forwarded is gone, and to begin anew takes rights that have been given up: start me again"
+            )
+            return 1
         if not self._ever_ready:
             return status if status > 0 else 1
         if status != REPLACE:

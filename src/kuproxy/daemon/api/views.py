@@ -183,7 +183,7 @@ class Output(View):
 
 
 class ProcessView(View):
-    role: str  # keeper, control, nursery, `worker N`
+    role: str  # keeper, control, nursery, worker
     pid: int
 
 
