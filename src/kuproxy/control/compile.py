@@ -25,6 +25,7 @@ from kuproxy.codes import (
     VipFlag,
     VipType,
 )
+from kuproxy.control.rings import RingHistory
 from kuproxy.control.store import Changes
 from kuproxy.dataplane.layout import (
     CLASS_ANY,
@@ -183,6 +184,7 @@ class Compiler:
         self._lengths: dict[tuple[int, int, int], int] = {}  # VIP entries by family, prefix length, class
         self._node_addresses: set[Address] = set()
         self._new_pods: list[int] = []
+        self.former_rings = RingHistory()
         self._sources: list[Address] = []  # of IPv6, in the order of their indices
         self._next_source = 0
         tables.header[T_DECREMENT_TTL] = int(decrement_ttl)
@@ -365,6 +367,16 @@ class Compiler:
         owners, counts = np.unique(ring, return_counts=True)
         return dict(zip(owners.tolist(), counts.tolist(), strict=True))
 
+    def owners_of(self, record: VipRecord) -> np.ndarray:
+        """uint32[slots]: the pod index of each slot of the new-flow table; all 0 without pods."""
+        if record.ring is None:
+            return np.zeros(record.vip.new_len, np.uint32)
+        return self._ring_view(record.ring).copy()
+
+    def bounds(self) -> tuple[int, int]:
+        """One more than the highest index of a VIP, and of a pod, that was ever given out."""
+        return self._vip_indices.bound, self._pod_indices.bound
+
     def in_use(self) -> dict[str, int]:
         """How much of each arena is out: what must return to zero when all is deleted."""
         return {
@@ -451,6 +463,7 @@ class Compiler:
         row["generation"] = int(row["generation"]) + 1  # its flows are dead from here on
         row["flags"] = 0
         self._set_ring(record, ())
+        self.former_rings.forget(vip.key)
         self._set_ranges(record, ())
         for pod in list(record.pods):
             self._drain(record, pod)
@@ -692,6 +705,9 @@ class Compiler:
     def _set_ring(self, record: VipRecord, pods: Sequence[Pod]) -> None:
         """`pods` in order, with their weights, all of them in record.pods."""
         old = record.ring
+        self.former_rings.note(
+            record.vip.key, None if old is None else self._ring_view(old), record.pods.items()
+        )
         word = 0
         record.ring = None
         if pods:

@@ -365,7 +365,10 @@ W_PORT_FIRST = (
 )
 W_PORT_COUNT = 41
 W_IDENTIFICATION = 42  # of the last packet that kp6-nat4 or kp-nat46-in2out made
-W_WORDS = 64
+W_IDLE_NS = 62  # nanoseconds that the loop has waited for packets
+W_VISITS = 64  # N_NODES words: packets that each node of the graph was given
+W_WORDS = 96
+assert W_VISITS + N_NODES <= W_WORDS
 
 # What a node left of a traced packet. Headers are read from the packet, the pod is copied: it may be gone when somebody
 # looks.

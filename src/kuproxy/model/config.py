@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from kuproxy.codes import FlowState
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.vip import Address, Pod, Vip, VipKey, is_power_of_two
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey, is_power_of_two
 
 __all__ = [
     "DEFAULT_TIMEOUTS_S",
@@ -23,6 +23,7 @@ __all__ = [
     "NAT64_POOL",
     "NAT64_PORTS",
     "Config",
+    "FlowFilter",
     "InterfaceMark",
     "Settings",
     "Show",
@@ -151,6 +152,19 @@ class ShowKind(enum.Enum):
     VIPS = "vips"
     NODES = "nodes"
     TRACE = "trace"
+    FLOWS = "flows"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowFilter:
+    """Which flows; None stands for all.  A page begins behind `after`, a worker and a slot of its table."""
+
+    vip: Prefix | None = None
+    pod: Address | None = None
+    client: Address | None = None
+    state: FlowState | None = None
+    limit: int = 100
+    after: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +173,7 @@ class Show:
 
     kind: ShowKind = ShowKind.GENERAL
     verbose: bool = False
+    flows: FlowFilter = FlowFilter()  # of ShowKind.FLOWS
 
 
 @dataclass(frozen=True, slots=True)
