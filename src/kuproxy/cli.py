@@ -28,6 +28,7 @@ SUBCOMMANDS = {
         "kuproxy.daemon.service", "the same as a service, with commands, an API and a memory"
     ),
     "shell": Subcommand("kuproxy.shell", "type commands to the daemon, with completion and history"),
+    "top": Subcommand("kuproxy.top", "watch services, pods, flows and drops on a terminal"),
     "completion": Subcommand("kuproxy.completion", "print what makes a shell complete `ku`"),
     "replay": Subcommand("kuproxy.replay", "run a capture file through the data plane"),
     "ring": Subcommand("kuproxy.ring", "print the new-flow table of some pods"),
