@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from rich.text import Text
 from textual import on, work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
@@ -19,6 +20,7 @@ from textual.widgets import DataTable, Footer, Input, Static, TabbedContent, Tab
 from kuproxy.client import Client, Refusal
 from kuproxy.top.source import (
     MOST_ROWS,
+    NUMBERS,
     POD_COLUMNS,
     SORTS,
     TABLES,
@@ -40,7 +42,7 @@ _HINTS = {
 }
 
 
-class Rows(DataTable[str]):
+class Rows(DataTable[Text]):
     """A table that is brought up to date: the cursor stays on its row, wherever that moves."""
 
     def __init__(self, columns: Sequence[str], name: str) -> None:
@@ -49,7 +51,12 @@ class Rows(DataTable[str]):
         self.rows_shown: list[Row] = []
 
     def on_mount(self) -> None:
-        self.add_columns(*self._names)
+        self.add_columns(*(self._cell(name, name) for name in self._names))
+
+    @staticmethod
+    def _cell(name: str, text: str) -> Text:
+        """In a column of this name."""
+        return Text(text, justify="right" if name in NUMBERS else "left", no_wrap=True)
 
     def show(self, rows: list[Row]) -> None:
         former, self.rows_shown = self.rows_shown, rows
@@ -57,7 +64,8 @@ class Rows(DataTable[str]):
             for number, (old, new) in enumerate(zip(former, rows, strict=True)):
                 for column, (before, now) in enumerate(zip(old.cells, new.cells, strict=True)):
                     if before != now:
-                        self.update_cell_at(Coordinate(number, column), now, update_width=True)
+                        cell = self._cell(self._names[column], now)
+                        self.update_cell_at(Coordinate(number, column), cell, update_width=True)
             return
         at = former[self.cursor_row].key if self.cursor_row < len(former) else None
         # A cursor on the first row means "the first one, whichever it is".
@@ -65,7 +73,7 @@ class Rows(DataTable[str]):
         scrolled = self.scroll_y
         self.clear()
         for row in rows:
-            self.add_row(*row.cells, key=row.key)
+            self.add_row(*map(self._cell, self._names, row.cells), key=row.key)
         place = next((number for number, row in enumerate(rows) if row.key == keep), 0)
         self.move_cursor(row=place, scroll=False)
         self.scroll_to(y=scrolled, animate=False)
@@ -82,11 +90,15 @@ class Top(App[int]):
     TITLE = "ku top"
     ENABLE_COMMAND_PALETTE = False
     CSS = """
+    Screen { overflow: hidden; }
     #headline { height: 1; padding: 0 1; background: $panel; }
     #note { height: 1; padding: 0 1; color: $text-muted; }
     #note.bad { color: $error; }
     Input { display: none; height: 3; }
     Input.open { display: block; }
+    #tabs { height: 1fr; }
+    TabPane { padding: 0; }
+    #pods-title { padding: 0 1; }
     Rows { height: 1fr; }
     #pods-view { display: none; }
     #pods-view.open { display: block; }

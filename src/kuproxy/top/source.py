@@ -9,7 +9,10 @@ from urllib.parse import urlencode
 from kuproxy.client import Client
 from kuproxy.pictures.svg import short
 
-__all__ = ["FLOW_COLUMNS", "MOST_ROWS", "POD_COLUMNS", "SORTS", "TABLES", "Row", "Source", "VipKey"]
+__all__ = [
+    "MOST_ROWS", "NUMBERS", "POD_COLUMNS", "SORTS", "TABLES", "Row", "Source", "VipKey",
+    "drop_rows", "headline", "worker_rows",
+]  # fmt: skip
 
 MOST_ROWS = 200  # a terminal shows some dozens; who wants another service finds it by name
 SORTS = ("packets", "bits", "new_flows", "flows", "pods", "name")
@@ -19,12 +22,29 @@ POD_COLUMNS = ("Pod", "Packets/s", "Bit/s", "New flows/s", "Flows", "Slots", "We
 FLOW_COLUMNS = ("Proto", "Client", "Destination", "Pod", "State", "Age", "Expires")
 DROP_COLUMNS = ("Per second", "Packets", "Node", "Reason")
 WORKER_COLUMNS = ("Worker", "Packets/s", "Packets/vector", "Idle", "Flows", "Capacity", "Lost before it")
+_WORDS = (
+    "Service",
+    "Owner",
+    "Pod",
+    "Proto",
+    "Client",
+    "Destination",
+    "State",
+    "Node",
+    "Reason",
+    "Worker",
+    "",
+)
 TABLES = {
     "services": SERVICE_COLUMNS,
     "flows": FLOW_COLUMNS,
     "drops": DROP_COLUMNS,
     "workers": WORKER_COLUMNS,
 }
+
+NUMBERS = frozenset(
+    name for columns in (*TABLES.values(), POD_COLUMNS) for name in columns if name not in _WORDS
+)
 
 
 @dataclass(frozen=True, slots=True)
