@@ -6,6 +6,8 @@ import time
 
 __all__ = ["Notifier"]
 
+PATIENCE_S = 0.5  # with a manager whose queue is full: everybody else waits meanwhile
+
 
 class Notifier:
     """Tells the service manager how it stands."""
@@ -19,15 +21,16 @@ class Notifier:
         # Half of the time that it grants, as sd_watchdog_enabled(3) recommends; None: it does not watch.
         self.watchdog_s = int(usec) / 2e6 if usec.isdecimal() and int(usec) and own else None
 
-    def _send(self, text: str) -> None:
+    def _send(self, text: str, patience_s: float = PATIENCE_S) -> None:
         if not self._address:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as opened:
+            opened.settimeout(patience_s)
             try:
                 opened.connect(self._address)
                 opened.send(text.encode())
             except OSError:
-                return  # nobody listens any more: no reason to end
+                return  # nobody listens, or reads, any more: no reason to end
 
     def ready(self) -> None:
         self._send("READY=1")
@@ -40,4 +43,5 @@ class Notifier:
         self._send("STOPPING=1")
 
     def alive(self) -> None:
-        self._send("WATCHDOG=1")
+        """A queue that is full of these needs no other."""
+        self._send("WATCHDOG=1", 0.0)
