@@ -223,6 +223,7 @@ def test_the_ring_shows_what_the_last_change_moved(visit: Visit, made: Controlle
         assert cells(page, "pod") == 1024
         said = re.search(r"moved (\d+)", page.locator("main").inner_text())
         assert said is not None and cells(page, "before") == int(said[1])
+        expect(page.locator("#ring-caption")).to_contain_text(f"1024 slots, {said[1]} moved")
         # A pod is pointed out by keyboard.
         button = row(page, "Shares of the ring", "10.0.0.3:80").get_by_role("button")
         button.focus()

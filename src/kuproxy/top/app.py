@@ -162,7 +162,7 @@ class Top(App[int]):
 
     @work(thread=True, exclusive=True)
     def _look(self, tab: str, find: str, by: str, wanted: str, vip: VipKey | None) -> None:
-        """In a thread: ask, then show, if this is still what is wanted."""
+        """In a thread: ask, then let the answer be shown."""
         try:
             overview = self._source.overview()
             note = ""
@@ -179,10 +179,14 @@ class Top(App[int]):
         except Refusal as refusal:
             self.call_from_thread(self._say, " ".join(str(refusal).splitlines()), True)
             return
-        if (tab, find, by, wanted, vip) == (self._tab, self._find, self._by, self._wanted, self._vip):
-            self.call_from_thread(self._show, headline(overview), tables, title, note)
+        asked = (tab, find, by, wanted, vip)
+        self.call_from_thread(self._show, asked, headline(overview), tables, title, note)
 
-    def _show(self, line: str, tables: dict[str, list[Row]], title: str, note: str) -> None:
+    def _show(
+        self, asked: tuple[object, ...], line: str, tables: dict[str, list[Row]], title: str, note: str
+    ) -> None:
+        if self._ending or asked != (self._tab, self._find, self._by, self._wanted, self._vip):
+            return  # the user has gone on meanwhile
         self.query_one("#headline", Static).update(line)
         for name, rows in tables.items():
             self._table(name).show(rows)
@@ -190,7 +194,14 @@ class Top(App[int]):
             self.query_one("#pods-title", Static).update(f"Pods of {title}")
         self._say(note)
 
+    @property
+    def _ending(self) -> bool:
+        """Whether the widgets have been taken down already; an answer may come as late as that."""
+        return not self.query("#note")
+
     def _say(self, text: str, bad: bool = False) -> None:
+        if self._ending:
+            return
         note = self.query_one("#note", Static)
         note.update(text)
         note.set_class(bad, "bad")

@@ -9,6 +9,13 @@ export class Refusal extends Error {
   }
 }
 
+/** Of something that a click began: the loop's next look will tell what is wrong, so this one need not. */
+export function quietly(promise) {
+  promise.catch((error) => {
+    if (!(error instanceof Refusal) && error.name !== "AbortError") throw error;
+  });
+}
+
 export function setToken(token) {
   sessionStorage.setItem(KEY, token);
 }

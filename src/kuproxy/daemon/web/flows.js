@@ -1,6 +1,6 @@
 // Flow search: what the workers remember, by client, VIP, pod and state, a page at a time.
 
-import { getJson } from "./api.js";
+import { getJson, quietly } from "./api.js";
 import { h, say } from "./dom.js";
 import { endpoint, protocol, seconds } from "./format.js";
 import { Table } from "./table.js";
@@ -16,14 +16,14 @@ export class Flows {
     this.asked = false;
     this.fields = {};
     for (const [name, label, hint] of [["client", "Client", "10.1.2.3"], ["vip", "VIP", "10.96.0.10/32"], ["pod", "Pod", "10.244.1.7"]]) {
-      this.fields[name] = h("input", { name, placeholder: hint, value: parameters.get(name) ?? "", autocomplete: "off", spellcheck: "false" });
+      this.fields[name] = h("input", { name, placeholder: hint, value: parameters.get(name) ?? "", maxlength: 64, autocomplete: "off", spellcheck: "false" });
       this.fields[name].label = label;
     }
     this.fields.state = h("select", { name: "state" }, h("option", { value: "" }, "any"), ...STATES.map((state) => h("option", { value: state }, state)));
     this.fields.state.value = parameters.get("state") ?? "";
     this.fields.state.label = "State";
     this.message = h("p", { class: "notice", role: "status" });
-    this.more = h("button", { type: "button", class: "plain", hidden: true, onclick: () => this.#search(false) }, "More");
+    this.more = h("button", { type: "button", class: "plain", hidden: true, onclick: () => quietly(this.#search(false)) }, "More");
     this.table = new Table("Flows", [
       { head: "Proto", text: (row) => protocol(row.protocol) },
       { head: "Client", class: "address", text: (row) => endpoint(row.client, row.client_port) },
@@ -36,7 +36,7 @@ export class Flows {
     this.table.element.id = "flow-table";
     const inputs = Object.values(this.fields).map((field) => h("label", {}, field.label, field));
     this.element = h("div", {}, h("h1", {}, "Flows"),
-      h("form", { role: "search", onsubmit: (event) => { event.preventDefault(); this.#search(true); } }, ...inputs, h("button", { class: "plain" }, "Search")),
+      h("form", { role: "search", onsubmit: (event) => { event.preventDefault(); quietly(this.#search(true)); } }, ...inputs, h("button", { class: "plain" }, "Search")),
       this.message, this.table.element, h("div", { class: "pager" }, this.more));
   }
 

@@ -1,6 +1,6 @@
 // The Maglev ring of one VIP: the daemon's picture, beside each pod's share and what the last change moved.
 
-import { getJson, getText } from "./api.js";
+import { getJson, getText, quietly } from "./api.js";
 import { h, keyed, picture, s, say } from "./dom.js";
 import { endpoint, percent } from "./format.js";
 import { Table } from "./table.js";
@@ -22,12 +22,13 @@ export class Ring {
     this.navigate = navigate;
     this.shown = "";
     this.slots = 0;
-    const search = h("input", { type: "search", placeholder: "name or address", autocomplete: "off", spellcheck: "false" });
-    search.addEventListener("input", () => { this.find = search.value; this.refresh(); });
+    const search = h("input", { type: "search", placeholder: "name or address", maxlength: 64, autocomplete: "off", spellcheck: "false" });
+    search.addEventListener("input", () => { this.find = search.value; quietly(this.refresh()); });
     this.choices = h("ul", { class: "choices", "aria-label": "VIPs" });
     this.title = h("h1", {}, "Ring");
     this.frame = h("div", { class: "panel picture ring", id: "ring-picture" });
     this.summary = h("p", { class: "notice" });
+    this.caption = h("p", { class: "notice", id: "ring-caption" });
     this.table = new Table("Shares of the ring", [
       { head: "Pod", class: "address", cell: (cell, row) => this.#name(cell, row) },
       { head: "Slots", number: true, text: (row) => row.slots },
@@ -38,7 +39,7 @@ export class Ring {
       { head: "Lost", number: true, text: (row) => (this.compared ? `−${row.lost}` : "–") },
     ], (row) => endpoint(row.address, row.port));
     this.element = h("div", {}, this.title, h("form", { role: "search", onsubmit: (event) => event.preventDefault() }, h("label", {}, "Find a VIP", search)),
-      this.choices, this.summary, this.frame, this.table.element);
+      this.choices, this.summary, this.frame, this.caption, this.table.element);
   }
 
   async refresh(signal) {
@@ -52,6 +53,7 @@ export class Ring {
     if (this.query === null) {
       say(this.summary, "There are no VIPs yet.");
       this.frame.hidden = true;
+      say(this.caption, "");
       this.table.update([]);
       return overview;
     }
@@ -62,6 +64,7 @@ export class Ring {
       if (refusal.status !== 422) throw refusal;
       say(this.summary, refusal.message);
       this.frame.hidden = true;
+      say(this.caption, "");
       this.table.update([]);
       this.shown = "";
       return overview;
@@ -86,11 +89,14 @@ export class Ring {
     this.compared = ring.moved !== null;
     say(this.title, `Ring of ${ring.vip}`);
     say(this.summary, this.compared
-      ? `The last change moved ${ring.moved} of ${ring.slots} slots (${percent(ring.moved / ring.slots)}). Those stand out: the cell is the new owner’s, its core the former one’s.`
+      ? `The last change moved ${ring.moved} of ${ring.slots} slots (${percent(ring.moved / ring.slots)}). Those slots stand out: the cell is the new owner’s, its core the former one’s.`
       : "One cell for each slot, in its owner’s colour. The ring has not changed since the daemon first made it.");
     const state = JSON.stringify(ring);
     if (state !== this.shown) {
-      this.frame.replaceChildren(picture(await getText("/v1/ring.svg", this.query, signal)));
+      const drawn = picture(await getText("/v1/ring.svg", this.query, signal));
+      const label = drawn.getAttribute("aria-label");
+      this.frame.replaceChildren(drawn);
+      say(this.caption, label.slice(label.indexOf(": ") + 2));
       this.frame.hidden = false;
       this.shown = state;
     }

@@ -1,6 +1,6 @@
 // Services: what happens at a glance, then every VIP with its rates, and the pods of those that are opened.
 
-import { getJson } from "./api.js";
+import { getJson, quietly } from "./api.js";
 import { Sparkline } from "./chart.js";
 import { h, keyed, say } from "./dom.js";
 import { endpoint, percent, short } from "./format.js";
@@ -60,6 +60,7 @@ export class Services {
     this.skip = Number(parameters.get("skip") ?? 0);
     this.navigate = navigate;
     this.open = new Set();
+    this.turn = 0;
     this.cards = new Cards();
     this.workers = new Table("Workers", [
       { head: "Worker", text: (row) => row.index },
@@ -73,7 +74,7 @@ export class Services {
   }
 
   #build() {
-    const search = h("input", { type: "search", name: "find", value: this.find, placeholder: "name or address", autocomplete: "off", spellcheck: "false" });
+    const search = h("input", { type: "search", name: "find", value: this.find, placeholder: "name or address", maxlength: 64, autocomplete: "off", spellcheck: "false" });
     let pause;
     search.addEventListener("input", () => {
       clearTimeout(pause);
@@ -105,10 +106,12 @@ export class Services {
     Object.assign(this, changes);
     this.#mark();
     this.navigate({ find: this.find, by: this.by === "packets" ? "" : this.by, skip: this.skip || "" });
-    this.refresh();
+    quietly(this.refresh());
   }
 
   async refresh(signal) {
+    this.turn += 1;
+    const turn = this.turn;
     const [overview, page] = await Promise.all([
       getJson("/v1/overview", {}, signal),
       getJson("/v1/rates", { find: this.find, by: this.by, limit: PAGE, skip: this.skip }, signal),
@@ -117,6 +120,7 @@ export class Services {
     await Promise.all(page.vips.filter((row) => this.open.has(row.index)).map(async (row) => {
       pods.set(row.index, await getJson("/v1/rates/pods", vipQuery(row), signal));
     }));
+    if (turn !== this.turn) return overview; // a later question has been asked, and its answer is what counts
     this.cards.update(overview);
     this.workers.update(overview.workers);
     this.#rows(page, pods);
@@ -156,7 +160,7 @@ export class Services {
   #toggle(index, button) {
     if (!this.open.delete(index)) this.open.add(index);
     button.setAttribute("aria-expanded", String(this.open.has(index)));
-    this.refresh();
+    quietly(this.refresh());
   }
 
   #innerLine(row) {
