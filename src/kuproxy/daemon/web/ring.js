@@ -94,9 +94,9 @@ export class Ring {
     const state = JSON.stringify(ring);
     if (state !== this.shown) {
       const drawn = picture(await getText("/v1/ring.svg", this.query, signal));
-      const label = drawn.getAttribute("aria-label");
+      const thinned = /one in \d+ is drawn/.exec(drawn.getAttribute("aria-label"));
       this.frame.replaceChildren(drawn);
-      say(this.caption, label.slice(label.indexOf(": ") + 2));
+      say(this.caption, thinned ? `Of ${ring.slots} slots, ${thinned[0]}.` : "");
       this.frame.hidden = false;
       this.shown = state;
     }
