@@ -370,6 +370,106 @@ REASON_TEXT = {
     Reason.FRAGMENTED: "fragments made of translated packets, beside the first ones",
 }
 
+# How a packet ends that a node counts under the reason; see `end_of`.
+_ENDS = (
+    dict.fromkeys(
+        (
+            *(Reason(number) for number in range(Reason.TRUNCATED_ETHERNET, Reason.BAD_L4_LENGTH + 1)),
+            Reason.NO_POD,
+            Reason.REJECT_RATE_LIMITED,
+            Reason.REJECT_SUPPRESSED,
+            *(Reason(number) for number in range(Reason.FLOW_CLASH, Reason.SCTP_FRAGMENT + 1)),
+            Reason.ICMP_BAD_CHECKSUM,
+            Reason.ERROR_SUPPRESSED,
+            Reason.ERROR_RATE_LIMITED,
+            *(Reason(number) for number in range(Reason.FLOW_TABLE_FULL, Reason.ZERO_CHECKSUM_FRAGMENT + 1)),
+            Reason.MASQUERADE_EXHAUSTED,
+            Reason.NO_MASQUERADE_ADDRESS,
+            Reason.SOURCE_RANGE,
+            Reason.SESSION_CAP,
+            Reason.TUNNEL_NO_SOURCE,
+            Reason.TUNNEL_GSO,
+            Reason.TUNNEL_TOO_LONG,
+        ),
+        Outcome.DROP,
+    )
+    | dict.fromkeys(
+        (Reason.NOT_IP, Reason.NO_VIP, Reason.NO_TRANSLATION, Reason.UNSUPPORTED_PROTOCOL), Outcome.PASS
+    )
+    | dict.fromkeys(
+        (
+            Reason.FORWARDED,
+            Reason.IN2OUT,
+            Reason.REJECT_SENT,
+            Reason.ICMP_ERROR_TRANSLATED,
+            Reason.TIME_EXCEEDED_SENT,
+            Reason.ECHO_ANSWERED,
+            Reason.SOURCE_ROUTE_SENT,
+            Reason.PARAMETER_PROBLEM_SENT,
+            Reason.PACKET_TOO_BIG_SENT,
+            Reason.ENCAPSULATED,
+        ),
+        Outcome.TRANSMIT,
+    )
+    | {Reason.FRAGMENT_HELD: Outcome.HELD}
+)
+
+
+def end_of(node: Node, reason: Reason) -> Outcome:
+    """What became of packets that `node` counted under `reason`; NONE for an event beside the outcome."""
+    if reason is Reason.TTL_EXPIRED:  # kp-icmp answers, unless it expired on an ICMP error
+        return Outcome.DROP if node is Node.ICMP_ERROR else Outcome.NONE
+    return _ENDS.get(reason, Outcome.NONE)
+
+
+# Where a node may send a packet on; whatever it does not send on ends there.
+NODE_NEXT = {
+    Node.INPUT: (Node.FRAGMENT, Node.LOOKUP),
+    Node.FRAGMENT: (Node.LOOKUP,),
+    Node.LOOKUP: (
+        Node.ICMP_ERROR,
+        Node.NODEPORT4,
+        Node.NODEPORT6,
+        Node.BALANCE,
+        Node.NAT4_IN2OUT,
+        Node.NAT6_IN2OUT,
+        Node.NAT46_IN2OUT,
+        Node.NAT64_IN2OUT,
+        Node.ICMP,
+    ),
+    Node.ICMP_ERROR: (Node.GRE, Node.IPIP, Node.GUE, Node.L3DSR),
+    Node.NODEPORT4: (Node.BALANCE,),
+    Node.NODEPORT6: (Node.BALANCE,),
+    Node.BALANCE: (
+        Node.MASQUERADE,
+        Node.NAT44,
+        Node.NAT66,
+        Node.NAT46,
+        Node.NAT64,
+        Node.REJECT,
+        Node.GRE,
+        Node.IPIP,
+        Node.GUE,
+        Node.L3DSR,
+        Node.ICMP,
+    ),
+    Node.MASQUERADE: (Node.NAT44, Node.NAT66),
+    Node.NAT44: (),
+    Node.NAT66: (),
+    Node.NAT46: (Node.ICMP,),
+    Node.NAT64: (Node.ICMP,),
+    Node.NAT4_IN2OUT: (Node.ICMP,),
+    Node.NAT6_IN2OUT: (Node.ICMP,),
+    Node.NAT46_IN2OUT: (Node.ICMP,),
+    Node.NAT64_IN2OUT: (Node.ICMP,),
+    Node.REJECT: (),
+    Node.GRE: (),
+    Node.IPIP: (),
+    Node.GUE: (),
+    Node.L3DSR: (),
+    Node.ICMP: (),
+}
+
 
 class VipCounter(IntEnum):
     """Columns of ``WorkerState.vip_counters``."""

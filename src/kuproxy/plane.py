@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,11 +13,12 @@ from kuproxy.control.report import Baselines, build_report
 from kuproxy.control.store import Changes, Store
 from kuproxy.control.trace import build_trace
 from kuproxy.engine.contract import Engine
+from kuproxy.engine.flows import flow_rows
 from kuproxy.engine.memory import Totals, flows_by_state, pod_counters, pod_flows, totals, vip_counters
 from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
-from kuproxy.model.config import Config, InterfaceMark, Settings
-from kuproxy.model.report import Report, WorkerReport
+from kuproxy.model.config import Config, FlowFilter, InterfaceMark, Settings, Show, ShowKind
+from kuproxy.model.report import FlowList, FlowReport, Report, WorkerReport
 from kuproxy.model.vip import Address
 
 
@@ -127,6 +129,44 @@ class Plane:
             interfaces=self._marks,
             trace=build_trace(self.compiler, trace_rows(self.engine.states)),
         )
+
+    def flows(self, wanted: FlowFilter) -> FlowList:
+        """The flows that fit, a page of them, read while the workers go on."""
+        records = list(self.compiler.records())
+        vips = pods = None
+        if wanted.vip is not None:
+            vips = {record.index for record in records if record.vip.key.prefix == wanted.vip}
+        if wanted.pod is not None:
+            pods = {
+                index
+                for record in records
+                for places in (record.pods, record.draining, {p: i for i, p in record.flushed.items()})
+                for pod, index in places.items()
+                if pod.address == wanted.pod
+            }
+        worker, slot = wanted.after or (0, -1)
+        rows = flow_rows(
+            self.engine.tables,
+            self.engine.states,
+            worker=worker,
+            slot=slot + 1,
+            vips=vips,
+            pods=pods,
+            clients=None if wanted.client is None else {wanted.client},
+            flow_states=None if wanted.state is None else {wanted.state},
+        )
+        found: list[FlowReport] = []
+        for row in rows:
+            if len(found) == wanted.limit:
+                return FlowList(tuple(found), (found[-1].worker, found[-1].slot))
+            record = self.compiler.record_at(row.pop("vip_index"))
+            del row["pod_index"]
+            found.append(FlowReport(vip=None if record is None else record.vip.key, **row))
+        return FlowList(tuple(found))
+
+    def told(self, report: Report, show: Show) -> Report:
+        """`report` with what only this `show` asks for."""
+        return replace(report, flows=self.flows(show.flows)) if show.kind is ShowKind.FLOWS else report
 
     def _vip_counts(self, index: int) -> np.ndarray:
         return vip_counters(self.engine.states, index)

@@ -106,11 +106,11 @@ def replay(configs: tuple[Path, ...], as_json: bool, source: Path, target: Path)
         print(f"note: {note}", file=sys.stderr)
     report = work.plane.report()
     if as_json:
-        shows = [render(report, show) for show in config.shows]
+        shows = [render(work.plane.told(report, show), show) for show in config.shows]
         print(json.dumps(work.summary() | {"shows": shows}))
     else:
         for show in config.shows or (Show(ShowKind.VIPS, verbose=True), Show(ShowKind.NODES)):
-            print(render(report, show), end="")
+            print(render(work.plane.told(report, show), show), end="")
     if driver.capture.error:
         raise ConfigError(str(driver.capture.error))
 

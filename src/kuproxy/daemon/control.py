@@ -20,6 +20,7 @@ from kuproxy.control.store import Changes
 from kuproxy.daemon.commands import SOURCE, Commands
 from kuproxy.daemon.node import Forwarder
 from kuproxy.daemon.persist import Loaded, StateFile
+from kuproxy.daemon.sampler import Sampler
 from kuproxy.daemon.schema import Conf, State, merged_marks, settings_over
 from kuproxy.errors import ConflictError, DriverError, KuError
 from kuproxy.load import load_config
@@ -56,6 +57,7 @@ class Controller:
     ) -> None:
         self.forwarder = forwarder
         self.plane = Plane(forwarder.engine, decrement_ttl=False, any_node_address=False)
+        self.sampler = Sampler(self.plane)
         self.files = tuple(files)
         self.file_config = Config()
         self.commands = Commands()

@@ -65,7 +65,7 @@ class Foreground:
         self._write_report()
         report = self._plane.report()
         for show in self._controller.file_config.shows:
-            print(render(report, show), end="")
+            print(render(self._plane.told(report, show), show), end="")
         self._log.info("stopped")
 
     def _listen(self) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "Interface",
     "PodSpec",
     "State",
+    "VipRef",
     "VipSpec",
     "conf_with",
     "settings_over",
@@ -47,6 +48,14 @@ EncapWord = Literal["nat", "gre", "ipip", "gue", "l3dsr"]
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of everything that is read from outside."""
+
+
+class VipRef(Record, frozen=True):
+    """One VIP by its key."""
+
+    prefix: Text
+    protocol: ProtocolWord = "any"
+    port: Port = 0
 
 
 class PodSpec(Record, frozen=True):

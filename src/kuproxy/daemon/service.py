@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from kuproxy.confine import privilege
-from kuproxy.daemon.api.app import make_app, make_metrics_app
+from kuproxy.daemon.api.app import make_app, make_metrics_app, make_web_app
 from kuproxy.daemon.api.auth import Access
 from kuproxy.daemon.api.server import Listener, bind_tcp, bind_unix, tls_context
 from kuproxy.daemon.control import Controller
@@ -42,7 +42,7 @@ _ANSWER_S = 0.05
 _PR_SET_PDEATHSIG = 1
 _DEFAULT_CONFIG = Path("/etc/kuproxy/kuproxy.toml")
 # What a running daemon cannot change: a reload that asks for it says so, and the rest is applied.
-_FIXED = ("state_directory", "interfaces", "workers", "log_format", "worker_filter", "api", "tcp", "metrics")
+_FIXED = ("state_directory", "interfaces", "workers", "log_format", "worker_filter", "api", "tcp", "metrics", "web")
 
 
 def _token(path: str) -> bytes:
@@ -115,6 +115,10 @@ class Daemon:
         if metrics is not None:
             opened = bind_tcp(metrics.address, metrics.port, "metrics")
             self._listeners.append(Listener(make_metrics_app(self._controller, self._thread), opened))
+        web = self._settings.web
+        if web is not None:
+            page = make_web_app(self._controller, self._thread, web.names)
+            self._listeners.append(Listener(page, bind_tcp(web.address, web.port, "web")))
 
     async def serve(self) -> int:
         """Start, serve until SIGINT or SIGTERM, stop; returns the exit status.  Raises KuError.

@@ -370,7 +370,10 @@ W_STARTS = 45  # processes that have worked with this memory, one after the othe
 W_KERNELS = 46  # digest of the kernels that the process runs
 W_RING = 48  # 8 words of the driver's own: its place in the receive ring, for whoever takes over
 W_NUMBER = 43  # which worker this is, from 0
-W_WORDS = 64
+W_IDLE_NS = 62  # nanoseconds that the loop has waited for packets
+W_VISITS = 64  # N_NODES words: packets that each node of the graph was given
+W_WORDS = 96
+assert W_VISITS + N_NODES <= W_WORDS
 
 # What a node left of a traced packet. Headers are read from the packet, the pod is copied: it may be gone when somebody
 # looks.

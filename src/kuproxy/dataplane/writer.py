@@ -88,6 +88,11 @@ class IndexPool:
         return self._next - 1 - len(self._free)
 
     @property
+    def bound(self) -> int:
+        """One more than the highest index that was ever given out."""
+        return self._next
+
+    @property
     def room(self) -> int:
         """Indices that are left."""
         return self._capacity - 1 - self.used

@@ -11,6 +11,7 @@ from kuproxy.dataplane.layout import (
     TICK_MASK,
     TICKS_PER_SECOND,
     W_ACK,
+    W_IDLE_NS,
     W_POLLS,
     W_RECEIVE_DROPPED,
     W_TRANSMIT_FAILED,
@@ -59,7 +60,9 @@ def forward_af_packet(frame, tables, state, ring, worker, served):
             continue
         run_maintenance(tables, state, now, _BUSY_SWEEP)
         header[W_POLLS] += 1
+        asleep = np.int64(af_packet.now_ns())
         event = af_packet.wait(ring, _IDLE_MS)
+        header[W_IDLE_NS] += np.int64(af_packet.now_ns()) - asleep
         if event == af_packet.BROKEN:
             return BROKEN
         if event == af_packet.NOTHING:

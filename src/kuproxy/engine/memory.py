@@ -18,6 +18,7 @@ from kuproxy.dataplane.layout import (
     TICK_MASK,
     TICKS_PER_SECOND,
     W_FLOWS,
+    W_IDLE_NS,
     W_LOG2_BUCKETS,
     W_NUMBER,
     W_OUTCOMES,
@@ -187,10 +188,13 @@ def flows_by_state(state: WorkerState) -> dict[FlowState, int]:
 
 
 def worker_activity(state: WorkerState) -> dict[str, int]:
-    """What a worker has done since its memory was made; one of `polls` is a turn of its loop without a packet."""
+    """What a worker has done since its memory was made; one of `polls` is a turn of its loop without a packet,
+    `idle_ns` what it has waited for packets.
+    """
     words = {
         "vectors": W_VECTORS,
         "polls": W_POLLS,
+        "idle_ns": W_IDLE_NS,
         "received_packets": W_RECEIVED,
         "transmitted_packets": W_TRANSMITTED,
         "transmit_failures": W_TRANSMIT_FAILED,

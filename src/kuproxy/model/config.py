@@ -23,6 +23,7 @@ __all__ = [
     "NAT64_POOL",
     "NAT64_PORTS",
     "Config",
+    "FlowFilter",
     "InterfaceMark",
     "Settings",
     "Show",
@@ -152,6 +153,19 @@ class ShowKind(enum.Enum):
     VIPS = "vips"
     NODES = "nodes"
     TRACE = "trace"
+    FLOWS = "flows"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowFilter:
+    """Which flows; None stands for all.  A page begins behind `after`, a worker and a slot of its table."""
+
+    vip: Prefix | None = None
+    pod: Address | None = None
+    client: Address | None = None
+    state: FlowState | None = None
+    limit: int = 100
+    after: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +174,7 @@ class Show:
 
     kind: ShowKind = ShowKind.GENERAL
     verbose: bool = False
+    flows: FlowFilter = FlowFilter()  # of ShowKind.FLOWS
 
 
 @dataclass(frozen=True, slots=True)

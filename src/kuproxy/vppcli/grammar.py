@@ -18,7 +18,7 @@ from operator import or_
 
 from kuproxy.codes import Encap, Family, FlowState, HashMode, Origin, Protocol
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.config import Settings, Show, ShowKind
+from kuproxy.model.config import FlowFilter, Settings, Show, ShowKind
 from kuproxy.model.vip import (
     DEFAULT_NEW_LEN,
     DEFAULT_WEIGHT,
@@ -148,6 +148,7 @@ def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> A
 
 TIMEOUT_WORDS = {state.label: state for state in FlowState}
 ORIGIN_WORDS = {str(each.name).lower(): each for each in (Origin.POD, Origin.NODE, Origin.OUTSIDE)}
+MOST_FLOWS = 10000  # of one page, as the API has it
 HASH_WORDS = {mode.name.lower(): mode for mode in HashMode}
 
 
@@ -281,6 +282,41 @@ def _read_show(kind: ShowKind) -> Callable[[tuple[str, ...], OptionReader, Where
     return read
 
 
+def _to_place(text: str) -> tuple[int, int]:
+    """`0:4711`, as a page of flows tells it."""
+    worker, colon, slot = text.partition(":")
+    if not colon:
+        raise WordError(
+            f"{text!r} is no place in the flow tables", "write WORKER:SLOT, as the page before says"
+        )
+    return to_int(worker), to_int(slot)
+
+
+def _to_state(text: str) -> FlowState:
+    return TIMEOUT_WORDS[match_keyword(text, TIMEOUT_WORDS)]
+
+
+def _read_show_flows(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
+    options.read(
+        {
+            "vip": parse_prefix,
+            "pod": parse_address,
+            "client": parse_address,
+            "state": _to_state,
+            "limit": to_int,
+            "after": _to_place,
+        }
+    )
+    limit = options.get("limit", int, FlowFilter().limit)
+    if not 1 <= limit <= MOST_FLOWS:
+        line = options.line_of("limit", where.line)
+        options.problem(f"{limit} is no length of a page", line, "limit", f"it is 1 to {MOST_FLOWS}")
+    if options.problems:
+        return None
+    wanted = FlowFilter(**{**options.values, "limit": limit})  # type: ignore[arg-type]
+    return ShowAction(Show(ShowKind.FLOWS, flows=wanted), where=where)
+
+
 def _read_trace(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
     packets = options.take("add", to_int)
     options.read({})
@@ -305,6 +341,23 @@ def _table() -> tuple[Command, ...]:
     trace = "record the way of the next n packets through the graph"
     show_trace = "the recorded packets: their nodes, what was decided, what became of them"
     mark = "translate back what comes from pods on this interface"
+    show_flows = (
+        "a line for each remembered flow that fits: of one VIP's prefix, to a pod, of a client, in a state "
+        f"({', '.join(TIMEOUT_WORDS)}); a page of 100 unless limit says otherwise, its last line says where the next "
+        "one begins"
+    )
+    flow_options = (
+        "[vip <prefix>] [pod <address>] [client <address>] [state <state>] [limit <n>] [after <place>]"
+    )
+    flows = [
+        Command(path, flow_options, show_flows, _read_show_flows, hidden)
+        for path, hidden in (
+            (("show", "kube-proxy", "flows"), False),
+            (("show", "flows"), True),
+            (("kube-proxy", "show", "flows"), True),
+            (("kube-proxy", "show", "kube-proxy", "flows"), True),
+        )
+    ]
     marks = []
     for nat in ("nat4", "nat6"):
         for path, hidden in (
@@ -347,6 +400,7 @@ def _table() -> tuple[Command, ...]:
         *marks,
         Command(("show", "kube-proxy"), "", show_all, _read_show(ShowKind.GENERAL)),
         Command(("show", "kube-proxy", "vips"), "[verbose]", show_vips, _read_show(ShowKind.VIPS)),
+        *flows,
         Command(("show", "node", "counters"), "", show_nodes, _read_show(ShowKind.NODES)),
         Command(("kube-proxy", "show"), "", show_all, _read_show(ShowKind.GENERAL), hidden=True),
         Command(

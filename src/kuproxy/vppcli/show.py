@@ -22,6 +22,7 @@ from kuproxy.codes import (
 from kuproxy.model.config import Settings, Show, ShowKind
 from kuproxy.model.report import NodeCount, PodReport, Report, VipReport
 from kuproxy.model.vip import DEFAULT_WEIGHT, Vip, address_text
+from kuproxy.vppcli.flows import show_flows
 from kuproxy.vppcli.trace import show_trace, trace_json
 
 __all__ = ["render", "show_general", "show_nodes", "show_vips", "show_vips_verbose", "to_json"]
@@ -33,6 +34,8 @@ def render(report: Report, show: Show) -> str:
         return show_nodes(report)
     if show.kind is ShowKind.TRACE:
         return show_trace(report.trace)
+    if show.kind is ShowKind.FLOWS:
+        return show_flows(report.flows)
     if show.kind is ShowKind.VIPS:
         return show_vips_verbose(report) if show.verbose else show_vips(report)
     return show_general(report)

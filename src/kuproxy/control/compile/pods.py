@@ -9,6 +9,7 @@ from kuproxy.control.compile.entries import MatchEntries
 from kuproxy.control.compile.records import Draining, Ring, VipRecord
 from kuproxy.control.compile.rings import fill
 from kuproxy.control.compile.words import HOST, Words, address_words, key_word
+from kuproxy.control.rings import RingHistory
 from kuproxy.dataplane.layout import (
     KIND_POD,
     KIND_POD_ADDRESS,
@@ -46,6 +47,7 @@ class PodRows(MatchEntries):
         self._draining: dict[int, Draining] = {}  # by pod index
         self._chains: dict[tuple[int, int, np.uint64], list[int]] = {}  # pods with the same replies
         self._new_pods: list[int] = []
+        self.former_rings = RingHistory()
 
     def collect(self, acknowledged: int, references: Callable[[int], int]) -> int:
         """Free what nobody can see any more; returns how many pods went.
@@ -86,6 +88,17 @@ class PodRows(MatchEntries):
             return {}
         owners, counts = np.unique(self._ring_view(ring, which), return_counts=True)
         return dict(zip(owners.tolist(), counts.tolist(), strict=True))
+
+    def owners_of(self, record: VipRecord) -> np.ndarray:
+        """uint32[slots]: the pod index of each slot of the new-flow table, of the inside's with two; 0 without pods."""
+        ring = record.ring
+        if ring is None or ring.kind == RING_OUTSIDE:
+            return np.zeros(record.vip.new_len, np.uint32)
+        return self._ring_view(ring, RING_INSIDE).copy()
+
+    def bounds(self) -> tuple[int, int]:
+        """One more than the highest index of a VIP, and of a pod, that was ever given out."""
+        return self._vip_indices.bound, self._pod_indices.bound
 
     def _set_pods(self, record: VipRecord, vip: Vip) -> None:
         # In the records a pod is its address and port; its weight may change while it stays the same pod.
@@ -200,7 +213,10 @@ class PodRows(MatchEntries):
 
         Pods in the ring's order, with their weights, all of them in record.pods.
         """
-        old, record.ring = record.ring, None
+        old = record.ring
+        former = None if old is None or old.kind == RING_OUTSIDE else self._ring_view(old, RING_INSIDE)
+        self.former_rings.note(record.vip.key, former, record.pods.items())
+        record.ring = None
         members = {RING_INSIDE: pods, RING_OUTSIDE: outside or ()}
         present = {which: each for which, each in members.items() if each}
         if present:

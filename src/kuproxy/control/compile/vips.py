@@ -152,6 +152,7 @@ class VipRows(PodRows):
         row["generation"] = int(row["generation"]) + 1  # its flows are dead from here on
         row["flags"] = 0
         self._set_rings(record, (), None)
+        self.former_rings.forget(vip.key)
         self._set_ranges(record, ())
         for pod in list(record.pods):
             self._drain(record, pod)

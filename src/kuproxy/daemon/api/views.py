@@ -14,13 +14,21 @@ from kuproxy.codes import REASON_TEXT, Outcome
 from kuproxy.daemon.control import Answer, Controller
 from kuproxy.daemon.schema import Conf, Interface, VipSpec, spec_of
 from kuproxy.errors import KuError, Problem
-from kuproxy.model.report import Report, VipReport
+from kuproxy.model.report import FlowList, Report, VipReport
 
-__all__ = ["Counter", "Counters", "Error", "Fault", "Health", "SettingsView", "error_of", "faults_of"]
+__all__ = [
+    "Counter", "Counters", "Error", "Fault", "Health", "Picture", "SettingsView", "View", "error_of", "faults_of",
+]  # fmt: skip
 
 
 class View(msgspec.Struct, kw_only=True):
     """Base of everything that is only ever written."""
+
+
+class Picture(View):
+    """An SVG document."""
+
+    svg: str
 
 
 class Fault(View):
@@ -330,21 +338,24 @@ def health_view(controller: Controller, version: str) -> Health:
     )
 
 
-def flow_view(controller: Controller, row: dict[str, Any]) -> FlowView:
-    record = controller.plane.compiler.record_at(row["vip_index"])
-    return FlowView(
-        worker=row["worker"],
-        slot=row["slot"],
-        vip=str(record.vip.key) if record is not None else "",
-        protocol=row["protocol"],
-        client=str(row["client"]),
-        client_port=row["client_port"],
-        destination=str(row["destination"]),
-        destination_port=row["destination_port"],
-        pod=str(row["pod"]),
-        pod_port=row["pod_port"],
-        source_port=row["source_port"],
-        state=row["state"].label,
-        age_s=row["age_s"],
-        expires_in_s=row["expires_in_s"],
-    )
+def flow_page(page: FlowList) -> FlowPage:
+    flows = [
+        FlowView(
+            worker=flow.worker,
+            slot=flow.slot,
+            vip=str(flow.vip) if flow.vip is not None else "",
+            protocol=flow.protocol,
+            client=str(flow.client),
+            client_port=flow.client_port,
+            destination=str(flow.destination),
+            destination_port=flow.destination_port,
+            pod=str(flow.pod),
+            pod_port=flow.pod_port,
+            source_port=flow.source_port,
+            state=flow.state.label,
+            age_s=flow.age_s,
+            expires_in_s=flow.expires_in_s,
+        )
+        for flow in page.flows
+    ]
+    return FlowPage(flows=flows, next=None if page.next is None else f"{page.next[0]}:{page.next[1]}")
