@@ -13,7 +13,15 @@ from kuproxy.control.report import Baselines, build_report
 from kuproxy.control.store import Changes, Store
 from kuproxy.control.trace import build_trace
 from kuproxy.engine.contract import Engine
-from kuproxy.engine.memory import Totals, flows_by_state, pod_counters, pod_flows, totals, vip_counters
+from kuproxy.engine.memory import (
+    Totals,
+    flows_by_state,
+    many_pod_counters,
+    pod_counters,
+    pod_flows,
+    totals,
+    vip_counters,
+)
 from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, InterfaceMark, Settings
@@ -58,7 +66,7 @@ class Plane:
         self.compiler.set_tunnel_sources(config.settings.ip4_src_address, config.settings.ip6_src_address)
         self._set_translation(config.settings)
         self.compiler.apply(changes)
-        self._baselines.note_pods(self.compiler.take_new_pods(), self._pod_counts)
+        self._note_pods()
         for key, pod in config.flushed:
             self.compiler.flush(key, pod.address, pod.port)
         self._baselines.note(self.compiler.records(), self._vip_counts)
@@ -85,7 +93,7 @@ class Plane:
             self.store.update(source, *former)
             raise
         self.compiler.apply(changes)
-        self._baselines.note_pods(self.compiler.take_new_pods(), self._pod_counts)
+        self._note_pods()
         records = [
             self.compiler.record(vip.key) for vip in (*changes.added, *(new for _, new in changes.changed))
         ]
@@ -145,6 +153,10 @@ class Plane:
             interfaces=self._marks,
             trace=build_trace(self.compiler, trace_rows(self.engine.states)),
         )
+
+    def _note_pods(self) -> None:
+        indices = self.compiler.take_new_pods()
+        self._baselines.note_pods(indices, many_pod_counters(self.engine.states, indices))
 
     def _vip_counts(self, index: int) -> np.ndarray:
         return vip_counters(self.engine.states, index)

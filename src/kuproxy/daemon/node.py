@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from kuproxy.codes import InterfaceFlag
-from kuproxy.daemon.targets import steering_targets
+from kuproxy.daemon.targets import TargetBook, steering_marks
 from kuproxy.engine.contract import Engine
 from kuproxy.engine.live import Attachment, LiveEngine
 from kuproxy.errors import DriverError
@@ -19,6 +18,7 @@ from kuproxy.model.vip import Prefix
 from kuproxy.plane import Plane
 from kuproxy.steering.links import KU0_MAC, KU1, KU1_MAC
 from kuproxy.steering.steering import Steering
+from kuproxy.steering.targets import Targets
 
 __all__ = ["Forwarder", "LiveNode"]
 
@@ -66,6 +66,8 @@ class LiveNode:
     def __init__(self, log2_buckets: int, interfaces: Sequence[str] = ()) -> None:
         self.engine = LiveEngine(log2_buckets)
         self.steering = Steering(workers=len(self.engine.workers), interfaces=tuple(interfaces) or None)
+        self._targets = TargetBook()
+        self._general: Targets | None = None  # what does not depend on single VIPs
         self._marks: tuple[InterfaceMark, ...] = ()
         self._node_port_networks: frozenset[Prefix] | None = None
 
@@ -76,10 +78,15 @@ class LiveNode:
         self.engine.start([here] * len(self.engine.workers))
 
     def steer(self, plane: Plane, marks: tuple[InterfaceMark, ...]) -> None:
-        targets = steering_targets(plane.compiler, marks, plane.settings)
-        self.steering.set_targets(replace(targets, node_networks=self._node_port_networks))
-        self._marks = marks
-        self._follow_addresses(plane)
+        before, now, tunnels, done = self._targets.change(plane.compiler, plane.settings)
+        targets = Targets(
+            marks=steering_marks(marks), node_networks=self._node_port_networks, tunnels=tunnels
+        )
+        self.steering.change(before, now, targets)
+        done()
+        if targets != self._general:
+            self._general, self._marks = targets, marks
+            self._follow_addresses(plane)
 
     def serve_node_ports(self, plane: Plane, networks: frozenset[Prefix] | None) -> None:
         if networks != self._node_port_networks:

@@ -11,6 +11,7 @@ with protocol `FRAGMENT` is what a fragment is looked up by, because it carries 
 
 from __future__ import annotations
 
+import functools
 import struct
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -40,6 +41,7 @@ Network = IPv4Network | IPv6Network
 
 STEER_KEY_SIZE = 20
 PREFIX_KEY_SIZE = 4 + 1 + 16
+_ZEROS = bytes(12)  # in front of an IPv4 address
 FRAGMENT = 255  # as a protocol: reserved by IANA; a packet that bears it nonetheless counts as a fragment
 
 # Values of the map `interfaces`, equal to codes.InterfaceFlag: which families' replies are looked up there.
@@ -86,18 +88,32 @@ def prefix_key(network: Network) -> bytes:
     return struct.pack("=IB16s", length, family, network.network_address.packed.rjust(16, b"\0"))
 
 
+@functools.lru_cache(4096)
+def _endings(protocol: int, port: int, bits: int) -> tuple[bytes, ...]:
+    """What the keys of `endpoint_keys` have behind the address."""
+    if port:
+        protocols = (protocol,) if protocol else PROTOCOLS_WITH_PORTS
+    else:
+        protocols = (0 if protocol == 0 or protocol in PROTOCOLS_WITH_PORTS else protocol,)
+    return (
+        struct.pack(">HBB", 0, FRAGMENT, bits),
+        *(struct.pack(">HBB", port, each, bits) for each in protocols),
+    )
+
+
 def endpoint_keys(address: Address, protocol: int, port: int, returning: bool = False) -> list[bytes]:
     """The entries that steer one address, protocol and port; protocol 0 means every protocol with ports.
 
     Port 0 is the whole address when the protocol has ports (the workers look more closely and pass on what is
     not theirs), else just that protocol.
     """
-    keys = [steer_key(address, 0, FRAGMENT, returning)]
-    if port:
-        protocols = (protocol,) if protocol else PROTOCOLS_WITH_PORTS
-        return keys + [steer_key(address, port, each, returning) for each in protocols]
-    wildcard = protocol == 0 or protocol in PROTOCOLS_WITH_PORTS
-    return [*keys, steer_key(address, 0, 0 if wildcard else protocol, returning)]
+    bits = int(KeyBit.RETURN) if returning else 0
+    start = address.packed
+    if address.version == 6:
+        bits |= KeyBit.IPV6
+    else:
+        start = _ZEROS + start
+    return [start + ending for ending in _endings(protocol, port, bits)]
 
 
 def network_keys(network: Network, protocol: int, port: int) -> list[bytes]:

@@ -1,6 +1,7 @@
 """What shall come up to the workers, and the entries of the maps that say so.
 
-`Targets` is a value: whoever knows the services makes a new one whenever they change.  `Entries` counts how many
+`Targets` is a value: whoever knows the services makes a new one whenever they change, or, where they are many, tells
+the difference, `Asked` before and `Asked` now.  `Entries` counts how many
 targets ask for each key, because targets share keys (the fragments' entry of an address with ten ports), and tells
 which keys are new and which nobody wants any more.
 """
@@ -8,7 +9,7 @@ which keys are new and which nobody wants any more.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from ..errors import SteeringError
 from .keys import STEER_KEY_SIZE, Address, ConfigBit, Network, is_return
 from .maps import PRESENT, SteeringMaps
 
-__all__ = ["Change", "Entries", "MapWriter", "Targets"]
+__all__ = ["Asked", "Change", "Entries", "MapWriter", "Targets"]
 
 Vip = tuple[Network, int, int]
 NodePort = tuple[int, int, int]
@@ -52,6 +53,14 @@ class Targets:
         return self.node_networks is None or any(address in network for network in self.node_networks)
 
 
+class Asked(NamedTuple):
+    """Some targets, any of them as often as somebody asks for it."""
+
+    vips: Collection[Vip] = ()
+    node_ports: Collection[NodePort] = ()
+    pods: Collection[Pod] = ()
+
+
 class Change(NamedTuple):
     """The difference that a change of targets makes to the maps."""
 
@@ -74,7 +83,8 @@ class Entries:
     def difference(self, remove: Iterable[bytes], add: Iterable[bytes]) -> tuple[Change, Counter[bytes]]:
         """What would change; the second value is for `commit`."""
         balance = Counter(add)
-        balance.subtract(Counter(remove))
+        for key in remove:
+            balance[key] -= 1
         new, gone = [], []
         for key, count in balance.items():
             before = self._wanted.get(key, 0)
@@ -85,6 +95,9 @@ class Entries:
         return Change(new, gone), balance
 
     def commit(self, balance: Counter[bytes]) -> None:
+        if not self._wanted:
+            self._wanted = +balance
+            return
         for key, count in balance.items():
             total = self._wanted[key] + count
             if total > 0:

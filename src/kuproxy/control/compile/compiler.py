@@ -22,6 +22,9 @@ from kuproxy.dataplane.writer import Arena
 from kuproxy.errors import TableFullError
 from kuproxy.model.vip import Prefix, Vip
 
+BULK = 8  # new VIPs from which on they are written together
+
+_SPARE = np.zeros(4, np.uint8)
 _WAYS = {
     VipType.IP4_NAT44: Node.NAT44,
     VipType.IP6_NAT66: Node.NAT66,
@@ -53,8 +56,12 @@ class Compiler(PodRows):
                 self._add(new)
             else:
                 self._change(old, new)
+        if len(changes.added) > BULK:
+            self._begin_bulk()
         for vip in changes.added:
             self._add(vip)
+        if len(changes.added) > BULK:
+            self._end_bulk()
         return self._publish()
 
     def check(self, changes: Changes) -> None:
@@ -100,7 +107,7 @@ class Compiler(PodRows):
             vip.node_port,
             int(vip.key.protocol),
             int(vip.type),
-            int(vip.key.family),
+            vip.key.id[0],
             # Reached by node port alone: it tells a reply as little as a wide prefix what the client addressed.
             0 if vip.on_node_only else prefix_length(vip.key),
             0,
@@ -111,13 +118,14 @@ class Compiler(PodRows):
             0,
             int(vip.hash_mode),
             0,
-            np.zeros(4, np.uint8),
+            _SPARE,
         )
         self._set_encap(record)
         self._records[vip.key] = record
-        self._by_index[index] = record
+        self._by_index[index] = self.touched[index] = record
         self._set_pods(record, vip)
-        self._set_ranges(record, vip.source_ranges)
+        if vip.source_ranges:
+            self._set_ranges(record, vip.source_ranges)
         if not vip.on_node_only:
             self._enter_key(record)
             self._reference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
@@ -126,6 +134,7 @@ class Compiler(PodRows):
     def _change(self, old: Vip, new: Vip) -> None:
         record = self._records[old.key]
         record.vip = new
+        self.touched[record.index] = record
         row = self.tables.vips[record.index]
         if (
             old.served_pods != new.served_pods
@@ -148,6 +157,7 @@ class Compiler(PodRows):
     def _remove(self, vip: Vip) -> None:
         record = self._records.pop(vip.key)
         record.removed = True
+        self.touched[record.index] = record
         if not vip.on_node_only:
             self._leave_key(record)
             self._dereference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))

@@ -63,7 +63,7 @@ class MatchEntries(SettingsWords):
             # A VIP of this very protocol goes before one of any protocol at the same port.
             if protocol != key.protocol and VipKey(key.prefix, protocol, key.port) in self._records:
                 continue
-            word = key_word(KIND_VIP, key.family, prefix_length(key), protocol, key.port)
+            word = key_word(KIND_VIP, key.id[0], prefix_length(key), protocol, key.port)
             self._vip_match.put(hi, lo, word, record.index)
         self._count_length(key, 1)
 
@@ -85,10 +85,13 @@ class MatchEntries(SettingsWords):
 
     def _count_length(self, key: VipKey, change: int) -> None:
         """Keep the sets of prefix lengths and of their kinds of keys, which spare readers vain probes."""
-        side = 0 if key.family == Family.IPV4 else 1
+        side = 0 if key.id[0] == Family.IPV4 else 1
         plen = prefix_length(key)
         kind = CLASS_PORT if key.port else CLASS_PROTOCOL if key.protocol != Protocol.ANY else CLASS_ANY
-        self._lengths[side, plen, kind] = self._lengths.get((side, plen, kind), 0) + change
+        before = self._lengths.get((side, plen, kind), 0)
+        self._lengths[side, plen, kind] = before + change
+        if before and before + change:
+            return  # there are still some
         present = [k for k in (CLASS_PORT, CLASS_PROTOCOL, CLASS_ANY) if self._lengths.get((side, plen, k))]
         self.tables.classes[side * PREFIX_LENGTHS + plen] = sum(present)
         word = T_PREFIXES + 3 * side + plen // 64

@@ -1,17 +1,25 @@
 """Pods and rings: who gets new flows, whose old flows still run, and when an index is free again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 import numpy as np
 
 from kuproxy.codes import PodFlag
 from kuproxy.control.compile.entries import MatchEntries
 from kuproxy.control.compile.records import Draining, Ring, VipRecord
-from kuproxy.control.compile.rings import fill
-from kuproxy.control.compile.words import HOST, Words, address_words, key_word
+from kuproxy.control.compile.rings import fill, fill_equal
+from kuproxy.control.compile.words import HOST, Words, address_words, key_word, word_columns
 from kuproxy.dataplane.layout import KIND_POD, KIND_POD_ADDRESS, MAX_PODS, RING_ARENA, Tables
 from kuproxy.dataplane.writer import Arena, IndexPool
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
+
+_POD_ID = attrgetter("id")
+
+
+def _pod_key(kind: int, family: np.ndarray) -> np.ndarray:
+    """`key_word` of hosts, without a port: uint64[n]."""
+    return np.uint64(key_word(kind, 0, HOST, 0, 0)) | family.astype(np.uint64) << np.uint64(48)
 
 
 class PodRows(MatchEntries):
@@ -24,6 +32,9 @@ class PodRows(MatchEntries):
         self._draining: dict[int, Draining] = {}  # by pod index
         self._chains: dict[tuple[int, int, np.uint64], list[int]] = {}  # pods with the same replies
         self._new_pods: list[int] = []
+        self._in_bulk = False
+        self._waiting_pods: list[tuple[int, int, Pod, int]] = []  # index, VIP's index, pod, flags
+        self._waiting_rings: list[tuple[VipRecord, Sequence[Pod], list[int]]] = []
 
     def collect(self, acknowledged: int, references: Callable[[int], int]) -> int:
         """Free what nobody can see any more; returns how many pods went.
@@ -59,29 +70,77 @@ class PodRows(MatchEntries):
     def _set_pods(self, record: VipRecord, vip: Vip) -> None:
         # In the records a pod is its address and port; its weight may change while it stays the same pod.
         weights = {Pod(pod.address, pod.port or vip.target_port): pod.weight for pod in vip.served_pods}
-        for pod, weight in weights.items():
-            if pod not in record.pods:
-                record.pods[pod] = self._revive(record, pod) or self._add_pod(record, pod)
-            if weight:
-                self.tables.pods[record.pods[pod]]["flags"] = int(PodFlag.USED)
+        new = [pod for pod in weights if pod not in record.pods] if record.pods else list(weights)
+        if record.draining:
+            for pod in [pod for pod in new if pod in record.draining]:
+                record.pods[pod] = self._revive(record, pod)
+            new = [pod for pod in new if pod not in record.pods]
+        record.pods.update(self._add_pods(record, new, weights))
+        all_new = len(new) == len(record.pods)
+        if not all_new:
+            for pod, weight in weights.items():
+                if weight:
+                    self.tables.pods[record.pods[pod]]["flags"] = int(PodFlag.USED)
         # The new ring goes live before the pods that left it are marked.
-        self._set_ring(record, sorted(pod.weighing(weight) for pod, weight in weights.items() if weight))
+        weighing = [pod.weighing(weight) for pod, weight in weights.items() if weight]
+        self._set_ring(record, sorted(weighing, key=_POD_ID))
+        if all_new:
+            return
         for pod in [pod for pod in record.pods if pod not in weights]:
             self._drain(record, pod)
         for pod, weight in weights.items():
             if not weight:
                 self.tables.pods[record.pods[pod]]["flags"] = 0
 
-    def _add_pod(self, record: VipRecord, pod: Pod) -> int:
-        index = self._pod_indices.allocate()
-        row = self.tables.pods[index]
-        hi, lo = address_words(pod.address)
-        generation = int(row["generation"]) + 1
-        self.tables.pods[index] = (hi, lo, record.index, generation, 0, pod.port, 1, pod.address.version)
-        self._new_pods.append(index)
-        self._enter_chain(pod, index)
-        self._reference(KIND_POD_ADDRESS, pod.address)
-        return index
+    def _add_pods(self, record: VipRecord, pods: Sequence[Pod], weights: Mapping[Pod, int]) -> dict[Pod, int]:
+        """Give them indices, rows and entries, those in one go."""
+        indices = [self._pod_indices.allocate() for _ in pods]
+        used = int(PodFlag.USED)
+        self._waiting_pods += [
+            (index, record.index, pod, used if weights[pod] else 0)
+            for index, pod in zip(indices, pods, strict=True)
+        ]
+        self._new_pods += indices
+        if not self._in_bulk:
+            self._write_pods()
+        return dict(zip(pods, indices, strict=True))
+
+    def _write_pods(self) -> None:
+        """Rows first, then the entries that lead to them."""
+        waiting, self._waiting_pods = self._waiting_pods, []
+        if not waiting:
+            return
+        indices, vips, pods, flags = zip(*waiting, strict=True)
+        hi, lo = word_columns(pods)
+        places = np.array(indices, np.int64)
+        rows = np.zeros(len(waiting), self.tables.pods.dtype)
+        rows["hi"], rows["lo"], rows["vip"], rows["flags"] = hi, lo, vips, flags
+        rows["generation"] = self.tables.pods["generation"][places] + np.uint32(1)
+        rows["port"] = [pod.port for pod in pods]
+        rows["family"] = [pod.id[2] for pod in pods]
+        replies = _pod_key(KIND_POD, rows["family"]) | rows["port"].astype(np.uint64)
+        addresses = _pod_key(KIND_POD_ADDRESS, rows["family"])
+        rows["next"] = [
+            self._join_chain(place, index)
+            for place, index in zip(
+                zip(hi.tolist(), lo.tolist(), replies.tolist(), strict=True), indices, strict=True
+            )
+        ]
+        self.tables.pods[places] = rows
+        fresh = []
+        for number, place in enumerate(zip(hi.tolist(), lo.tolist(), addresses.tolist(), strict=True)):
+            count = self._references.get(place, 0)  # NumPy's integers hash as Python's
+            self._references[place] = count + 1
+            if count == 0:
+                fresh.append(number)
+        self._match.put_many(hi, lo, replies, places)
+        self._match.put_many(hi[fresh], lo[fresh], addresses[fresh], np.ones(len(fresh), np.int64))
+
+    def _join_chain(self, place: tuple[int, int, int], index: int) -> int:
+        """Make a pod the first of those with the same replies; returns the one that was, or 0."""
+        chain = self._chains.setdefault(place, [])  # type: ignore[arg-type]
+        chain.append(index)
+        return chain[-2] if len(chain) > 1 else 0
 
     def _revive(self, record: VipRecord, pod: Pod) -> int:
         """A pod that comes back while it drains keeps its index, and so its flows."""
@@ -105,6 +164,7 @@ class PodRows(MatchEntries):
         """
         record = self._records.get(key)
         if record is not None:
+            self.touched[record.index] = record
             for pod, index in list(record.draining.items()):
                 if pod.address == address and port in (0, pod.port):
                     del record.draining[pod]  # if the pod comes back, it is another one
@@ -113,6 +173,7 @@ class PodRows(MatchEntries):
         return self._publish()
 
     def _free_pod(self, record: VipRecord, pod: Pod, index: int) -> None:
+        self.touched[record.index] = record
         if record.flushed.pop(index, None) is None:
             del record.draining[pod]
         self._leave_chain(pod, index)
@@ -127,13 +188,6 @@ class PodRows(MatchEntries):
     def _reply_key(pod: Pod) -> tuple[Words, np.uint64]:
         """Where the pod's replies find it. Pods of several VIPs may share it: they are chained, the newest first."""
         return address_words(pod.address), key_word(KIND_POD, pod.address.version, HOST, 0, pod.port)
-
-    def _enter_chain(self, pod: Pod, index: int) -> None:
-        (hi, lo), word = self._reply_key(pod)
-        chain = self._chains.setdefault((int(hi), int(lo), word), [])
-        self.tables.pods[index]["next"] = chain[-1] if chain else 0
-        chain.append(index)
-        self._match.put(hi, lo, word, index)
 
     def _leave_chain(self, pod: Pod, index: int) -> None:
         (hi, lo), word = self._reply_key(pod)
@@ -162,12 +216,37 @@ class PodRows(MatchEntries):
         if pods:
             log2 = record.vip.new_len.bit_length() - 1
             record.ring = Ring(self._rings.allocate(log2), log2)
-            owners = np.array([record.pods[pod.weighing(1)] for pod in pods], np.uint32)
-            fill(pods, owners, self._ring_view(record.ring))
+            owners = [record.pods[pod.weighing(1)] for pod in pods]
+            if self._in_bulk and all(pod.weight == pods[0].weight for pod in pods):
+                self._waiting_rings.append((record, pods, owners))
+                return  # a new VIP, which has no former ring
+            fill(pods, np.array(owners, np.uint32), self._ring_view(record.ring))
             word = record.ring.offset << 8 | log2
         self.tables.vips[record.index]["ring"] = word
         if old is not None:
             self._retire(lambda: self._rings.free(old.offset, old.log2))
+
+    # -------------------------------------------------------------------------------------------------- bulk
+
+    def _begin_bulk(self) -> None:
+        """From here on many VIPs are added, and nothing else: their pods, rings and entries are written together."""
+        self._in_bulk = True
+        self._match.hold()
+        self._vip_match.hold()
+
+    def _end_bulk(self) -> None:
+        """What is found comes before what leads to it: pods, rings, and last the VIPs' own entries."""
+        self._in_bulk = False
+        self._write_pods()
+        waiting, self._waiting_rings = self._waiting_rings, []
+        if waiting:
+            records, pods, owners = zip(*waiting, strict=True)
+            rings = [record.ring for record in records]
+            fill_equal(pods, owners, self.tables.rings, rings)
+            words = [ring.offset << 8 | ring.log2 for ring in rings]
+            self.tables.vips["ring"][[record.index for record in records]] = words
+        self._match.release()
+        self._vip_match.release()
 
     def _free_vip(self, record: VipRecord) -> None:
         if self._by_index.pop(record.index, None) is not None:
