@@ -24,7 +24,7 @@ from kuproxy.dataplane.layout import (
     make_frame,
 )
 from kuproxy.engine.local import LocalEngine
-from kuproxy.engine.memory import pod_counters, pod_flows, totals, vip_counters
+from kuproxy.engine.memory import many_pod_counters, pod_counters, pod_flows, totals, vip_counters
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import NAT46_PREFIX
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
@@ -64,7 +64,8 @@ class CompiledPlane:
 
     def _apply(self, changes: Changes) -> None:
         self.compiler.apply(changes)
-        self.baselines.note_pods(self.compiler.take_new_pods(), self._pod_counts)
+        new_pods = self.compiler.take_new_pods()
+        self.baselines.note_pods(new_pods, many_pod_counters(self.engine.states, new_pods))
         self.baselines.note(self.compiler.records(), self._counts)
         self.engine.acknowledge()
 

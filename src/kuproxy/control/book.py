@@ -51,6 +51,7 @@ class _Entry:
     wanted: Wanted
     granted: tuple[Vip, ...] = ()
     problems: tuple[Problem, ...] = ()
+    consistent: bool = True  # it claims nothing twice
 
 
 @dataclass(slots=True)
@@ -105,6 +106,7 @@ class ServiceBook:
         """Take in what some services come to now; None: they are no more."""
         before = {claimant: self._entries.get(claimant) for claimant in changes}
         concerned = set(changes)
+        alone = set()  # nobody else claims anything of theirs
         for claimant, wanted in changes.items():
             old = before[claimant]
             if old is not None:
@@ -112,9 +114,15 @@ class ServiceBook:
             if wanted is None:
                 self._entries.pop(claimant, None)
             else:
-                concerned |= self._enter(claimant, wanted)
-                granted = old.granted if old is not None else ()
-                self._entries[claimant] = _Entry(wanted, granted, old.problems if old is not None else ())
+                entry = _Entry(wanted)
+                if old is not None:
+                    entry.granted, entry.problems = old.granted, old.problems
+                self._entries[claimant] = entry
+                others = self._enter(claimant, entry)
+                if others:
+                    concerned |= others
+                else:
+                    alone.add(claimant)
         change = _Change()
         for claimant, old in before.items():
             if old is None:
@@ -124,7 +132,7 @@ class ServiceBook:
                 change.gone.update(dict.fromkeys(vip.key for vip in old.granted))
                 if old.problems:
                     change.problems[claimant] = ()
-        for group in self._groups(concerned):
+        for group in self._groups(concerned, alone):
             self._grant(group, changes, change)
         return change.difference()
 
@@ -133,15 +141,13 @@ class ServiceBook:
     ) -> None:
         """Decide for services that share claims, or for one that shares none."""
         entries = [self._entries[claimant] for claimant in group]
-        shares: Iterable[tuple[tuple[Vip, ...], tuple[Problem, ...]]]
-        if len(group) == 1 and _is_consistent(entries[0].wanted.vips.vips):
-            shares = [(entries[0].wanted.vips.vips, ())]
-        else:
-            shares = _settle(entries)
+        is_alone = len(group) == 1 and entries[0].consistent
+        shares = [(entries[0].wanted.vips.vips, ())] if is_alone else _settle(entries)
         for claimant, entry, (granted, problems) in zip(group, entries, shares, strict=True):
-            if claimant not in changed:
-                change.serving_before.update(_serving(entry.wanted, entry.granted))
-            change.serving_after.update(_serving(entry.wanted, granted))
+            if entry.wanted.vips.serving:
+                if claimant not in changed:
+                    change.serving_before.update(_serving(entry.wanted, entry.granted))
+                change.serving_after.update(_serving(entry.wanted, granted))
             held = {vip.key: vip for vip in entry.granted}
             for vip in granted:
                 if held.pop(vip.key, None) != vip:
@@ -151,12 +157,14 @@ class ServiceBook:
             if problems != entry.problems:
                 entry.problems = change.problems[claimant] = problems
 
-    def _enter(self, claimant: Claimant, wanted: Wanted) -> set[Claimant]:
+    def _enter(self, claimant: Claimant, entry: _Entry) -> set[Claimant]:
         """Note its claims; returns the others who have one of them."""
         others: set[Claimant] = set()
-        for place in _places(wanted.vips.vips):
+        places = _places(entry.wanted.vips.vips)
+        entry.consistent = len(set(places)) == len(places)
+        for place in places:
             present = self._claims.setdefault(place, claimant)
-            if present == claimant:
+            if present is claimant or present == claimant:
                 continue
             if not isinstance(present, set):
                 present = self._claims[place] = {present}
@@ -177,11 +185,14 @@ class ServiceBook:
                 del self._claims[place]
         return others
 
-    def _groups(self, concerned: set[Claimant]) -> Iterable[list[Claimant]]:
+    def _groups(self, concerned: set[Claimant], alone: set[Claimant]) -> Iterable[list[Claimant]]:
         """Those concerned that still exist, each with all whom a chain of shared claims leads to, by rank."""
         seen: set[Claimant] = set()
         for first in concerned:
             if first in seen or first not in self._entries:
+                continue
+            if first in alone:
+                yield [first]
                 continue
             seen.add(first)
             group = [first]
@@ -197,16 +208,13 @@ class ServiceBook:
             yield group
 
 
-def _places(vips: Iterable[Vip]) -> Iterable[_Place]:
+def _places(vips: Iterable[Vip]) -> list[_Place]:
+    places: list[_Place] = []
     for vip in vips:
-        yield vip.key.id
+        places.append(vip.key.id)
         if vip.node_port:
-            yield (vip.key.id[0], vip.key.id[3], vip.node_port)
-
-
-def _is_consistent(vips: tuple[Vip, ...]) -> bool:
-    places = [place for vip in vips for place in _places((vip,))]
-    return len(set(places)) == len(places)
+            places.append((vip.key.id[0], vip.key.id[3], vip.node_port))
+    return places
 
 
 def _serving(wanted: Wanted, granted: tuple[Vip, ...]) -> Iterable[tuple[VipKey, frozenset[Pod]]]:
@@ -217,10 +225,12 @@ def _serving(wanted: Wanted, granted: tuple[Vip, ...]) -> Iterable[tuple[VipKey,
     return [each for each in wanted.vips.serving if each[0] in keys]
 
 
-def _settle(entries: list[_Entry]) -> Iterable[tuple[tuple[Vip, ...], tuple[Problem, ...]]]:
+def _settle(entries: list[_Entry]) -> list[tuple[tuple[Vip, ...], tuple[Problem, ...]]]:
     """What each gets of what all of them claim, and why not the rest."""
+    shares = []
     taken: list[Vip] = []
     for entry in entries:
         kept, problems = settle([*taken, *entry.wanted.vips.vips])
-        yield tuple(kept[len(taken) :]), tuple(problems)
+        shares.append((tuple(kept[len(taken) :]), tuple(problems)))
         taken = kept
+    return shares

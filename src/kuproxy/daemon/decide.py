@@ -12,6 +12,7 @@ from kuproxy.kube.convert import convert_endpoint_slice, convert_service
 from kuproxy.kube.node import convert_node, convert_service_cidr
 from kuproxy.kube.objects import Service as ServiceObject
 from kuproxy.kube.objects import document
+from kuproxy.kube.plain import plain_service, plain_slice
 from kuproxy.kube.reader import Finding
 from kuproxy.model.node import NodeInfo, NodeView
 from kuproxy.model.service import EndpointSlice, Service
@@ -78,8 +79,10 @@ class Decider:
     ) -> Wanted | None:
         health.pop(key, None)
         raw = cluster.services.get(key)
-        service = None if raw is None else convert_service(document(raw), found)
-        if raw is None or service is None:
+        if raw is None:
+            return None
+        service = plain_service(raw) or convert_service(document(raw), found)
+        if service is None:
             return None
         slices = _slices(cluster, key, found)
         ready = local_ready(service, slices, view)
@@ -94,7 +97,10 @@ def _rank(raw: ServiceObject, service: Service) -> tuple[str, str, str]:
 
 def _slices(cluster: Cluster, key: Claimant, found: list[Finding]) -> list[EndpointSlice]:
     notes: list[Finding] = []  # what is skipped on purpose
-    converted = (convert_endpoint_slice(document(raw), found, notes) for raw in cluster.slices_of(key))
+    converted = [
+        plain_slice(raw) or convert_endpoint_slice(document(raw), found, notes)
+        for raw in cluster.slices_of(key)
+    ]
     return [each for each in converted if each is not None]
 
 

@@ -85,6 +85,8 @@ class Cluster:
     def slices_of(self, service: Key) -> list[EndpointSlice]:
         """A service's slices by its namespace and name, in the order of their names."""
         slices = self._by_service.get(service, {})
+        if len(slices) < 2:
+            return list(slices.values())
         return [slices[name] for name in sorted(slices)]
 
     def take(self) -> Batch | None:

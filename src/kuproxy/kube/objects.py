@@ -188,12 +188,6 @@ class Hints(_Part):
     for_nodes: list[Named] | None = None
 
 
-class TargetRef(_Part):
-    kind: str | None = None
-    namespace: str | None = None
-    name: str | None = None
-
-
 class Endpoint(_Part):
     addresses: list[str] | None = None
     conditions: Conditions | None = None
@@ -201,7 +195,6 @@ class Endpoint(_Part):
     zone: str | None = None
     hostname: str | None = None
     hints: Hints | None = None
-    target_ref: TargetRef | None = None
 
 
 class EndpointPort(_Part):

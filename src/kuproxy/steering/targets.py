@@ -96,7 +96,7 @@ class Entries:
 
     def commit(self, balance: Counter[bytes]) -> None:
         if not self._wanted:
-            self._wanted = +balance
+            self._wanted.update({key: count for key, count in balance.items() if count > 0})
             return
         for key, count in balance.items():
             total = self._wanted[key] + count
@@ -122,19 +122,20 @@ class MapWriter:
     def apply(self, remove: Iterable[bytes], add: Iterable[bytes]) -> Change:
         """Raises SteeringError, with nothing changed, when a map has too little room."""
         change, balance = self.entries.difference(remove, add)
-        prefixes = self._prefixes + _count_prefixes(change.new) - _count_prefixes(change.gone)
-        self._check_room(change, prefixes)
-        returns = [key for key in change.new if is_return(key)]
-        forwards = [key for key in change.new if len(key) == STEER_KEY_SIZE and not is_return(key)]
-        self._maps.steer.update(dict.fromkeys(returns, PRESENT))
-        self._maps.steer.update(dict.fromkeys(forwards, PRESENT))
-        self._maps.prefixes.update(dict.fromkeys(_prefixes(change.new), PRESENT))
+        new, gone = _sorted_out(change.new), _sorted_out(change.gone)
+        prefixes = self._prefixes + len(new.prefixes) - len(gone.prefixes)
+        # New entries are written before old ones go, so there must be room for both.
+        self._check_room(
+            len(self.entries) - self._prefixes + len(new.returns) + len(new.forwards),
+            self._prefixes + len(new.prefixes),
+        )
+        self._maps.steer.update(dict.fromkeys(new.returns, PRESENT))
+        self._maps.steer.update(dict.fromkeys(new.forwards, PRESENT))
+        self._maps.prefixes.update(dict.fromkeys(new.prefixes, PRESENT))
         self.set_config(ConfigBit.PREFIXES, prefixes > 0)
-        returns = [key for key in change.gone if is_return(key)]
-        forwards = [key for key in change.gone if len(key) == STEER_KEY_SIZE and not is_return(key)]
-        self._maps.prefixes.delete(_prefixes(change.gone))
-        self._maps.steer.delete(forwards)
-        self._maps.steer.delete(returns)
+        self._maps.prefixes.delete(gone.prefixes)
+        self._maps.steer.delete(gone.forwards)
+        self._maps.steer.delete(gone.returns)
         self.entries.commit(balance)
         self._prefixes = prefixes
         return change
@@ -145,20 +146,26 @@ class MapWriter:
             self._maps.write_config(config)
             self._config = config
 
-    def _check_room(self, change: Change, prefixes: int) -> None:
-        # New entries are written before old ones go, so there must be room for both.
-        steered = len(self.entries) - self._prefixes + len(change.new) - _count_prefixes(change.new)
-        for bpf_map, wanted in (
-            (self._maps.steer, steered),
-            (self._maps.prefixes, prefixes + _count_prefixes(change.gone)),
-        ):
+    def _check_room(self, steered: int, prefixes: int) -> None:
+        for bpf_map, wanted in ((self._maps.steer, steered), (self._maps.prefixes, prefixes)):
             if wanted > bpf_map.capacity:
                 raise SteeringError(f"{wanted} entries for {bpf_map.name}, which holds {bpf_map.capacity}")
 
 
-def _prefixes(keys: Iterable[bytes]) -> list[bytes]:
-    return [key for key in keys if len(key) != STEER_KEY_SIZE]
+class _SortedOut(NamedTuple):
+    returns: list[bytes]
+    forwards: list[bytes]
+    prefixes: list[bytes]
 
 
-def _count_prefixes(keys: Iterable[bytes]) -> int:
-    return len(_prefixes(keys))
+def _sorted_out(keys: Iterable[bytes]) -> _SortedOut:
+    """Keys by what they are for."""
+    sorted_out = _SortedOut([], [], [])
+    for key in keys:
+        if len(key) != STEER_KEY_SIZE:
+            sorted_out.prefixes.append(key)
+        elif is_return(key):
+            sorted_out.returns.append(key)
+        else:
+            sorted_out.forwards.append(key)
+    return sorted_out

@@ -165,7 +165,7 @@ class Compiler(PodRows):
         row = self.tables.vips[record.index]
         row["generation"] = int(row["generation"]) + 1  # its flows are dead from here on
         row["flags"] = 0
-        self._set_ring(record, ())
+        self._set_ring(record, {})
         self._set_ranges(record, ())
         for pod in list(record.pods):
             self._drain(record, pod)

@@ -1,7 +1,7 @@
 """Pods and rings: who gets new flows, whose old flows still run, and when an index is free again."""
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, is_, lt
 
 import numpy as np
 
@@ -68,24 +68,24 @@ class PodRows(MatchEntries):
         return dict(zip(owners.tolist(), counts.tolist(), strict=True))
 
     def _set_pods(self, record: VipRecord, vip: Vip) -> None:
+        if not (vip.served_pods or record.pods or record.ring):
+            return
         # In the records a pod is its address and port; its weight may change while it stays the same pod.
         weights = {Pod(pod.address, pod.port or vip.target_port): pod.weight for pod in vip.served_pods}
-        new = [pod for pod in weights if pod not in record.pods] if record.pods else list(weights)
-        if record.draining:
-            for pod in [pod for pod in new if pod in record.draining]:
-                record.pods[pod] = self._revive(record, pod)
-            new = [pod for pod in new if pod not in record.pods]
-        record.pods.update(self._add_pods(record, new, weights))
-        all_new = len(new) == len(record.pods)
-        if not all_new:
-            for pod, weight in weights.items():
-                if weight:
-                    self.tables.pods[record.pods[pod]]["flags"] = int(PodFlag.USED)
-        # The new ring goes live before the pods that left it are marked.
-        weighing = [pod.weighing(weight) for pod, weight in weights.items() if weight]
-        self._set_ring(record, sorted(weighing, key=_POD_ID))
-        if all_new:
+        if not (record.pods or record.draining):
+            record.pods = self._add_pods(record, list(weights), weights)
+            self._set_ring(record, weights)
             return
+        for pod in weights:
+            if pod in record.draining:
+                record.pods[pod] = self._revive(record, pod)
+        new = [pod for pod in weights if pod not in record.pods]
+        record.pods.update(self._add_pods(record, new, weights))
+        for pod, weight in weights.items():
+            if weight:
+                self.tables.pods[record.pods[pod]]["flags"] = int(PodFlag.USED)
+        # The new ring goes live before the pods that left it are marked.
+        self._set_ring(record, weights)
         for pod in [pod for pod in record.pods if pod not in weights]:
             self._drain(record, pod)
         for pod, weight in weights.items():
@@ -208,15 +208,22 @@ class PodRows(MatchEntries):
     def _ring_view(self, ring: Ring) -> np.ndarray:
         return self.tables.rings[ring.offset : ring.offset + (1 << ring.log2)]
 
-    def _set_ring(self, record: VipRecord, pods: Sequence[Pod]) -> None:
-        """`pods` in order, with their weights, all of them in record.pods."""
+    def _set_ring(self, record: VipRecord, weights: Mapping[Pod, int]) -> None:
+        """For pods that are all in record.pods; those of weight 0 get no slot."""
         old = record.ring
         word = 0
         record.ring = None
+        pods = [pod.weighing(weight) for pod, weight in weights.items() if weight]
         if pods:
             log2 = record.vip.new_len.bit_length() - 1
             record.ring = Ring(self._rings.allocate(log2), log2)
-            owners = [record.pods[pod.weighing(1)] for pod in pods]
+            ids = [pod.id for pod in pods]
+            in_order = len(pods) == len(record.pods) and all(map(is_, record.pods, weights))
+            if in_order and all(map(lt, ids, ids[1:])):
+                owners = list(record.pods.values())
+            else:
+                pods.sort(key=_POD_ID)
+                owners = [record.pods[pod.weighing(1)] for pod in pods]
             if self._in_bulk and all(pod.weight == pods[0].weight for pod in pods):
                 self._waiting_rings.append((record, pods, owners))
                 return  # a new VIP, which has no former ring
