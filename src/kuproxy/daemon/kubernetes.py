@@ -171,6 +171,7 @@ class KubernetesSource:
         cluster = Cluster(self.options.node_name, self._random, now, self._pace, self.options.proxy_name)
         self._cluster = cluster
         self._watcher = Watcher(cluster, self._load, self._report, self._note_arrival)
+        await self._thread(self._controller.plane.compiler.warm)
         # A hundred thousand objects arrive that stay; looking through them again and again would double the time.
         gc.disable()
         try:
@@ -262,7 +263,6 @@ class KubernetesSource:
         """Everything is in the store for the first time."""
         self._tell(self.listeners.synced)
         self._controller.plane.end_stale(self._decider.book.serving())
-        gc.collect()
         gc.freeze()
         gc.enable()
 

@@ -235,6 +235,13 @@ class PodRows(MatchEntries):
 
     # -------------------------------------------------------------------------------------------------- bulk
 
+    def warm(self) -> None:
+        """Load what is compiled, so that the first of many VIPs need not wait for it."""
+        nothing = np.zeros(0, np.uint64)
+        for entries in (self._match, self._vip_match):
+            entries.put_many(nothing, nothing, nothing, np.zeros(0, np.int64))
+        fill_equal([], [], self.tables.rings, [])
+
     def _begin_bulk(self) -> None:
         """From here on many VIPs are added, and nothing else: their pods, rings and entries are written together."""
         self._in_bulk = True
