@@ -65,6 +65,7 @@ class ClusterCase(Count):
         first = _next(node, 300)
         sample = {
             "first sync": (first["done"] - first["first_byte"]) * 1e3,
+            "first sync, processor time": first["processor"] * 1e3,
             "first sync, without receiving and decoding": first["took"] * 1e3,
             "VIPs": first["vips"],
             "resident": first["resident"] / 1e6,

@@ -24,6 +24,7 @@ from kuproxy.control.book import Claimant, Difference
 from kuproxy.control.policy import node_port_networks
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.decide import Decider, HealthCheck, read_node, read_service_cidrs
+from kuproxy.daemon.memory import give_back
 from kuproxy.daemon.programming import Programmer
 from kuproxy.daemon.thread import ControlThread
 from kuproxy.errors import KuError
@@ -265,6 +266,7 @@ class KubernetesSource:
         self._controller.plane.end_stale(self._decider.book.serving())
         gc.freeze()
         gc.enable()
+        give_back()
 
     def _try_again(self) -> None:
         """What was refused may be possible now."""

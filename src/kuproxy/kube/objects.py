@@ -13,6 +13,7 @@ Source: k8s.io/api core/v1, discovery/v1 and networking/v1 types; apimachinery m
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -197,6 +198,29 @@ class Endpoint(_Part):
     hints: Hints | None = None
 
 
+_CONDITIONS = {
+    (ready, serving, terminating): Conditions(ready, serving, terminating)
+    for ready in (None, False, True)
+    for serving in (None, False, True)
+    for terminating in (None, False, True)
+}
+
+
+def share_parts(endpoints: list[Endpoint] | None) -> None:
+    """Let equal parts of endpoints be the same object: a hundred thousand of them name few nodes, zones and conditions.
+
+    None of them is changed later on.
+    """
+    for each in endpoints or ():
+        if each.node_name is not None:
+            each.node_name = sys.intern(each.node_name)
+        if each.zone is not None:
+            each.zone = sys.intern(each.zone)
+        state = each.conditions
+        if state is not None:
+            each.conditions = _CONDITIONS[state.ready, state.serving, state.terminating]
+
+
 class EndpointPort(_Part):
     name: str | None = None
     protocol: str | None = None
@@ -210,6 +234,9 @@ class EndpointSlice(Item, tag_field="kind", tag="EndpointSlice"):
     address_type: str | None = None
     endpoints: list[Endpoint] | None = None
     ports: list[EndpointPort] | None = None
+
+    def __post_init__(self) -> None:
+        share_parts(self.endpoints)
 
     @property
     def service(self) -> Key | None:

@@ -26,6 +26,11 @@ from kuproxy.dataplane.writer import MatchWriter, match_arena
 from kuproxy.model.vip import Address, Vip, VipKey
 
 
+def reference_place(kind: int, plen: int, version: int, address: int) -> int:
+    """An address entry as one number."""
+    return address << 24 | kind << 16 | plen << 8 | version
+
+
 class MatchEntries(SettingsWords):
     """Enters and takes out; what several things need is counted."""
 
@@ -34,8 +39,7 @@ class MatchEntries(SettingsWords):
         arena = match_arena(tables)
         self._vip_match = MatchWriter(tables, T_VIP_MATCH, arena, self._retire)
         self._match = MatchWriter(tables, T_MATCH, arena, self._retire)
-        # Address entries that several things need.
-        self._references: dict[tuple[int, int, np.uint64], int] = {}
+        self._references: dict[int, int] = {}  # how many need an address entry, by `reference_place`
         self._lengths: dict[tuple[int, int, int], int] = {}  # VIP entries by family, prefix length, class
         self._node_addresses: set[Address] = set()
 
@@ -119,7 +123,7 @@ class MatchEntries(SettingsWords):
     def _reference(self, kind: int, address: Address, plen: int = HOST) -> None:
         hi, lo = address_words(address)
         word = key_word(kind, address.version, plen, 0, 0)
-        place = (int(hi), int(lo), word)
+        place = reference_place(kind, plen, address.version, int(address))
         count = self._references.get(place, 0)
         if count == 0:
             self._match.put(hi, lo, word, 1)
@@ -128,7 +132,7 @@ class MatchEntries(SettingsWords):
     def _dereference(self, kind: int, address: Address, plen: int = HOST) -> None:
         hi, lo = address_words(address)
         word = key_word(kind, address.version, plen, 0, 0)
-        place = (int(hi), int(lo), word)
+        place = reference_place(kind, plen, address.version, int(address))
         self._references[place] -= 1
         if self._references[place] == 0:
             del self._references[place]
