@@ -112,15 +112,12 @@ class Store:
         new = {key: vip for key, vip in wanted.items() if held.get(key) != vip}
         return self._commit(source, new, gone, problems)
 
-    def yielding(
-        self, source: str, add: Iterable[Vip], remove: Iterable[VipKey] = ()
-    ) -> tuple[list[Vip], dict[VipKey, Problem]]:
-        """Of what a source would add while it lets go `remove`, that which no other source contradicts; and the rest.
+    def yielding(self, source: str, add: Iterable[Vip]) -> tuple[list[Vip], dict[VipKey, Problem]]:
+        """Of what a source would hold, free of contradictions in itself, that which no other source contradicts.
 
         A VIP of which only the node port is taken comes back without it; the problems tell of it nonetheless.
         """
         held = self._sources.get(source, {})
-        gone = set(remove)
         accepted: list[Vip] = []
         problems: dict[VipKey, Problem] = {}
         for vip in add:
@@ -129,7 +126,7 @@ class Store:
             if current is not None and self._holders[key] - (key in held) and current != vip:
                 problems[key] = _vip_conflict(current, vip)
                 continue
-            rival = self._rival(vip, held, gone) if vip.node_port else None
+            rival = self._rival(vip, held) if vip.node_port else None
             if rival is not None:
                 problems[key] = _node_port_conflict(rival, vip)
                 if vip.on_node_only:
@@ -137,10 +134,10 @@ class Store:
             accepted.append(vip if rival is None else replace(vip, node_port=0))
         return accepted, problems
 
-    def _rival(self, vip: Vip, held: dict[VipKey, Vip], gone: set[VipKey]) -> Vip | None:
+    def _rival(self, vip: Vip, held: dict[VipKey, Vip]) -> Vip | None:
         """Another source's VIP that has this one's node port."""
         for other in self._node_ports.get((vip.key.family, vip.node_port), {}).values():
-            if other == vip.key or (other in held and (self._holders[other] == 1 or other in gone)):
+            if other == vip.key or (other in held and self._holders[other] == 1):
                 continue
             if other.protocol == vip.key.protocol or Protocol.ANY in (other.protocol, vip.key.protocol):
                 return self._vips[other]

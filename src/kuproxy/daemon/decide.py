@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kuproxy.control.book import Claimant, Difference, ServiceBook, Wanted
 from kuproxy.control.policy import ServiceVips, local_ready, service_range_guards, translate
@@ -84,6 +84,8 @@ class Decider:
         service = plain_service(raw) or convert_service(document(raw), found)
         if service is None:
             return None
+        if service.proxy_name is not None:  # the selector let it through: it is ours
+            service = replace(service, proxy_name=None)
         slices = _slices(cluster, key, found)
         ready = local_ready(service, slices, view)
         if ready is not None:

@@ -201,7 +201,7 @@ class KubernetesSource:
         while True:
             await asyncio.sleep(RETRY_S)
             if self._programmer.refused:
-                await self._thread(self._try_again)
+                await self._thread(self.try_again)
 
     # ---------------------------------------------------------------------------------------- in the control thread
 
@@ -268,7 +268,7 @@ class KubernetesSource:
         gc.enable()
         give_back()
 
-    def _try_again(self) -> None:
+    def try_again(self) -> None:
         """What was refused may be possible now."""
         before = self._programmer.refused
         programmed = self._programmer.program(Difference())

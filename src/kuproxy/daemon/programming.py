@@ -50,7 +50,7 @@ class Programmer:
         asked.update((vip.key, vip) for vip in difference.add)
         if not (asked or remove or difference.flushed):
             return result
-        accepted, problems = self._controller.plane.store.yielding(self._source, asked.values(), remove)
+        accepted, problems = self._controller.plane.store.yielding(self._source, asked.values())
         result.refused = {key: str(problem) for key, problem in problems.items()}
         accepted_keys = {vip.key for vip in accepted}
         # A VIP that changes into something that it must not be is none any more.
