@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from bench.harness import Case, Scale
-from bench.suites import control, graph, lookup, maglev, memory, policy, properties, vectors
+from bench.suites import control, graph, kubernetes, lookup, maglev, memory, policy, properties, vectors
 
 SUITES: dict[str, Callable[[Scale], list[Case]]] = {
     "graph": graph.cases,
@@ -12,6 +12,7 @@ SUITES: dict[str, Callable[[Scale], list[Case]]] = {
     "maglev": maglev.cases,
     "control": control.cases,
     "policy": policy.cases,
+    "kubernetes": kubernetes.cases,
     "memory": memory.cases,
     "properties": properties.cases,
 }

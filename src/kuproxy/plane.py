@@ -14,12 +14,20 @@ from kuproxy.control.store import Changes, Store
 from kuproxy.control.trace import build_trace
 from kuproxy.engine.contract import Engine
 from kuproxy.engine.flows import flow_rows
-from kuproxy.engine.memory import Totals, flows_by_state, pod_counters, pod_flows, totals, vip_counters
+from kuproxy.engine.memory import (
+    Totals,
+    flows_by_state,
+    many_pod_counters,
+    pod_counters,
+    pod_flows,
+    totals,
+    vip_counters,
+)
 from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, FlowFilter, InterfaceMark, Settings, Show, ShowKind
 from kuproxy.model.report import FlowList, FlowReport, Report, WorkerReport
-from kuproxy.model.vip import Address
+from kuproxy.model.vip import Address, Pod, Vip, VipKey
 
 
 class Plane:
@@ -66,7 +74,7 @@ class Plane:
         self.compiler.set_tunnel_sources(config.settings.ip4_src_address, config.settings.ip6_src_address)
         self._set_translation(config.settings)
         self.compiler.apply(changes)
-        self._baselines.note_pods(self.compiler.take_new_pods(), self._pod_counts)
+        self._note_pods()
         for key, pod in config.flushed:
             self.compiler.flush(key, pod.address, pod.port)
         self._baselines.note(self.compiler.records(), self._vip_counts)
@@ -90,6 +98,54 @@ class Plane:
         said = {address.version: address for address in settings.masquerade}
         own = {address.version: address for address in reversed(self._own_addresses)}
         self.compiler.set_masquerade((own | said).values())
+
+    def update(
+        self,
+        source: str,
+        add: Iterable[Vip] = (),
+        remove: Iterable[VipKey] = (),
+        flushed: Iterable[tuple[VipKey, Pod]] = (),
+    ) -> Changes:
+        """Let `source` hold, or hold anew, what is in `add`, and let go `remove`; end the UDP flows of `flushed`.
+
+        The cost follows the size of the change. Raises ConflictError or TableFullError, changing nothing.
+        """
+        add, remove = list(add), list(remove)
+        former = self.store.excerpt(source, [*(vip.key for vip in add), *remove])
+        changes = self.store.update(source, add, remove)
+        try:
+            self.compiler.check(changes)
+        except TableFullError:
+            self.store.update(source, *former)
+            raise
+        self.compiler.apply(changes)
+        self._note_pods()
+        records = [
+            self.compiler.record(vip.key) for vip in (*changes.added, *(new for _, new in changes.changed))
+        ]
+        self._baselines.note([record for record in records if record is not None], self._vip_counts)
+        for key, pod in flushed:
+            self.compiler.flush(key, pod.address, pod.port)
+        return changes
+
+    def set_masquerade(self, addresses: tuple[Address, ...]) -> None:
+        """Change the source of masqueraded packets alone."""
+        self.store.settings = replace(self.store.settings, masquerade=addresses)
+        self._set_masquerade(self.store.settings)
+
+    def end_stale(self, serving: Iterable[tuple[VipKey, frozenset[Pod]]]) -> int:
+        """End the flows of pods that were removed and are not among those that serve their VIP; returns how many pods.
+
+        For pods that stopped serving while nobody looked: what `update` is told cannot name them.
+        """
+        ended = 0
+        for key, pods in serving:
+            record = self.compiler.record(key)
+            for pod in list(record.draining) if record is not None else ():
+                if pod not in pods:
+                    self.compiler.flush(key, pod.address, pod.port)
+                    ended += 1
+        return ended
 
     def _set_translation(self, settings: Settings) -> None:
         self.compiler.set_translation(
@@ -167,6 +223,10 @@ class Plane:
     def told(self, report: Report, show: Show) -> Report:
         """`report` with what only this `show` asks for."""
         return replace(report, flows=self.flows(show.flows)) if show.kind is ShowKind.FLOWS else report
+
+    def _note_pods(self) -> None:
+        indices = self.compiler.take_new_pods()
+        self._baselines.note_pods(indices, many_pod_counters(self.engine.states, indices))
 
     def _vip_counts(self, index: int) -> np.ndarray:
         return vip_counters(self.engine.states, index)

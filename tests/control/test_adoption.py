@@ -182,7 +182,7 @@ def dying_at(step: int) -> Iterator[None]:
     for owner, name in (
         (MatchWriter, "put"), (MatchWriter, "delete"), (Arena, "allocate"), (IndexPool, "allocate"),
         (pods, "fill"), (vips.VipRows, "_set_way"), (entries.MatchEntries, "_count_length"),
-        (pods.PodRows, "_drain"), (pods.PodRows, "_enter_chain"), (vips.VipRows, "_set_pods"),
+        (pods.PodRows, "_drain"), (pods.PodRows, "_join_chain"), (MatchWriter, "put_many"), (vips.VipRows, "_set_pods"),
     ):  # fmt: skip
         patch.setattr(owner, name, dying(getattr(owner, name)))
     try:

@@ -26,7 +26,7 @@ from kuproxy.dataplane.layout import (
     make_frame,
 )
 from kuproxy.engine.local import LocalEngine
-from kuproxy.engine.memory import pod_counters, pod_flows, totals, vip_counters
+from kuproxy.engine.memory import many_pod_counters, pod_counters, pod_flows, totals, vip_counters
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import NAT46_PREFIX
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
@@ -53,7 +53,7 @@ class CompiledPlane:
         self.compiler.set_tunnel_sources(config.ip4_src_address, config.ip6_src_address)
         self.compiler.set_node_addresses(config.node_addresses)
         self.set_origins(config.pod_ranges, config.all_node_addresses)
-        self.baselines = Baselines()
+        self.baselines = Baselines(*self.engine.baselines)
         self.engine.tables.header[T_REJECT_RATE] = config.reject_rate
         self.set_timeout(config.timeout_ticks)
         self.set_masquerade(config.masquerade)
@@ -70,7 +70,8 @@ class CompiledPlane:
 
     def _apply(self, changes: Changes) -> None:
         self.compiler.apply(changes)
-        self.baselines.note_pods(self.compiler.take_new_pods(), self._pod_counts)
+        new_pods = self.compiler.take_new_pods()
+        self.baselines.note_pods(new_pods, many_pod_counters(self.engine.states, new_pods))
         self.baselines.note(self.compiler.records(), self._counts)
         self.engine.acknowledge()
 

@@ -357,7 +357,10 @@ class Workload:
             self._toggle("servicecidrs", "", name, {"spec": {"cidrs": [f"10.9{choose.randrange(9)}.0.0/16"]}})
         elif what < 0.5:
             name = f"service-{choose.randrange(12)}"
-            spec = {"ports": [{"name": "http", "port": choose.randrange(1, 9000)}], "clusterIP": "10.96.0.9"}
+            # Few addresses and ports, so that services claim the same.
+            port = {"name": "http", "port": choose.randrange(80, 84), "protocol": choose.choice(("TCP", "UDP"))}
+            address = f"10.96.0.{choose.randrange(4)}"
+            spec = {"ports": [port], "clusterIP": address, "clusterIPs": [address]}
             labels = choose.choice(({}, {}, {}, {PROXY_NAME: "other"}))
             self._toggle("services", choose.choice(("shop", "edge")), name, {"spec": spec}, labels)
         else:
@@ -366,9 +369,16 @@ class Workload:
             if choose.random() < 0.1:
                 labels["service.kubernetes.io/headless"] = ""
             count = choose.randrange(5)
-            endpoints = [{"addresses": [f"10.1.0.{choose.randrange(250)}"]} for _ in range(count)] or None
-            body: Object = {"addressType": "IPv4", "endpoints": endpoints, "ports": [{"port": 80}]}
+            endpoints = [self._endpoint() for _ in range(count)] or None
+            ports = [{"name": "http", "port": 80, "protocol": each} for each in ("TCP", "UDP")]
+            body: Object = {"addressType": "IPv4", "endpoints": endpoints, "ports": ports}
             self._toggle("endpointslices", choose.choice(("shop", "edge")), f"slice-{number}", body, labels)
+
+    def _endpoint(self) -> Object:
+        choose = self.world.random
+        serving = choose.random() < 0.8
+        conditions = {"ready": serving and choose.random() < 0.8, "serving": serving, "terminating": not serving}
+        return {"addresses": [f"10.1.0.{choose.randrange(250)}"], "conditions": conditions}
 
     def _toggle(
         self, plural: str, namespace: str, name: str, body: Object, labels: dict[str, str] | None = None

@@ -1,6 +1,6 @@
 """What `show` tells, put together from the compiler's places and the workers' sums."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -33,10 +33,12 @@ class Baselines:
         """uint64[8]: the VIP's own counts."""
         return counters(record.index) - self._vips[record.index]
 
-    def note_pods(self, indices: Iterable[int], counters: Callable[[int], np.ndarray]) -> None:
-        """The same for pods: call it with the indices that have just been given out."""
+    def note_pods(self, indices: Sequence[int], counts: np.ndarray) -> None:
+        """The same for pods: call it with the indices that have just been given out, and uint64[n, 8] of them."""
         for index in indices:
-            self._pods[index] = counters(index)
+            self._pods[index] = 0
+        for row in np.flatnonzero(counts.any(axis=1)).tolist():
+            self._pods[indices[row]] = counts[row]
 
     def pod_since(self, index: int, counters: Callable[[int], np.ndarray]) -> np.ndarray:
         """uint64[8]: the pod's own counts."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kuproxy.codes import InterfaceFlag
-from kuproxy.daemon.targets import steering_targets
+from kuproxy.daemon.targets import TargetBook, steering_marks
 from kuproxy.drivers.af_packet import open_for_worker
 from kuproxy.engine import handover
 from kuproxy.engine.contract import Engine
@@ -19,9 +19,11 @@ from kuproxy.engine.live import Attachment, LiveEngine
 from kuproxy.errors import HandoverError
 from kuproxy.keeper.vault import Vault
 from kuproxy.model.config import InterfaceMark
+from kuproxy.model.vip import Prefix
 from kuproxy.plane import Plane
 from kuproxy.steering.links import KU0, KU0_MAC, KU1, KU1_MAC, is_left
 from kuproxy.steering.steering import Steering
+from kuproxy.steering.targets import Targets
 
 __all__ = ["Forwarder", "LiveNode"]
 
@@ -40,6 +42,9 @@ class Forwarder(Protocol):
 
     def steer(self, plane: Plane, marks: tuple[InterfaceMark, ...]) -> None:
         """Bring up the traffic that the tables have something to say about."""
+
+    def serve_node_ports(self, plane: Plane, networks: frozenset[Prefix] | None) -> None:
+        """Serve node ports at the node's addresses in these networks only; None: at all of them."""
 
     def resize(self, log2_buckets: int) -> None:
         """Change the flow tables' size.  Raises TableFullError, changing nothing."""
@@ -92,6 +97,10 @@ class LiveNode:
         self.engine = LiveEngine(log2_buckets, workers, self._vault)
         handover.leave_description(self._vault, workers)
         self.steering = Steering(workers, tuple(interfaces) or None, self._vault)
+        self._targets = TargetBook()
+        self._general: Targets | None = None  # what does not depend on single VIPs
+        self._marks: tuple[InterfaceMark, ...] = ()
+        self._node_port_networks: frozenset[Prefix] | None = None
 
     def _inherit(self, workers: int) -> int:
         """Look at what there is, and make it fit; returns the number of workers."""
@@ -138,8 +147,24 @@ class LiveNode:
         return lines
 
     def steer(self, plane: Plane, marks: tuple[InterfaceMark, ...]) -> None:
-        self.steering.set_targets(steering_targets(plane.compiler, marks, plane.settings))
-        self._follow_addresses(plane)
+        before, now, tunnels, done = self._targets.change(plane.compiler, plane.settings)
+        targets = Targets(
+            marks=steering_marks(marks), node_networks=self._node_port_networks, tunnels=tunnels
+        )
+        self.steering.change(before, now, targets)
+        done()
+        if targets != self._general:
+            self._general, self._marks = targets, marks
+            self._follow_addresses(plane)
+
+    def serve_node_ports(self, plane: Plane, networks: frozenset[Prefix] | None) -> None:
+        if networks != self._node_port_networks:
+            before, self._node_port_networks = self._node_port_networks, networks
+            try:
+                self.steer(plane, self._marks)
+            except BaseException:
+                self._node_port_networks = before
+                raise
 
     def follow(self, plane: Plane) -> list[str]:
         """Take in what has happened on the node; call it when `steering.fileno()` is readable."""

@@ -87,3 +87,21 @@ def fill_weighted(hi, lo, weights, owners, walk, ring):
             if filled == slots:
                 return
         turn += 1
+
+
+@kernel
+def fill_rings(hi, lo, owners, ends, walk, rings, offsets, sizes):
+    """`fill_ring` for many tables at once: the n-th, `rings[offsets[n] : offsets[n] + sizes[n]]`, is zeroed and filled.
+
+    `hi`, `lo` and `owners` hold the pods of all tables, one after the other; those of the n-th end at `ends[n]`
+    (int64). `walk` (uint32[2, p]) is as wide as the largest table has pods.
+    """
+    begin = np.int64(0)
+    for number in range(len(ends)):
+        end = ends[number]
+        offset = offsets[number]
+        ring = rings[offset : offset + sizes[number]]
+        for slot in range(len(ring)):
+            ring[slot] = 0
+        fill_ring(hi[begin:end], lo[begin:end], owners[begin:end], walk, ring)
+        begin = end

@@ -81,6 +81,15 @@ def match_put(match, location, hi, lo, key, value):
 
 
 @kernel
+def match_put_many(match, location, hi, lo, key, value):
+    """`match_put` of n entries, uint64[n] each and `value` int64[n]; returns how many slots were newly taken."""
+    taken = 0
+    for index in range(len(hi)):
+        taken += match_put(match, location, hi[index], lo[index], key[index], value[index])
+    return taken
+
+
+@kernel
 def match_delete(match, location, hi, lo, key):
     """Turn the entry into a tombstone; returns 1 if it was there."""
     base, index, mask = _first(location, hi, lo, key)

@@ -10,7 +10,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import numpy as np
 
 from kuproxy.dataplane.layout import T_MATCH, T_VIP_MATCH, Tables
-from kuproxy.dataplane.match import TOMBSTONE, match_clear, match_copy, match_delete, match_put
+from kuproxy.dataplane.match import (
+    TOMBSTONE,
+    match_clear,
+    match_copy,
+    match_delete,
+    match_put,
+    match_put_many,
+)
 from kuproxy.errors import TableFullError
 
 
@@ -150,6 +157,7 @@ class MatchWriter:
         self._word = word
         self._retire = retire
         self._arena = arena
+        self._held: list[tuple[int, int, int, int]] | None = None
         published = int(tables.header[word])
         if published:
             self._location, self._log2 = np.uint64(published), published & 0xFF
@@ -190,11 +198,11 @@ class MatchWriter:
         match_clear(self._tables.match, location)
         return location
 
-    def _make_room(self) -> None:
-        if self._taken * 2 < 1 << self._log2:
+    def _make_room(self, more: int = 1) -> None:
+        if (self._taken + more - 1) * 2 < 1 << self._log2:
             return
         log2 = 6
-        while self.entries * 8 >= 3 << log2:  # room to grow by a third before the next time
+        while (self.entries + more - 1) * 8 >= 3 << log2:  # room to grow by a third before the next time
             log2 += 1
         old, old_log2 = self._location, self._log2
         self._location = self._new_table(log2)
@@ -208,8 +216,30 @@ class MatchWriter:
         """Entries that are certain to find a place, growth included: the table and its successor are half empty."""
         return self._arena.room // 8
 
+    def hold(self) -> None:
+        """From here on remember what is put, and publish it with `release`: many entries at the price of few."""
+        self._held = []
+
+    def release(self) -> None:
+        """Publish what was held back, in the order in which it was put."""
+        held, self._held = self._held, None
+        if held:
+            hi, lo, key, value = zip(*held, strict=True)
+            words = (np.array(column, np.uint64) for column in (hi, lo, key))
+            self.put_many(*words, np.array(value, np.int64))
+
+    def put_many(self, hi: np.ndarray, lo: np.ndarray, key: np.ndarray, value: np.ndarray) -> None:
+        """Insert or change entries, at once even while others are held back: uint64[n] each, `value` int64[n]."""
+        self._make_room(len(hi))
+        new = match_put_many(self._tables.match, self._location, hi, lo, key, value)
+        self._taken += new
+        self.entries += new
+
     def put(self, hi: np.uint64, lo: np.uint64, key: np.uint64, value: int) -> None:
         """Insert or change an entry."""
+        if self._held is not None:
+            self._held.append((int(hi), int(lo), int(key), value))
+            return
         self._make_room()
         new = match_put(self._tables.match, self._location, hi, lo, key, value)
         self._taken += new

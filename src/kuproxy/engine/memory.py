@@ -177,6 +177,11 @@ def pod_counters(states: Sequence[WorkerState], index: int) -> np.ndarray:
     return _sum(state.pod_counters[index] for state in states)
 
 
+def many_pod_counters(states: Sequence[WorkerState], indices: Sequence[int]) -> np.ndarray:
+    """uint64[n, 8]: `pod_counters` of n pods."""
+    return _sum(state.pod_counters[np.asarray(indices, np.int64)] for state in states)
+
+
 def pod_flows(states: Sequence[WorkerState], index: int) -> int:
     """Flows that refer to the pod."""
     return sum(int(state.pod_refs[index]) for state in states)

@@ -13,6 +13,7 @@ Source: k8s.io/api core/v1, discovery/v1 and networking/v1 types; apimachinery m
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -91,6 +92,7 @@ class ServiceAnnotations(_Part):
 
 
 class ServiceMeta(_Meta):
+    creation_timestamp: str | None = None
     labels: ServiceLabels | None = field(default_factory=ServiceLabels)
     annotations: ServiceAnnotations | None = field(default_factory=ServiceAnnotations)
 
@@ -161,8 +163,15 @@ class SliceLabels(_Part):
     service_name: str | None = field(default=None, name="kubernetes.io/service-name")
 
 
+class SliceAnnotations(_Part):
+    last_change_trigger_time: str | None = field(
+        default=None, name="endpoints.kubernetes.io/last-change-trigger-time"
+    )
+
+
 class SliceMeta(_Meta):
     labels: SliceLabels | None = field(default_factory=SliceLabels)
+    annotations: SliceAnnotations | None = field(default_factory=SliceAnnotations)
 
 
 class Conditions(_Part):
@@ -180,12 +189,6 @@ class Hints(_Part):
     for_nodes: list[Named] | None = None
 
 
-class TargetRef(_Part):
-    kind: str | None = None
-    namespace: str | None = None
-    name: str | None = None
-
-
 class Endpoint(_Part):
     addresses: list[str] | None = None
     conditions: Conditions | None = None
@@ -193,7 +196,29 @@ class Endpoint(_Part):
     zone: str | None = None
     hostname: str | None = None
     hints: Hints | None = None
-    target_ref: TargetRef | None = None
+
+
+_CONDITIONS = {
+    (ready, serving, terminating): Conditions(ready, serving, terminating)
+    for ready in (None, False, True)
+    for serving in (None, False, True)
+    for terminating in (None, False, True)
+}
+
+
+def share_parts(endpoints: list[Endpoint] | None) -> None:
+    """Let equal parts of endpoints be the same object: a hundred thousand of them name few nodes, zones and conditions.
+
+    None of them is changed later on.
+    """
+    for each in endpoints or ():
+        if each.node_name is not None:
+            each.node_name = sys.intern(each.node_name)
+        if each.zone is not None:
+            each.zone = sys.intern(each.zone)
+        state = each.conditions
+        if state is not None:
+            each.conditions = _CONDITIONS[state.ready, state.serving, state.terminating]
 
 
 class EndpointPort(_Part):
@@ -209,6 +234,9 @@ class EndpointSlice(Item, tag_field="kind", tag="EndpointSlice"):
     address_type: str | None = None
     endpoints: list[Endpoint] | None = None
     ports: list[EndpointPort] | None = None
+
+    def __post_init__(self) -> None:
+        share_parts(self.endpoints)
 
     @property
     def service(self) -> Key | None:

@@ -10,6 +10,7 @@ which is why two services on one address are impossible there.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -107,6 +108,7 @@ def parse_address(text: str) -> Address:
     return address
 
 
+@functools.lru_cache(1024)
 def host_prefix(address: Address) -> Prefix:
     """The prefix of one address alone; five times faster than `ip_network`, which goes by way of text."""
     network = IPv4Network if isinstance(address, IPv4Address) else IPv6Network
@@ -310,8 +312,9 @@ class Vip:
         if self.masquerade_from and (self.masquerade or self.masquerade_from == Origin.ANYWHERE):
             object.__setattr__(self, "masquerade", True)
             object.__setattr__(self, "masquerade_from", Origin(0))
-        ranges = tuple(sorted(set(self.source_ranges), key=lambda prefix: (prefix.version, prefix)))
-        object.__setattr__(self, "source_ranges", ranges)
+        if self.source_ranges:
+            ranges = tuple(sorted(set(self.source_ranges), key=lambda prefix: (prefix.version, prefix)))
+            object.__setattr__(self, "source_ranges", ranges)
         problems = self._problems()
         if problems:
             raise ConfigError(problems)
@@ -319,7 +322,7 @@ class Vip:
     def _problems(self) -> list[Problem]:
         key = self.key
         problems: list[Problem] = []
-        if key.family != self.type.vip_family:
+        if key.id[0] != self.type.vip_family:
             problems.append(Problem(f"{self.type.label} does not fit the prefix {key.prefix}", field="type"))
         _check_port(problems, "target_port", self.target_port)
         _check_port(problems, "node_port", self.node_port)

@@ -15,6 +15,7 @@ two zeros.
 
 from __future__ import annotations
 
+import functools
 import struct
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -46,6 +47,7 @@ Network = IPv4Network | IPv6Network
 STEER_KEY_SIZE = 20
 PREFIX_KEY_SIZE = 4 + 1 + 16
 FRAGMENT_KEY_SIZE = 40
+_ZEROS = bytes(12)  # in front of an IPv4 address
 FRAGMENT = 255  # as a protocol: reserved by IANA; a packet that bears it nonetheless counts as a fragment
 
 # Values of the map `interfaces`, equal to codes.InterfaceFlag: which families' replies are looked up there.
@@ -57,6 +59,9 @@ class KeyBit(IntFlag):
 
     RETURN = 1
     IPV6 = 2
+
+
+_RETURN = int(KeyBit.RETURN)  # arithmetic with members is ten times slower
 
 
 class ConfigBit(IntFlag):
@@ -82,7 +87,7 @@ def steer_key(address: Address, port: int, protocol: int, returning: bool = Fals
 
 def is_return(key: bytes) -> bool:
     """Whether a key of `steer` is about replies. Keys of prefixes never are."""
-    return len(key) == STEER_KEY_SIZE and bool(key[19] & KeyBit.RETURN)
+    return len(key) == STEER_KEY_SIZE and key[19] & _RETURN == _RETURN
 
 
 def prefix_key(network: Network) -> bytes:
@@ -92,18 +97,32 @@ def prefix_key(network: Network) -> bytes:
     return struct.pack("=IB16s", length, family, network.network_address.packed.rjust(16, b"\0"))
 
 
+@functools.lru_cache(4096)
+def _endings(protocol: int, port: int, bits: int) -> tuple[bytes, ...]:
+    """What the keys of `endpoint_keys` have behind the address."""
+    if port:
+        protocols = (protocol,) if protocol else PROTOCOLS_WITH_PORTS
+    else:
+        protocols = (0 if protocol == 0 or protocol in PROTOCOLS_WITH_PORTS else protocol,)
+    return (
+        struct.pack(">HBB", 0, FRAGMENT, bits),
+        *(struct.pack(">HBB", port, each, bits) for each in protocols),
+    )
+
+
 def endpoint_keys(address: Address, protocol: int, port: int, returning: bool = False) -> list[bytes]:
     """The entries that steer one address, protocol and port; protocol 0 means every protocol with ports.
 
     Port 0 is the whole address when the protocol has ports (the workers look more closely and pass on what is
     not theirs), else just that protocol.
     """
-    keys = [steer_key(address, 0, FRAGMENT, returning)]
-    if port:
-        protocols = (protocol,) if protocol else PROTOCOLS_WITH_PORTS
-        return keys + [steer_key(address, port, each, returning) for each in protocols]
-    wildcard = protocol == 0 or protocol in PROTOCOLS_WITH_PORTS
-    return [*keys, steer_key(address, 0, 0 if wildcard else protocol, returning)]
+    bits = _RETURN if returning else 0
+    start = address.packed
+    if address.version == 6:
+        bits |= KeyBit.IPV6
+    else:
+        start = _ZEROS + start
+    return [start + ending for ending in _endings(protocol, port, bits)]
 
 
 def network_keys(network: Network, protocol: int, port: int) -> list[bytes]:

@@ -13,8 +13,9 @@ __all__ = ["PRESENT", "Stats", "SteeringMaps"]
 # A hit says all there is to say; the word is for flags to come.
 PRESENT = struct.pack("=I", 1)
 
-# 5,000 services of 10 pods each need about 110,000 entries; memory is taken as entries come, but for 4 MiB.
-STEER_CAPACITY = 1 << 18
+# 10,000 services of 10 pods each need about 240,000 entries, and as many again while all of them are replaced; memory
+# is taken as entries come, but for 16 MiB.
+STEER_CAPACITY = 1 << 20
 PREFIX_CAPACITY = 1 << 16
 INTERFACE_CAPACITY = 1 << 12
 # Datagrams whose fragments are on their way; the ones that were longest unused give way. Memory is taken at once, about

@@ -35,6 +35,7 @@ class VipRoutes:
     ) -> None:
         self._netlink, self._ifindex, self._next_hops = netlink, ifindex, next_hops
         self._networks: set[Network] = set()
+        self._wide: set[Network] = set()
         self._sources: dict[int, Address | None] = {4: None, 6: None}
         self._mtu = 0
         for family in (4, 6):
@@ -52,6 +53,11 @@ class VipRoutes:
     @property
     def networks(self) -> frozenset[Network]:
         return frozenset(self._networks)
+
+    @property
+    def wide(self) -> frozenset[Network]:
+        """Those of more than one address."""
+        return frozenset(self._wide)
 
     def set_sources(self, sources: Mapping[int, Address | None]) -> None:
         """The node's address per family (4, 6) as seen by pods; existing routes follow a change."""
@@ -74,10 +80,13 @@ class VipRoutes:
             self.refused.pop(network, None)
             if network in self._networks:
                 self._networks.discard(network)
+                self._wide.discard(network)
                 self._request("del", network)
         for network in add:
             if network not in self._networks and self._request("add", network):
                 self._networks.add(network)
+                if network.prefixlen < network.max_prefixlen:
+                    self._wide.add(network)
 
     def _request(self, command: str, network: Network) -> bool:
         next_hop = self._next_hops.get(network.version)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from ipaddress import ip_network
 
@@ -32,7 +32,7 @@ from .maps import Stats, SteeringMaps
 from .namespace import PrivateNamespace
 from .node import NodeWatch, check_node
 from .routes import VipRoutes
-from .targets import MapWriter, NodePort, Pod, Targets, Vip
+from .targets import Asked, MapWriter, NodePort, Pod, Targets, Vip
 
 __all__ = ["Steering"]
 
@@ -58,11 +58,14 @@ class Steering:
 
     def _forget(self) -> None:
         """What is known of the maps and the node, before the one is filled and the other looked at."""
-        self._targets = Targets()
+        self._targets = (
+            Targets()
+        )  # as last set as a whole; without VIPs, node ports and pods once they are told singly
+        self._node_ports: Counter[NodePort] = Counter()
+        self._pods = 0  # how often pods are asked for
         self._addresses: frozenset[Address] = frozenset()  # of the node
         self._served: frozenset[Address] = frozenset()  # those whose node ports are in the maps
         self._networks: Counter[Network] = Counter()  # VIP networks, with the number of VIPs in each
-        self._pod_addresses: Counter[Address] = Counter()
         self._marks: dict[int, int] = {}  # interface index → marks, as in the map
 
     # --- life ----------------------------------------------------------------------------------------------
@@ -150,58 +153,86 @@ class Steering:
     # --- what shall come up --------------------------------------------------------------------------------
 
     def set_targets(self, targets: Targets) -> None:
-        """Steer these and nothing else. The cost follows the difference to the targets before.
+        """Steer these and nothing else. The cost of what reaches the kernel follows the difference to those before.
 
         Raises SteeringError, with the former targets in force, when the maps are too small.
         """
-        self._require_started()
         old = self._targets
+        self.change(
+            Asked(old.vips - targets.vips, old.node_ports - targets.node_ports, old.pods - targets.pods),
+            Asked(targets.vips - old.vips, targets.node_ports - old.node_ports, targets.pods - old.pods),
+            targets,
+        )
+
+    def change(self, remove: Asked, add: Asked, targets: Targets) -> None:
+        """Steer what is added and no more what is removed; of `targets` only marks, networks and tunnels are looked at.
+
+        The cost follows the difference. Raises SteeringError, changing nothing, when the maps are too small.
+        """
+        self._require_started()
+        old, self._targets = self._targets, targets
         if targets.tunnels and not old.tunnels:
             self._pair.split_segments(True)
-        self._prepare_returns(targets)
+        before = self._pods
+        pod_keys = list(_pod_keys(add.pods))
         try:
-            self._change_entries(old, targets)
+            # All that brings replies up, except the entries, comes first; see `MapWriter`.
+            self._pods += len(add.pods)
+            if targets.marks != old.marks:
+                self._write_marks()
+            if pod_keys:
+                self._follow_pods(pod_keys)
+            self._change_entries(remove, add, pod_keys)
         except BaseException:
-            self._prepare_returns(old)
+            self._targets, self._pods = old, before
+            self._write_marks()
+            self._follow_pods()
             raise
+        self._pods -= len(remove.pods)
+        if remove.pods:
+            self._follow_pods()
         if old.tunnels and not targets.tunnels:
             self._pair.split_segments(False)
-        gone = {each for each, _, _ in old.vips - targets.vips} - self._networks.keys()
-        self._routes.change(remove=gone, add=self._routable(each for each, _, _ in targets.vips - old.vips))
-
-    def _prepare_returns(self, targets: Targets) -> None:
-        """All that brings replies up, except the entries; it comes first, see `MapWriter`."""
-        self._count_addresses(self._targets, targets)
-        self._targets = targets
-        self._write_marks()
-        self._follow_pods()
-
-    def _change_entries(self, old: Targets, new: Targets) -> None:
-        served = frozenset(filter(new.serves_at, self._addresses))
-        remove = [
-            *_vip_keys(old.vips - new.vips),
-            *_pod_keys(old.pods - new.pods),
-            *_node_port_keys(old.node_ports - new.node_ports, self._served),
-            *_node_port_keys(old.node_ports & new.node_ports, self._served - served),
-        ]
-        add = [
-            *_vip_keys(new.vips - old.vips),
-            *_pod_keys(new.pods - old.pods),
-            *_node_port_keys(new.node_ports - old.node_ports, served),
-            *_node_port_keys(old.node_ports & new.node_ports, served - self._served),
-        ]
-        self._writer.apply(remove, add)
-        self._served = served
-
-    def _count_addresses(self, old: Targets, new: Targets) -> None:
-        for network, _, _ in new.vips - old.vips:
+        for network, _, _ in add.vips:
             self._networks[network] += 1
-        for network, _, _ in old.vips - new.vips:
-            _decrement(self._networks, network)
-        for address, _, _ in new.pods - old.pods:
-            self._pod_addresses[address] += 1
-        for address, _, _ in old.pods - new.pods:
-            _decrement(self._pod_addresses, address)
+        gone = [network for network, _, _ in remove.vips if _decrement(self._networks, network)]
+        self._change_routes(gone, {network for network, _, _ in add.vips})
+
+    def _change_entries(self, remove: Asked, add: Asked, pod_keys: Iterable[bytes] = ()) -> None:
+        served = frozenset(filter(self._targets.serves_at, self._addresses))
+        moved = served != self._served  # where node ports are served that were there before, too
+        # Those that stay, at the addresses that come and go; the others where they were, or are to be.
+        staying = [each for each, count in self._node_ports.items() if moved for _ in range(count)]
+        gone = [
+            *_vip_keys(remove.vips),
+            *_pod_keys(remove.pods),
+            *_node_port_keys(remove.node_ports, served),
+            *_node_port_keys(staying, self._served - served),
+        ]
+        new = [
+            *_vip_keys(add.vips),
+            *pod_keys,
+            *_node_port_keys(add.node_ports, served),
+            *_node_port_keys(staying, served - self._served),
+        ]
+        self._writer.apply(gone, new)
+        self._served = served
+        self._node_ports.update(add.node_ports)
+        for each in remove.node_ports:
+            _decrement(self._node_ports, each)
+
+    def _change_routes(self, remove: Iterable[Network], add: Iterable[Network]) -> None:
+        """Routes to what has come, none to what has gone; those within a wider one are not needed."""
+        add, remove = self._routable(add), set(remove)
+        wide = {network for network in add | remove if network.prefixlen < network.max_prefixlen}
+        self._routes.change(remove=(), add=wide & add)
+        if wide:
+            add |= self._routable(self._networks)  # for others it may begin or end to be needed
+        covers = self._routes.wide - remove
+        covered = {network for network in add if _is_within(network, covers)}
+        # There is a way to each of them at any time.
+        self._routes.change(remove=(), add=add - covered)
+        self._routes.change(remove=remove | covered, add=())
 
     def _routable(self, networks: Iterable[Network]) -> set[Network]:
         """Not the node's own addresses, which the kernel delivers anyhow; and never the default route."""
@@ -234,24 +265,26 @@ class Steering:
     def _follow_addresses(self) -> list[str]:
         """Node ports at the node's addresses; routes to VIPs that are none of them."""
         before, self._addresses = self._addresses, self._node.addresses
-        self._change_entries(self._targets, self._targets)
+        self._change_entries(Asked(), Asked())
         routable = self._routable(self._networks)
-        self._routes.change(remove=self._routes.networks - routable, add=routable - self._routes.networks)
+        self._change_routes(self._routes.networks - routable, routable - self._routes.networks)
         return [
             *(f"node address {each} is gone" for each in before - self._addresses),
             *(f"node address {each} is new" for each in self._addresses - before),
         ]
 
-    def _follow_pods(self) -> None:
-        """Watch the egress too while there are pods: the node's own errors, and replies of pods at its addresses."""
-        local = any(address in self._pod_addresses for address in self._node.addresses)
+    def _follow_pods(self, coming: Collection[bytes] = ()) -> None:
+        """Watch the egress too while there are pods: the node's own errors, and replies of pods at its addresses.
+
+        `coming`: keys of pods that are about to be entered.
+        """
+        own = {endpoint_keys(each, 0, 0, returning=True)[0] for each in self._node.addresses}
+        local = any(key in self._writer.entries for key in own) or not own.isdisjoint(coming)
         self._writer.set_config(ConfigBit.LOCAL_PODS, local)
         if self._waiting:
             return
         interfaces = self._node.interfaces.values()
-        self._egress.sync(
-            [each for each in interfaces if self._pod_addresses and is_wanted(each, self._names)]
-        )
+        self._egress.sync([each for each in interfaces if self._pods and is_wanted(each, self._names)])
 
     def _write_marks(self) -> None:
         marks = self._targets.marks
@@ -297,7 +330,8 @@ class Steering:
     def warnings(self) -> list[str]:
         """What will not work as it should, one sentence each: settings of the node, interfaces, routes."""
         self._require_started()
-        lines = check_node(self._targets.families)
+        families = {network.version for network in self._networks} | {each[0] for each in self._node_ports}
+        lines = check_node(families)
         lines += [f"interface {name}: {why}" for name, why in sorted(self._ingress.failures.items())]
         if self._names is not None:
             missing = self._names - {each.name for each in self._node.interfaces.values()}
@@ -334,10 +368,23 @@ def _node_port_keys(node_ports: Iterable[NodePort], addresses: Iterable[Address]
             yield from endpoint_keys(address, protocol, port)
 
 
-def _decrement(counter: Counter, key: object) -> None:
+def _decrement(counter: Counter, key: object) -> bool:
+    """Whether it was the last one."""
     counter[key] -= 1
-    if not counter[key]:
-        del counter[key]
+    if counter[key]:
+        return False
+    del counter[key]
+    return True
+
+
+def _is_within(network: Network, covers: Iterable[Network]) -> bool:
+    """Whether a wider network of these has it."""
+    return any(
+        each.prefixlen < network.prefixlen
+        and each.version == network.version
+        and network.network_address in each
+        for each in covers
+    )
 
 
 def _u32(value: int) -> bytes:

@@ -1,6 +1,7 @@
 """What shall come up to the workers, and the entries of the maps that say so.
 
-`Targets` is a value: whoever knows the services makes a new one whenever they change.  `Entries` counts how many
+`Targets` is a value: whoever knows the services makes a new one whenever they change, or, where they are many, tells
+the difference, `Asked` before and `Asked` now.  `Entries` counts how many
 targets ask for each key, because targets share keys (the fragments' entry of an address with ten ports), and tells
 which keys are new and which nobody wants any more.
 """
@@ -8,7 +9,7 @@ which keys are new and which nobody wants any more.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from ..errors import SteeringError
 from .keys import STEER_KEY_SIZE, Address, ConfigBit, Network, is_return
 from .maps import PRESENT, SteeringMaps
 
-__all__ = ["Change", "Entries", "MapWriter", "Targets"]
+__all__ = ["Asked", "Change", "Entries", "MapWriter", "Targets"]
 
 Vip = tuple[Network, int, int]
 NodePort = tuple[int, int, int]
@@ -52,6 +53,14 @@ class Targets:
         return self.node_networks is None or any(address in network for network in self.node_networks)
 
 
+class Asked(NamedTuple):
+    """Some targets, any of them as often as somebody asks for it."""
+
+    vips: Collection[Vip] = ()
+    node_ports: Collection[NodePort] = ()
+    pods: Collection[Pod] = ()
+
+
 class Change(NamedTuple):
     """The difference that a change of targets makes to the maps."""
 
@@ -74,7 +83,8 @@ class Entries:
     def difference(self, remove: Iterable[bytes], add: Iterable[bytes]) -> tuple[Change, Counter[bytes]]:
         """What would change; the second value is for `commit`."""
         balance = Counter(add)
-        balance.subtract(Counter(remove))
+        for key in remove:
+            balance[key] -= 1
         new, gone = [], []
         for key, count in balance.items():
             before = self._wanted.get(key, 0)
@@ -85,6 +95,9 @@ class Entries:
         return Change(new, gone), balance
 
     def commit(self, balance: Counter[bytes]) -> None:
+        if not self._wanted:
+            self._wanted.update({key: count for key, count in balance.items() if count > 0})
+            return
         for key, count in balance.items():
             total = self._wanted[key] + count
             if total > 0:
@@ -109,19 +122,20 @@ class MapWriter:
     def apply(self, remove: Iterable[bytes], add: Iterable[bytes]) -> Change:
         """Raises SteeringError, with nothing changed, when a map has too little room."""
         change, balance = self.entries.difference(remove, add)
-        prefixes = self._prefixes + _count_prefixes(change.new) - _count_prefixes(change.gone)
-        self._check_room(change, prefixes)
-        returns = [key for key in change.new if is_return(key)]
-        forwards = [key for key in change.new if len(key) == STEER_KEY_SIZE and not is_return(key)]
-        self._maps.steer.update(dict.fromkeys(returns, PRESENT))
-        self._maps.steer.update(dict.fromkeys(forwards, PRESENT))
-        self._maps.prefixes.update(dict.fromkeys(_prefixes(change.new), PRESENT))
+        new, gone = _sorted_out(change.new), _sorted_out(change.gone)
+        prefixes = self._prefixes + len(new.prefixes) - len(gone.prefixes)
+        # New entries are written before old ones go, so there must be room for both.
+        self._check_room(
+            len(self.entries) - self._prefixes + len(new.returns) + len(new.forwards),
+            self._prefixes + len(new.prefixes),
+        )
+        self._maps.steer.update(dict.fromkeys(new.returns, PRESENT))
+        self._maps.steer.update(dict.fromkeys(new.forwards, PRESENT))
+        self._maps.prefixes.update(dict.fromkeys(new.prefixes, PRESENT))
         self.set_config(ConfigBit.PREFIXES, prefixes > 0)
-        returns = [key for key in change.gone if is_return(key)]
-        forwards = [key for key in change.gone if len(key) == STEER_KEY_SIZE and not is_return(key)]
-        self._maps.prefixes.delete(_prefixes(change.gone))
-        self._maps.steer.delete(forwards)
-        self._maps.steer.delete(returns)
+        self._maps.prefixes.delete(gone.prefixes)
+        self._maps.steer.delete(gone.forwards)
+        self._maps.steer.delete(gone.returns)
         self.entries.commit(balance)
         self._prefixes = prefixes
         return change
@@ -132,20 +146,26 @@ class MapWriter:
             self._maps.write_config(config)
             self._config = config
 
-    def _check_room(self, change: Change, prefixes: int) -> None:
-        # New entries are written before old ones go, so there must be room for both.
-        steered = len(self.entries) - self._prefixes + len(change.new) - _count_prefixes(change.new)
-        for bpf_map, wanted in (
-            (self._maps.steer, steered),
-            (self._maps.prefixes, prefixes + _count_prefixes(change.gone)),
-        ):
+    def _check_room(self, steered: int, prefixes: int) -> None:
+        for bpf_map, wanted in ((self._maps.steer, steered), (self._maps.prefixes, prefixes)):
             if wanted > bpf_map.capacity:
                 raise SteeringError(f"{wanted} entries for {bpf_map.name}, which holds {bpf_map.capacity}")
 
 
-def _prefixes(keys: Iterable[bytes]) -> list[bytes]:
-    return [key for key in keys if len(key) != STEER_KEY_SIZE]
+class _SortedOut(NamedTuple):
+    returns: list[bytes]
+    forwards: list[bytes]
+    prefixes: list[bytes]
 
 
-def _count_prefixes(keys: Iterable[bytes]) -> int:
-    return len(_prefixes(keys))
+def _sorted_out(keys: Iterable[bytes]) -> _SortedOut:
+    """Keys by what they are for."""
+    sorted_out = _SortedOut([], [], [])
+    for key in keys:
+        if len(key) != STEER_KEY_SIZE:
+            sorted_out.prefixes.append(key)
+        elif is_return(key):
+            sorted_out.returns.append(key)
+        else:
+            sorted_out.forwards.append(key)
+    return sorted_out

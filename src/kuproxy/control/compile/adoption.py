@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from kuproxy.codes import PodFlag, VipFlag
-from kuproxy.control.compile.pods import pod_flags
+from kuproxy.control.compile.entries import reference_place
+from kuproxy.control.compile.pods import pod_flags, reply_place
 from kuproxy.control.compile.records import Block, Draining, Ring, VipRecord
 from kuproxy.control.compile.recover import pod_at, ranges_at, ring_of, vip_at, vip_rows
 from kuproxy.control.compile.vips import VipRows
@@ -71,6 +72,7 @@ class Compiler(VipRows):
         self._ranges.adopt((block.offset, block.log2) for block in blocks)
         self._put_right()
         self._orphans = dict(self._records)
+        self.touched = dict(self._by_index)
         self._publish()
         return served
 
@@ -181,7 +183,7 @@ class Compiler(VipRows):
     def _set_pod_flags(self, record: VipRecord) -> None:
         """Who gets new flows: what the rings say."""
         rows = self.tables.pods
-        for pod, flags in pod_flags(record.vip).items():
+        for pod, flags in zip(record.vip.all_pods, pod_flags(record.vip), strict=True):
             index = record.pods[Pod(pod.address, record.vip.pod_port(pod))]
             if int(rows[index]["flags"]) != flags:
                 rows[index]["flags"] = flags
@@ -194,7 +196,7 @@ class Compiler(VipRows):
         hi, lo = address_words(address)
         word = key_word(kind, address.version, plen, 0, 0)
         entries[int(hi), int(lo), int(word)] = 1
-        place = (int(hi), int(lo), word)
+        place = reference_place(kind, plen, address.version, int(address))
         self._references[place] = self._references.get(place, 0) + 1
 
     def _expect_key(self, entries: Entries, record: VipRecord) -> None:
@@ -229,24 +231,25 @@ class Compiler(VipRows):
     def _adopt_chains(self, entries: Entries) -> None:
         """Pods with the same replies, in the order in which they are linked; others go before them all."""
         heads = self._match.items()
-        members: dict[tuple[int, int, np.uint64], list[int]] = {}
+        members: dict[int, list[int]] = {}  # by reply_place
         pods: dict[int, Pod] = {}
         for record in self._by_index.values():
             pods |= {index: pod for pod, index in (*record.pods.items(), *record.draining.items())}
             pods |= record.flushed
         for index, pod in sorted(pods.items()):
-            (hi, lo), word = self._reply_key(pod)
-            members.setdefault((int(hi), int(lo), word), []).append(index)
+            members.setdefault(reply_place(pod), []).append(index)
         for place, indices in members.items():
-            linked = self._linked(heads.get((place[0], place[1], int(place[2])), 0), set(indices))
+            (hi, lo), word = self._reply_key(pods[indices[0]])
+            entry = int(hi), int(lo), int(word)
+            linked = self._linked(heads.get(entry, 0), set(indices))
             chain = [*(each for each in indices if each not in set(linked)), *reversed(linked)]
-            self._chains[place] = chain
+            self._chains[place] = chain if len(chain) > 1 else chain[0]
             before = 0
             for index in chain:
                 if int(self.tables.pods[index]["next"]) != before:
                     self.tables.pods[index]["next"] = before
                 before = index
-            entries[place[0], place[1], int(place[2])] = chain[-1]
+            entries[entry] = chain[-1]
 
     def _linked(self, head: int, members: set[int]) -> list[int]:
         """The members that are found from the head on, newest first."""

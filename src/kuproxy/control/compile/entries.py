@@ -26,6 +26,11 @@ from kuproxy.dataplane.writer import MatchWriter, match_arena
 from kuproxy.model.vip import Address, Vip, VipKey
 
 
+def reference_place(kind: int, plen: int, version: int, address: int) -> int:
+    """An address entry as one number."""
+    return address << 24 | kind << 16 | plen << 8 | version
+
+
 class MatchEntries(SettingsWords):
     """Enters and takes out; what several things need is counted."""
 
@@ -34,8 +39,7 @@ class MatchEntries(SettingsWords):
         arena = match_arena(tables)
         self._vip_match = MatchWriter(tables, T_VIP_MATCH, arena, self._retire)
         self._match = MatchWriter(tables, T_MATCH, arena, self._retire)
-        # Address entries that several things need.
-        self._references: dict[tuple[int, int, np.uint64], int] = {}
+        self._references: dict[int, int] = {}  # how many need an address entry, by `reference_place`
         self._lengths: dict[tuple[int, int, int], int] = {}  # VIP entries by family, prefix length, class
         self._node_addresses: set[Address] = set()
 
@@ -63,7 +67,7 @@ class MatchEntries(SettingsWords):
             # A VIP of this very protocol goes before one of any protocol at the same port.
             if protocol != key.protocol and VipKey(key.prefix, protocol, key.port) in self._records:
                 continue
-            word = key_word(KIND_VIP, key.family, prefix_length(key), protocol, key.port)
+            word = key_word(KIND_VIP, key.id[0], prefix_length(key), protocol, key.port)
             self._vip_match.put(hi, lo, word, record.index)
         self._count_length(key, 1)
 
@@ -87,12 +91,15 @@ class MatchEntries(SettingsWords):
     def _length_place(key: VipKey) -> tuple[int, int, int]:
         """Family (0 or 1), prefix length, and the kind of key."""
         kind = CLASS_PORT if key.port else CLASS_PROTOCOL if key.protocol != Protocol.ANY else CLASS_ANY
-        return 0 if key.family == Family.IPV4 else 1, prefix_length(key), kind
+        return 0 if key.id[0] == Family.IPV4 else 1, prefix_length(key), kind
 
     def _count_length(self, key: VipKey, change: int) -> None:
         """Keep the sets of prefix lengths and of their kinds of keys, which spare readers vain probes."""
-        side, plen, kind = self._length_place(key)
-        self._lengths[side, plen, kind] = self._lengths.get((side, plen, kind), 0) + change
+        place = side, plen, _ = self._length_place(key)
+        before = self._lengths.get(place, 0)
+        self._lengths[place] = before + change
+        if before and before + change:
+            return  # there are still some
         present = [k for k in (CLASS_PORT, CLASS_PROTOCOL, CLASS_ANY) if self._lengths.get((side, plen, k))]
         self.tables.classes[side * PREFIX_LENGTHS + plen] = sum(present)
         word = T_PREFIXES + 3 * side + plen // 64
@@ -122,7 +129,7 @@ class MatchEntries(SettingsWords):
     def _reference(self, kind: int, address: Address, plen: int = HOST) -> None:
         hi, lo = address_words(address)
         word = key_word(kind, address.version, plen, 0, 0)
-        place = (int(hi), int(lo), word)
+        place = reference_place(kind, plen, address.version, int(address))
         count = self._references.get(place, 0)
         if count == 0:
             self._match.put(hi, lo, word, 1)
@@ -131,7 +138,7 @@ class MatchEntries(SettingsWords):
     def _dereference(self, kind: int, address: Address, plen: int = HOST) -> None:
         hi, lo = address_words(address)
         word = key_word(kind, address.version, plen, 0, 0)
-        place = (int(hi), int(lo), word)
+        place = reference_place(kind, plen, address.version, int(address))
         self._references[place] -= 1
         if self._references[place] == 0:
             del self._references[place]

@@ -1,14 +1,15 @@
 """Pods and rings: who gets new flows, whose old flows still run, and when an index is free again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter, lt
 
 import numpy as np
 
 from kuproxy.codes import PodFlag
-from kuproxy.control.compile.entries import MatchEntries
+from kuproxy.control.compile.entries import MatchEntries, reference_place
 from kuproxy.control.compile.records import Draining, Ring, VipRecord
-from kuproxy.control.compile.rings import fill
-from kuproxy.control.compile.words import HOST, Words, address_words, key_word
+from kuproxy.control.compile.rings import fill, fill_equal
+from kuproxy.control.compile.words import HOST, Words, address_words, key_word, word_columns
 from kuproxy.control.rings import RingHistory
 from kuproxy.dataplane.layout import (
     KIND_POD,
@@ -23,17 +24,30 @@ from kuproxy.dataplane.layout import (
 from kuproxy.dataplane.writer import Arena, IndexPool
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
 
+_POD_ID = attrgetter("id")
 
-def pod_flags(vip: Vip) -> dict[Pod, int]:
-    """Whose new flows each pod gets."""
-    flags = {pod: int(PodFlag.USED) if pod.weight else 0 for pod in vip.all_pods}
+
+def reply_place(pod: Pod) -> int:
+    """Address, port and version in one number: a tenth of a tuple's memory, a hundred thousand times."""
+    number, port, version, _ = pod.id
+    return number << 24 | port << 8 | version
+
+
+def _pod_key(kind: int, family: np.ndarray) -> np.ndarray:
+    """`key_word` of hosts, without a port: uint64[n]."""
+    return np.uint64(key_word(kind, 0, HOST, 0, 0)) | family.astype(np.uint64) << np.uint64(48)
+
+
+def pod_flags(vip: Vip) -> list[int]:
+    """Whose new flows each of `vip.all_pods` gets."""
+    flags = [int(PodFlag.USED) if pod.weight else 0 for pod in vip.all_pods]
     if vip.outside_pods is not None:
         inside, outside = set(vip.pods), set(vip.outside_pods)
-        for pod in vip.all_pods:
+        for number, pod in enumerate(vip.all_pods):
             if pod.weight and pod not in inside:
-                flags[pod] |= PodFlag.NOT_INSIDE
+                flags[number] |= PodFlag.NOT_INSIDE
             if pod.weight and pod not in outside:
-                flags[pod] |= PodFlag.NOT_OUTSIDE
+                flags[number] |= PodFlag.NOT_OUTSIDE
     return flags
 
 
@@ -45,9 +59,13 @@ class PodRows(MatchEntries):
         self._rings = Arena(RING_ARENA, "ring slots")
         self._pod_indices = IndexPool(MAX_PODS, "pods")
         self._draining: dict[int, Draining] = {}  # by pod index
-        self._chains: dict[tuple[int, int, np.uint64], list[int]] = {}  # pods with the same replies
+        # Pods with the same replies by `reply_place`: mostly one, and a list where they are several, the newest last.
+        self._chains: dict[int, int | list[int]] = {}
         self._new_pods: list[int] = []
         self.former_rings = RingHistory()
+        self._in_bulk = False
+        self._waiting_pods: list[tuple[int, int, Pod, int]] = []  # index, VIP's index, pod, flags
+        self._waiting_rings: list[tuple[VipRecord, Sequence[Pod], list[int]]] = []
 
     def collect(self, acknowledged: int, references: Callable[[int], int]) -> int:
         """Free what nobody can see any more; returns how many pods went.
@@ -101,37 +119,78 @@ class PodRows(MatchEntries):
         return self._vip_indices.bound, self._pod_indices.bound
 
     def _set_pods(self, record: VipRecord, vip: Vip) -> None:
+        if not (vip.all_pods or record.pods or record.ring):
+            return
         # In the records a pod is its address and port; its weight may change while it stays the same pod.
-        named = {pod: Pod(pod.address, vip.pod_port(pod)) for pod in vip.all_pods}
-        flags = {named[pod]: wanted for pod, wanted in pod_flags(vip).items()}
+        named = [Pod(pod.address, vip.pod_port(pod)) for pod in vip.all_pods]
+        flags = dict(zip(named, pod_flags(vip), strict=True))
+        if not (record.pods or record.draining):
+            record.pods = self._add_pods(record, named, flags)
+            self._set_rings(record, vip)
+            return
+        for pod in named:
+            if pod in record.draining:
+                record.pods[pod] = self._revive(record, pod)
+        new = [pod for pod in named if pod not in record.pods]
+        record.pods.update(self._add_pods(record, new, flags))
         for pod, wanted in flags.items():
-            if pod not in record.pods:
-                record.pods[pod] = self._revive(record, pod) or self._add_pod(record, pod)
             if wanted:
                 row = self.tables.pods[record.pods[pod]]
                 row["flags"] = wanted & (int(row["flags"]) | PodFlag.USED)
-
-        def shares(pods: Sequence[Pod]) -> list[Pod]:
-            return sorted(named[pod].weighing(pod.weight) for pod in pods if pod.weight)
-
         # The new rings go live before the pods that left one are marked.
-        outside = vip.outside_pods
-        self._set_rings(record, shares(vip.pods), None if outside is None else shares(outside))
+        self._set_rings(record, vip)
         for pod in [pod for pod in record.pods if pod not in flags]:
             self._drain(record, pod)
         for pod, wanted in flags.items():
             self.tables.pods[record.pods[pod]]["flags"] = wanted
 
-    def _add_pod(self, record: VipRecord, pod: Pod) -> int:
-        index = self._pod_indices.allocate()
-        row = self.tables.pods[index]
-        hi, lo = address_words(pod.address)
-        generation = int(row["generation"]) + 1
-        self.tables.pods[index] = (hi, lo, record.index, generation, 0, pod.port, 1, pod.address.version)
-        self._new_pods.append(index)
-        self._enter_chain(pod, index)
-        self._reference(KIND_POD_ADDRESS, pod.address)
-        return index
+    def _add_pods(self, record: VipRecord, pods: Sequence[Pod], flags: Mapping[Pod, int]) -> dict[Pod, int]:
+        """Give them indices, rows and entries, those in one go."""
+        indices = [self._pod_indices.allocate() for _ in pods]
+        self._waiting_pods += [
+            (index, record.index, pod, flags[pod]) for index, pod in zip(indices, pods, strict=True)
+        ]
+        self._new_pods += indices
+        if not self._in_bulk:
+            self._write_pods()
+        return dict(zip(pods, indices, strict=True))
+
+    def _write_pods(self) -> None:
+        """Rows first, then the entries that lead to them."""
+        waiting, self._waiting_pods = self._waiting_pods, []
+        if not waiting:
+            return
+        indices, vips, pods, flags = zip(*waiting, strict=True)
+        hi, lo = word_columns(pods)
+        places = np.array(indices, np.int64)
+        rows = np.zeros(len(waiting), self.tables.pods.dtype)
+        rows["hi"], rows["lo"], rows["vip"], rows["flags"] = hi, lo, vips, flags
+        rows["generation"] = self.tables.pods["generation"][places] + np.uint32(1)
+        rows["port"] = [pod.port for pod in pods]
+        rows["family"] = [pod.id[2] for pod in pods]
+        replies = _pod_key(KIND_POD, rows["family"]) | rows["port"].astype(np.uint64)
+        addresses = _pod_key(KIND_POD_ADDRESS, rows["family"])
+        rows["next"] = [self._join_chain(pod, index) for pod, index in zip(pods, indices, strict=True)]
+        self.tables.pods[places] = rows
+        fresh = []
+        for number, pod in enumerate(pods):
+            place = reference_place(KIND_POD_ADDRESS, HOST, pod.id[2], pod.id[0])
+            count = self._references.get(place, 0)
+            self._references[place] = count + 1
+            if count == 0:
+                fresh.append(number)
+        self._match.put_many(hi, lo, replies, places)
+        self._match.put_many(hi[fresh], lo[fresh], addresses[fresh], np.ones(len(fresh), np.int64))
+
+    def _join_chain(self, pod: Pod, index: int) -> int:
+        """Make a pod the first of those with the same replies; returns the one that was, or 0."""
+        place = reply_place(pod)
+        present = self._chains.setdefault(place, index)
+        if present == index:
+            return 0
+        chain = present if isinstance(present, list) else [present]
+        self._chains[place] = [*chain, index]
+        return chain[-1]
 
     def _revive(self, record: VipRecord, pod: Pod) -> int:
         """A pod that comes back while it drains keeps its index, and so its flows."""
@@ -155,6 +214,7 @@ class PodRows(MatchEntries):
         """
         record = self._records.get(key)
         if record is not None:
+            self.touched[record.index] = record
             for pod, index in list(record.draining.items()):
                 if pod.address == address and port in (0, pod.port):
                     del record.draining[pod]  # if the pod comes back, it is another one
@@ -163,6 +223,7 @@ class PodRows(MatchEntries):
         return self._publish()
 
     def _free_pod(self, record: VipRecord, pod: Pod, index: int) -> None:
+        self.touched[record.index] = record
         if record.flushed.pop(index, None) is None:
             del record.draining[pod]
         self._leave_chain(pod, index)
@@ -178,26 +239,22 @@ class PodRows(MatchEntries):
         """Where the pod's replies find it. Pods of several VIPs may share it: they are chained, the newest first."""
         return address_words(pod.address), key_word(KIND_POD, pod.address.version, HOST, 0, pod.port)
 
-    def _enter_chain(self, pod: Pod, index: int) -> None:
-        (hi, lo), word = self._reply_key(pod)
-        chain = self._chains.setdefault((int(hi), int(lo), word), [])
-        self.tables.pods[index]["next"] = chain[-1] if chain else 0
-        chain.append(index)
-        self._match.put(hi, lo, word, index)
-
     def _leave_chain(self, pod: Pod, index: int) -> None:
         (hi, lo), word = self._reply_key(pod)
-        chain = self._chains[int(hi), int(lo), word]
-        place = chain.index(index)
-        del chain[place]
-        before = chain[place - 1] if place else 0
-        if place < len(chain):
-            self.tables.pods[chain[place]]["next"] = before
-        elif chain:
-            self._match.put(hi, lo, word, before)
-        else:
-            del self._chains[int(hi), int(lo), word]
+        place = reply_place(pod)
+        present = self._chains[place]
+        if not isinstance(present, list):
+            del self._chains[place]
             self._match.delete(hi, lo, word)
+            return
+        at = present.index(index)
+        chain = [*present[:at], *present[at + 1 :]]
+        before = chain[at - 1] if at else 0
+        if at < len(chain):
+            self.tables.pods[chain[at]]["next"] = before
+        else:
+            self._match.put(hi, lo, word, before)
+        self._chains[place] = chain if len(chain) > 1 else chain[0]
 
     # ------------------------------------------------------------------------------------------------- rings
 
@@ -208,27 +265,76 @@ class PodRows(MatchEntries):
             start += 1 << ring.log2
         return self.tables.rings[start : start + (1 << ring.log2)]
 
-    def _set_rings(self, record: VipRecord, pods: Sequence[Pod], outside: Sequence[Pod] | None) -> None:
+    @staticmethod
+    def _in_order(record: VipRecord, pods: Sequence[Pod]) -> tuple[list[Pod], list[int]]:
+        """Those of a VIP's pods that get slots, in the ring's order, with their ports and indices."""
+        port = record.vip.target_port
+        weighing = [pod for pod in pods if pod.weight]
+        if len(weighing) == len(record.pods) and not any(pod.port for pod in weighing):
+            named = list(record.pods)
+            ids = [pod.id for pod in named]
+            same = [pod.id[0] for pod in weighing] == [each[0] for each in ids]
+            if same and all(pod.weight == 1 for pod in weighing) and all(map(lt, ids, ids[1:])):
+                return named, list(record.pods.values())  # nearly always
+        placed = [Pod(pod.address, pod.port or port, pod.weight) for pod in weighing]
+        placed.sort(key=_POD_ID)
+        return placed, [record.pods[pod.weighing(1)] for pod in placed]
+
+    def _set_rings(self, record: VipRecord, vip: Vip | None) -> None:
         """The ring for everybody, or that of pods and the node and that of clients from outside: one word.
 
-        Pods in the ring's order, with their weights, all of them in record.pods.
+        The pods of `vip` (None: there are none) are all in record.pods; those of weight 0 get no slot.
         """
         old = record.ring
         former = None if old is None or old.kind == RING_OUTSIDE else self._ring_view(old, RING_INSIDE)
         self.former_rings.note(record.vip.key, former, record.pods.items())
         record.ring = None
-        members = {RING_INSIDE: pods, RING_OUTSIDE: outside or ()}
-        present = {which: each for which, each in members.items() if each}
-        if present:
-            ring = Ring(0, record.vip.new_len.bit_length() - 1, 0 if outside is None else sum(present))
+        outside = vip.outside_pods if vip is not None else None
+        groups = {RING_INSIDE: vip.pods if vip is not None else (), RING_OUTSIDE: outside or ()}
+        placed = {which: self._in_order(record, each) for which, each in groups.items()}
+        members = {which: each for which, each in placed.items() if each[0]}
+        if members:
+            log2 = record.vip.new_len.bit_length() - 1
+            ring = record.ring = Ring(0, log2, 0 if outside is None else sum(members))
             ring.offset = self._rings.allocate(ring.block_log2)
-            for which, each in present.items():
-                owners = np.array([record.pods[pod.weighing(1)] for pod in each], np.uint32)
-                fill(each, owners, self._ring_view(ring, which))
-            record.ring = ring
+            pods, owners = placed[RING_INSIDE]
+            if self._in_bulk and outside is None and all(pod.weight == pods[0].weight for pod in pods):
+                self._waiting_rings.append((record, pods, owners))
+                return  # a new VIP, which has no former ring
+            for which, (pods, owners) in members.items():
+                fill(pods, np.array(owners, np.uint32), self._ring_view(ring, which))
         self.tables.vips[record.index]["ring"] = record.ring.word if record.ring else 0
         if old is not None:
             self._retire(lambda: self._rings.free(old.offset, old.block_log2))
+
+    # -------------------------------------------------------------------------------------------------- bulk
+
+    def warm(self) -> None:
+        """Load what is compiled, so that the first of many VIPs need not wait for it."""
+        nothing = np.zeros(0, np.uint64)
+        for entries in (self._match, self._vip_match):
+            entries.put_many(nothing, nothing, nothing, np.zeros(0, np.int64))
+        fill_equal([], [], self.tables.rings, [])
+
+    def _begin_bulk(self) -> None:
+        """From here on many VIPs are added, and nothing else: their pods, rings and entries are written together."""
+        self._in_bulk = True
+        self._match.hold()
+        self._vip_match.hold()
+
+    def _end_bulk(self) -> None:
+        """What is found comes before what leads to it: pods, rings, and last the VIPs' own entries."""
+        self._in_bulk = False
+        self._write_pods()
+        waiting, self._waiting_rings = self._waiting_rings, []
+        if waiting:
+            records, pods, owners = zip(*waiting, strict=True)
+            rings = [record.ring for record in records]
+            fill_equal(pods, owners, self.tables.rings, rings)
+            words = [ring.word for ring in rings]
+            self.tables.vips["ring"][[record.index for record in records]] = words
+        self._match.release()
+        self._vip_match.release()
 
     def _free_vip(self, record: VipRecord) -> None:
         if self._by_index.pop(record.index, None) is not None:

@@ -20,6 +20,8 @@ class TableState:
         self._vip_indices = IndexPool(MAX_VIPS, "VIPs")
         self._records: dict[VipKey, VipRecord] = {}
         self._by_index: dict[int, VipRecord] = {}
+        # Whose VIP, pods or drains have changed since `forget_touched`, by index: what steering has to look at.
+        self.touched: dict[int, VipRecord] = {}
 
     @property
     def generation(self) -> int:
@@ -33,6 +35,10 @@ class TableState:
 
     def _retire(self, action: Callable[[], None]) -> None:
         self._retirement.add(self._generation + 1, action)
+
+    def forget_touched(self) -> None:
+        """Steering has followed."""
+        self.touched = {}
 
     def records(self) -> Iterator[VipRecord]:
         """Every VIP in use, then removed ones that still drain, by index."""

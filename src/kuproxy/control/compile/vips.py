@@ -18,6 +18,9 @@ from kuproxy.dataplane.layout import (
 from kuproxy.errors import TableFullError
 from kuproxy.model.vip import Prefix, Vip
 
+BULK = 8  # new VIPs from which on they are written together
+
+_SPARE = np.zeros(4, np.uint8)
 _WAYS = {
     VipType.IP4_NAT44: Node.NAT44,
     VipType.IP6_NAT66: Node.NAT66,
@@ -48,8 +51,12 @@ class VipRows(PodRows):
                 self._add(new)
             else:
                 self._change(old, new)
+        if len(changes.added) > BULK:
+            self._begin_bulk()
         for vip in changes.added:
             self._add(vip)
+        if len(changes.added) > BULK:
+            self._end_bulk()
         return self._publish()
 
     def check(self, changes: Changes) -> None:
@@ -95,7 +102,7 @@ class VipRows(PodRows):
             vip.node_port,
             int(vip.key.protocol),
             int(vip.type),
-            int(vip.key.family),
+            vip.key.id[0],
             # Reached by node port alone: it tells a reply as little as a wide prefix what the client addressed.
             0 if vip.on_node_only else prefix_length(vip.key),
             0,
@@ -106,13 +113,14 @@ class VipRows(PodRows):
             0,
             int(vip.hash_mode),
             0,
-            np.zeros(4, np.uint8),
+            _SPARE,
         )
         self._set_encap(record)
         self._records[vip.key] = record
-        self._by_index[index] = record
+        self._by_index[index] = self.touched[index] = record
         self._set_pods(record, vip)
-        self._set_ranges(record, vip.source_ranges)
+        if vip.source_ranges:
+            self._set_ranges(record, vip.source_ranges)
         if not vip.on_node_only:
             self._enter_key(record)
             self._reference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
@@ -121,6 +129,7 @@ class VipRows(PodRows):
     def _change(self, old: Vip, new: Vip) -> None:
         record = self._records[old.key]
         record.vip = new
+        self.touched[record.index] = record
         row = self.tables.vips[record.index]
         if (
             old.pods != new.pods
@@ -144,6 +153,7 @@ class VipRows(PodRows):
     def _remove(self, vip: Vip) -> None:
         record = self._records.pop(vip.key)
         record.removed = True
+        self.touched[record.index] = record
         if not vip.on_node_only:
             self._leave_key(record)
             self._dereference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
@@ -151,7 +161,7 @@ class VipRows(PodRows):
         row = self.tables.vips[record.index]
         row["generation"] = int(row["generation"]) + 1  # its flows are dead from here on
         row["flags"] = 0
-        self._set_rings(record, (), None)
+        self._set_rings(record, None)
         self.former_rings.forget(vip.key)
         self._set_ranges(record, ())
         for pod in list(record.pods):

@@ -1,13 +1,15 @@
 """Addresses and keys in the form in which the tables hold them (layout.py)."""
 
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 import numpy as np
 
 from kuproxy.codes import Family
-from kuproxy.model.vip import Address, VipKey
+from kuproxy.model.vip import Address, Pod, VipKey
 
 HOST = 128
+_LOW = (1 << 64) - 1
 
 Words = tuple[np.uint64, np.uint64]
 
@@ -31,4 +33,14 @@ def key_word(kind: int, family: int, plen: int, protocol: int, port: int) -> np.
 
 def prefix_length(key: VipKey) -> int:
     """In the 128-bit form."""
-    return key.prefix.prefixlen + (96 if key.family == Family.IPV4 else 0)
+    version, _, length, _, _ = key.id
+    return length + (96 if version == Family.IPV4 else 0)
+
+
+def word_columns(pods: Iterable[Pod]) -> tuple[np.ndarray, np.ndarray]:
+    """`address_words` of many pods' addresses: two uint64[n]."""
+    numbers = [pod.id[0] for pod in pods]  # the address as one integer, to be read from its other end
+    if max(numbers, default=0) <= _LOW:
+        return np.zeros(len(numbers), np.uint64), np.array(numbers, np.uint64).byteswap()
+    hi = np.array([number >> 64 for number in numbers], np.uint64)
+    return hi.byteswap(), np.array([number & _LOW for number in numbers], np.uint64).byteswap()
