@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from . import discovery
 from .errors import ApiError
+from .events import to_core
 from .kinds import KINDS, Kind
 from .patch import patched
 from .selectors import selector
@@ -212,6 +213,10 @@ class FakeApi:
         namespace = ""
         if path[0] == "namespaces" and len(path) > 2:
             namespace, path = path[1], path[2:]
+        if (group, version, path, request.method) == ("events.k8s.io", "v1", ["events"], "POST"):
+            event = await request.json()
+            self.store.create("events", to_core(event))
+            return _json(event, 201)
         kind = KINDS.get(path[0])
         if kind is None or (kind.group, kind.version) != (group, version):
             if discovery.resource_list(group, version) is None:

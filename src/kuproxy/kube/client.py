@@ -15,9 +15,10 @@ from typing import Any
 
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.kube.cluster import Batch, Cluster
+from kuproxy.kube.objects import decode_status
 from kuproxy.kube.reflector import Reflector, Request
 
-__all__ = ["Watcher", "load_access"]
+__all__ = ["Watcher", "create", "load_access"]
 
 # Uncompressed: unpacking 45 MB costs both sides more than sending them over a cluster's network.
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
@@ -48,6 +49,18 @@ def load_access(kubeconfig: str = "", context: str = "") -> Any:
         message = f"the API server {server!r} is not a URL"
         raise ConfigError(Problem(message, kubeconfig or "kubeconfig", hint="as https://10.0.0.1:6443"))
     return access
+
+
+async def create(access: Any, path: str, body: object) -> None:
+    """POST an object.  Raises whatever goes wrong, ValueError with the server's words if it refuses."""
+    from lightkube.config import client_adapter
+
+    httpx: Any = vars(client_adapter)["httpx"]
+    params = client_adapter.ConnectionParams(timeout=httpx.Timeout(_CONNECT_S))
+    async with client_adapter.AsyncClient(access, params) as client:
+        answer = await client.post(path, json=body)
+        if answer.status_code >= 400:
+            raise ValueError(f"{answer.status_code} {decode_status(answer.content).message or answer.reason_phrase}")
 
 
 class Watcher:
