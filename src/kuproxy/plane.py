@@ -3,6 +3,9 @@
 `ku replay`, `ku run` and the tests differ only in the engine that they bring.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import numpy as np
 
 from kuproxy.control.compile import Compiler, VipRecord
@@ -15,6 +18,7 @@ from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, InterfaceMark, Settings
 from kuproxy.model.report import Report, WorkerReport
+from kuproxy.model.vip import Address, Pod, Vip, VipKey
 
 
 class Plane:
@@ -60,6 +64,54 @@ class Plane:
         self._baselines.note(self.compiler.records(), self._vip_counts)
         self.collect()
         return changes
+
+    def update(
+        self,
+        source: str,
+        add: Iterable[Vip] = (),
+        remove: Iterable[VipKey] = (),
+        flushed: Iterable[tuple[VipKey, Pod]] = (),
+    ) -> Changes:
+        """Let `source` hold, or hold anew, what is in `add`, and let go `remove`; end the UDP flows of `flushed`.
+
+        The cost follows the size of the change. Raises ConflictError or TableFullError, changing nothing.
+        """
+        add, remove = list(add), list(remove)
+        former = self.store.excerpt(source, [*(vip.key for vip in add), *remove])
+        changes = self.store.update(source, add, remove)
+        try:
+            self.compiler.check(changes)
+        except TableFullError:
+            self.store.update(source, *former)
+            raise
+        self.compiler.apply(changes)
+        self._baselines.note_pods(self.compiler.take_new_pods(), self._pod_counts)
+        records = [
+            self.compiler.record(vip.key) for vip in (*changes.added, *(new for _, new in changes.changed))
+        ]
+        self._baselines.note([record for record in records if record is not None], self._vip_counts)
+        for key, pod in flushed:
+            self.compiler.flush(key, pod.address, pod.port)
+        return changes
+
+    def set_masquerade(self, addresses: tuple[Address, ...]) -> None:
+        """Change the source of masqueraded packets alone."""
+        self.store.settings = replace(self.store.settings, masquerade=addresses)
+        self.compiler.set_masquerade(addresses)
+
+    def end_stale(self, serving: Iterable[tuple[VipKey, frozenset[Pod]]]) -> int:
+        """End the flows of pods that were removed and are not among those that serve their VIP; returns how many pods.
+
+        For pods that stopped serving while nobody looked: what `update` is told cannot name them.
+        """
+        ended = 0
+        for key, pods in serving:
+            record = self.compiler.record(key)
+            for pod in list(record.draining) if record is not None else ():
+                if pod not in pods:
+                    self.compiler.flush(key, pod.address, pod.port)
+                    ended += 1
+        return ended
 
     def _set_translation(self, settings: Settings) -> None:
         self.compiler.set_translation(

@@ -25,6 +25,7 @@ from kuproxy.daemon.persist import StateFile
 from kuproxy.daemon.thread import ControlThread
 from kuproxy.engine.local import LocalEngine
 from kuproxy.model.config import InterfaceMark
+from kuproxy.model.vip import Prefix
 from kuproxy.plane import Plane
 
 
@@ -34,12 +35,16 @@ class LocalNode:
     def __init__(self) -> None:
         self.engine = LocalEngine()
         self.marks: tuple[InterfaceMark, ...] = ()
+        self.node_port_networks: frozenset[Prefix] | None = None
         self.now = 1000
 
     def start(self, plane: Plane) -> None: ...
 
     def steer(self, plane: Plane, marks: tuple[InterfaceMark, ...]) -> None:
         self.marks = marks
+
+    def serve_node_ports(self, plane: Plane, networks: frozenset[Prefix] | None) -> None:
+        self.node_port_networks = networks
 
     def resize(self, log2_buckets: int) -> None:
         self.engine.resize(log2_buckets, self.now)

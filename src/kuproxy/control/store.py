@@ -15,7 +15,7 @@ may not do is contradict each other:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kuproxy.codes import Family, Protocol
 from kuproxy.errors import ConflictError, Problem
@@ -75,6 +75,12 @@ class Store:
         """What one source holds."""
         return tuple(self._sources.get(name, {}).values())
 
+    def excerpt(self, name: str, keys: Iterable[VipKey]) -> tuple[list[Vip], list[VipKey]]:
+        """Of these keys, the VIPs that a source holds, and those that it does not: what would undo an update."""
+        held = self._sources.get(name, {})
+        keys = dict.fromkeys(keys)
+        return [held[key] for key in keys if key in held], [key for key in keys if key not in held]
+
     def holders(self, key: VipKey) -> tuple[str, ...]:
         """The sources that hold a VIP."""
         return tuple(name for name, held in self._sources.items() if key in held)
@@ -105,6 +111,40 @@ class Store:
         gone = [key for key in dict.fromkeys(remove) if key in held and key not in wanted]
         new = {key: vip for key, vip in wanted.items() if held.get(key) != vip}
         return self._commit(source, new, gone, problems)
+
+    def yielding(
+        self, source: str, add: Iterable[Vip], remove: Iterable[VipKey] = ()
+    ) -> tuple[list[Vip], dict[VipKey, Problem]]:
+        """Of what a source would add while it lets go `remove`, that which no other source contradicts; and the rest.
+
+        A VIP of which only the node port is taken comes back without it; the problems tell of it nonetheless.
+        """
+        held = self._sources.get(source, {})
+        gone = set(remove)
+        accepted: list[Vip] = []
+        problems: dict[VipKey, Problem] = {}
+        for vip in add:
+            key = vip.key
+            current = self._vips.get(key)
+            if current is not None and self._holders[key] - (key in held) and current != vip:
+                problems[key] = _vip_conflict(current, vip)
+                continue
+            rival = self._rival(vip, held, gone) if vip.node_port else None
+            if rival is not None:
+                problems[key] = _node_port_conflict(rival, vip)
+                if vip.on_node_only:
+                    continue
+            accepted.append(vip if rival is None else replace(vip, node_port=0))
+        return accepted, problems
+
+    def _rival(self, vip: Vip, held: dict[VipKey, Vip], gone: set[VipKey]) -> Vip | None:
+        """Another source's VIP that has this one's node port."""
+        for other in self._node_ports.get((vip.key.family, vip.node_port), {}).values():
+            if other == vip.key or (other in held and (self._holders[other] == 1 or other in gone)):
+                continue
+            if other.protocol == vip.key.protocol or Protocol.ANY in (other.protocol, vip.key.protocol):
+                return self._vips[other]
+        return None
 
     def _commit(
         self, source: str, new: dict[VipKey, Vip], gone: list[VipKey], problems: list[Problem]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from kuproxy.daemon.schema import Conf, State, merged_marks, settings_over
 from kuproxy.errors import ConflictError, KuError
 from kuproxy.load import load_config
 from kuproxy.model.config import Config, InterfaceMark, Settings, Show
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 from kuproxy.plane import Plane
 from kuproxy.vppcli.apply import Desired
 
@@ -59,6 +60,7 @@ class Controller:
         self.ready = False
         self.adoption_s: float | None = None  # from the last change to its adoption by every worker
         self._pending: tuple[int, float] | None = None  # generation, when it was published
+        self.node_masquerade: tuple[Address, ...] = ()  # of the Node object, at most one of each family
         self._published: dict[str, Config] = {}  # by source
         self._state_file = state_file
         self._log = log
@@ -66,7 +68,14 @@ class Controller:
     @property
     def settings(self) -> Settings:
         """Of all sources together."""
-        return settings_over(self.file_config.settings, self.commands.conf)
+        return self._over(self.file_config.settings, self.commands.conf)
+
+    def _over(self, base: Settings, conf: Conf) -> Settings:
+        """What files and commands say, and the node's addresses where nobody says whose address pods see."""
+        settings = settings_over(base, conf)
+        said = {address.version for address in settings.masquerade}
+        missing = tuple(address for address in self.node_masquerade if address.version not in said)
+        return replace(settings, masquerade=settings.masquerade + missing) if missing else settings
 
     @property
     def marks(self) -> tuple[InterfaceMark, ...]:
@@ -160,7 +169,7 @@ class Controller:
     def apply_files(self, config: Config) -> Answer:
         """Let the source `files` hold this.  Raises KuError, changing nothing."""
         commands = self.commands.rebased(config.settings)
-        settings = settings_over(config.settings, commands.conf)
+        settings = self._over(config.settings, commands.conf)
         marks = merged_marks(config, commands.config())
         answer = self._publish(FILES, replace(config, settings=settings, interfaces=marks))
         self.file_config, self.commands = config, commands
@@ -191,7 +200,7 @@ class Controller:
             return self._follow_up(config, Answer(generation=self.generation))
         wanted = replace(
             config,
-            settings=settings_over(base, commands.conf),
+            settings=self._over(base, commands.conf),
             interfaces=merged_marks(self.file_config, config),
         )
         if keep is not None:
@@ -242,6 +251,47 @@ class Controller:
             generation=counts.generation,
         )
         return counts
+
+    def set_node(self, masquerade: tuple[Address, ...], node_port_networks: frozenset[Prefix] | None) -> None:
+        """What the own Node says: the address that pods see, and where node ports are served (None: everywhere).
+
+        Raises ConfigError or SteeringError, changing nothing.
+        """
+        before, self.node_masquerade = self.node_masquerade, masquerade
+        try:
+            settings = self.settings
+            self.forwarder.serve_node_ports(self.plane, node_port_networks)
+        except KuError:
+            self.node_masquerade = before
+            raise
+        if settings.masquerade != self.plane.settings.masquerade:
+            self.plane.set_masquerade(settings.masquerade)
+
+    def update(
+        self,
+        source: str,
+        add: Iterable[Vip] = (),
+        remove: Iterable[VipKey] = (),
+        flushed: Iterable[tuple[VipKey, Pod]] = (),
+    ) -> Answer:
+        """Change a part of what a source holds, in tables and traffic; the cost follows the change.
+
+        Raises ConflictError, TableFullError or SteeringError, changing nothing.
+        """
+        add, remove = list(add), list(remove)
+        former = self.plane.store.excerpt(source, [*(vip.key for vip in add), *remove])
+        changes = self.plane.update(source, add, remove, flushed)
+        if not changes:
+            return Answer(generation=self.generation)
+        self._pending = (self.generation, time.monotonic())
+        try:
+            self.forwarder.steer(self.plane, self.marks)
+        except KuError:
+            self.plane.update(source, *former)
+            with contextlib.suppress(KuError):
+                self.forwarder.steer(self.plane, self.marks)
+            raise
+        return Answer(len(changes.added), len(changes.changed), len(changes.removed), self.generation)
 
     def _apply(self, config: Config, source: str) -> Changes:
         """Say in a conflict whose the other side is: `cli` and scripts go by one owner's name, `ku`."""

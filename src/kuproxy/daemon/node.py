@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from kuproxy.codes import InterfaceFlag
@@ -14,6 +15,7 @@ from kuproxy.engine.contract import Engine
 from kuproxy.engine.live import Attachment, LiveEngine
 from kuproxy.errors import DriverError
 from kuproxy.model.config import InterfaceMark
+from kuproxy.model.vip import Prefix
 from kuproxy.plane import Plane
 from kuproxy.steering.links import KU0_MAC, KU1, KU1_MAC
 from kuproxy.steering.steering import Steering
@@ -34,6 +36,9 @@ class Forwarder(Protocol):
 
     def steer(self, plane: Plane, marks: tuple[InterfaceMark, ...]) -> None:
         """Bring up the traffic that the tables have something to say about."""
+
+    def serve_node_ports(self, plane: Plane, networks: frozenset[Prefix] | None) -> None:
+        """Serve node ports at the node's addresses in these networks only; None: at all of them."""
 
     def resize(self, log2_buckets: int) -> None:
         """Change the flow tables' size.  Raises TableFullError, changing nothing."""
@@ -61,6 +66,8 @@ class LiveNode:
     def __init__(self, log2_buckets: int, interfaces: Sequence[str] = ()) -> None:
         self.engine = LiveEngine(log2_buckets)
         self.steering = Steering(workers=len(self.engine.workers), interfaces=tuple(interfaces) or None)
+        self._marks: tuple[InterfaceMark, ...] = ()
+        self._node_port_networks: frozenset[Prefix] | None = None
 
     def start(self, plane: Plane) -> None:
         plane.compiler.set_interface(STEERED, int(InterfaceFlag.NAT4_IN | InterfaceFlag.NAT6_IN))
@@ -69,8 +76,19 @@ class LiveNode:
         self.engine.start([here] * len(self.engine.workers))
 
     def steer(self, plane: Plane, marks: tuple[InterfaceMark, ...]) -> None:
-        self.steering.set_targets(steering_targets(plane.compiler, marks, plane.settings))
+        targets = steering_targets(plane.compiler, marks, plane.settings)
+        self.steering.set_targets(replace(targets, node_networks=self._node_port_networks))
+        self._marks = marks
         self._follow_addresses(plane)
+
+    def serve_node_ports(self, plane: Plane, networks: frozenset[Prefix] | None) -> None:
+        if networks != self._node_port_networks:
+            before, self._node_port_networks = self._node_port_networks, networks
+            try:
+                self.steer(plane, self._marks)
+            except BaseException:
+                self._node_port_networks = before
+                raise
 
     def follow(self, plane: Plane) -> list[str]:
         """Take in what has happened on the node; call it when `steering.fileno()` is readable."""

@@ -67,7 +67,7 @@ class Watcher:
     """Keeps a Cluster equal to what the API server has.
 
     `load` reads the access anew whenever the credentials are refused; `report` gets a line when a resource has
-    trouble and when it is well again.
+    trouble and when it is well again; `arrived` is called when there is something to take.
     """
 
     def __init__(
@@ -75,11 +75,13 @@ class Watcher:
         cluster: Cluster,
         load: Callable[[], Any],
         report: Callable[[str], None] = lambda _line: None,
+        arrived: Callable[[], None] = lambda: None,
     ) -> None:
         self.cluster = cluster
         self.answers: dict[int, int] = {}  # by HTTP status; 0: there was none
         self._load = load
         self._report = report
+        self._arrived = arrived
         self._news = asyncio.Event()
 
     async def run(self) -> None:
@@ -101,6 +103,7 @@ class Watcher:
 
     def _heard(self) -> None:
         if self.cluster.changed:
+            self._arrived()
             self._news.set()
 
     async def _drive(self, reflector: Reflector[Any]) -> None:

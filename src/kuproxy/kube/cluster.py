@@ -16,7 +16,7 @@ from kuproxy.kube.collection import Change
 from kuproxy.kube.objects import EndpointSlice, Key, Node, Service, ServiceCIDR
 from kuproxy.kube.pace import Pace
 from kuproxy.kube.reflector import Reflector
-from kuproxy.kube.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, own_node
+from kuproxy.kube.resources import SERVICE_CIDRS, endpoint_slices, own_node, services
 
 __all__ = ["Batch", "Cluster"]
 
@@ -36,10 +36,17 @@ class Batch:
 class Cluster:
     """The reflectors of one node, and what they know."""
 
-    def __init__(self, node_name: str, random: Random, now: float, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        node_name: str,
+        random: Random,
+        now: float,
+        pace: Pace | None = None,
+        proxy_name: str | None = None,
+    ) -> None:
         self.node_name = node_name
-        self._services = Reflector(SERVICES, random, now, pace)
-        self._slices = Reflector(ENDPOINT_SLICES, random, now, pace)
+        self._services = Reflector(services(proxy_name), random, now, pace)
+        self._slices = Reflector(endpoint_slices(proxy_name), random, now, pace)
         self._node = Reflector(own_node(node_name), random, now, pace)
         self._cidrs = Reflector(SERVICE_CIDRS, random, now, pace)
         self.reflectors: tuple[Reflector[Any], ...] = (self._services, self._slices, self._node, self._cidrs)
@@ -70,6 +77,10 @@ class Cluster:
                 for (namespace, name), why in each.rejected.items()
             ]
         return lines
+
+    @property
+    def slice_count(self) -> int:
+        return len(self._slices.objects)
 
     def slices_of(self, service: Key) -> list[EndpointSlice]:
         """A service's slices by its namespace and name, in the order of their names."""

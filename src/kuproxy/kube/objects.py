@@ -91,6 +91,7 @@ class ServiceAnnotations(_Part):
 
 
 class ServiceMeta(_Meta):
+    creation_timestamp: str | None = None
     labels: ServiceLabels | None = field(default_factory=ServiceLabels)
     annotations: ServiceAnnotations | None = field(default_factory=ServiceAnnotations)
 
@@ -161,8 +162,15 @@ class SliceLabels(_Part):
     service_name: str | None = field(default=None, name="kubernetes.io/service-name")
 
 
+class SliceAnnotations(_Part):
+    last_change_trigger_time: str | None = field(
+        default=None, name="endpoints.kubernetes.io/last-change-trigger-time"
+    )
+
+
 class SliceMeta(_Meta):
     labels: SliceLabels | None = field(default_factory=SliceLabels)
+    annotations: SliceAnnotations | None = field(default_factory=SliceAnnotations)
 
 
 class Conditions(_Part):

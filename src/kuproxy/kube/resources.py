@@ -14,7 +14,15 @@ from typing import Generic, TypeVar
 
 from kuproxy.kube.objects import EndpointSlice, Item, ItemDecoder, Node, Service, ServiceCIDR
 
-__all__ = ["ENDPOINT_SLICES", "SERVICES", "SERVICE_CIDRS", "Resource", "own_node"]
+__all__ = [
+    "ENDPOINT_SLICES",
+    "SERVICES",
+    "SERVICE_CIDRS",
+    "Resource",
+    "endpoint_slices",
+    "own_node",
+    "services",
+]
 
 T = TypeVar("T", bound=Item)
 
@@ -31,18 +39,30 @@ class Resource(Generic[T]):
     optional: bool = False  # a server that has no such resource (404) has none of its objects either
 
 
-SERVICES = Resource(
-    "services",
-    "/api/v1/services",
-    ItemDecoder(Service),
-    label_selector="!service.kubernetes.io/service-proxy-name",
-)
-ENDPOINT_SLICES = Resource(
-    "endpointslices",
-    "/apis/discovery.k8s.io/v1/endpointslices",
-    ItemDecoder(EndpointSlice),
-    label_selector="!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name",
-)
+PROXY_NAME = "service.kubernetes.io/service-proxy-name"
+
+
+def services(proxy_name: str | None = None) -> Resource[Service]:
+    """The services of the proxy with this name; of None: those that name no proxy."""
+    return Resource("services", "/api/v1/services", ItemDecoder(Service), label_selector=_of(proxy_name))
+
+
+def endpoint_slices(proxy_name: str | None = None) -> Resource[EndpointSlice]:
+    """The slices of these services: controllers copy the services' labels to them."""
+    return Resource(
+        "endpointslices",
+        "/apis/discovery.k8s.io/v1/endpointslices",
+        ItemDecoder(EndpointSlice),
+        label_selector=f"!service.kubernetes.io/headless,{_of(proxy_name)}",
+    )
+
+
+def _of(proxy_name: str | None) -> str:
+    return f"!{PROXY_NAME}" if proxy_name is None else f"{PROXY_NAME}={proxy_name}"
+
+
+SERVICES = services()
+ENDPOINT_SLICES = endpoint_slices()
 # v1 since Kubernetes 1.33; older clusters have one range for services, and it is configured.
 SERVICE_CIDRS = Resource(
     "servicecidrs",

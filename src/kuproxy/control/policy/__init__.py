@@ -27,7 +27,7 @@ from kuproxy.control.policy.masquerade import (
     origin_of,
     pod_traffic,
 )
-from kuproxy.control.policy.nodeports import node_port_addresses
+from kuproxy.control.policy.nodeports import node_port_addresses, node_port_networks
 
 __all__ = [
     "Candidate",
@@ -43,6 +43,7 @@ __all__ = [
     "masquerade_cluster_ip",
     "masquerade_external",
     "node_port_addresses",
+    "node_port_networks",
     "not_honoured",
     "origin_of",
     "pod_traffic",

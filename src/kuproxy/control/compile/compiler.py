@@ -1,0 +1,207 @@
+"""VIPs: from the changes of the store to rows, entries, pods and rings."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from kuproxy.codes import Encap, Node, VipFlag, VipType
+from kuproxy.control.compile.pods import PodRows
+from kuproxy.control.compile.records import Block, VipRecord
+from kuproxy.control.compile.words import address_words, prefix_length
+from kuproxy.control.store import Changes
+from kuproxy.dataplane.layout import (
+    KIND_ADDRESS,
+    KIND_POD_ADDRESS,
+    RANGE_ARENA,
+    TICKS_PER_SECOND,
+    WAY_GUARDED,
+    Tables,
+)
+from kuproxy.dataplane.writer import Arena
+from kuproxy.errors import TableFullError
+from kuproxy.model.vip import Prefix, Vip
+
+_WAYS = {
+    VipType.IP4_NAT44: Node.NAT44,
+    VipType.IP6_NAT66: Node.NAT66,
+    VipType.IP4_NAT46: Node.NAT46,
+    VipType.IP6_NAT64: Node.NAT64,
+}
+
+
+class Compiler(PodRows):
+    """Keeps `tables` equal to what the store holds."""
+
+    def __init__(self, tables: Tables, *, decrement_ttl: bool, any_node_address: bool):
+        super().__init__(tables, decrement_ttl=decrement_ttl, any_node_address=any_node_address)
+        self._ranges = Arena(RANGE_ARENA, "source ranges")
+
+    def apply(self, changes: Changes) -> int:
+        """Publish; returns the generation that workers acknowledge when they have seen it."""
+        self._new_pods.clear()
+        for vip in changes.removed:
+            self._remove(vip)
+        for old, new in changes.changed:
+            # All before any new one: two VIPs may swap their node ports.
+            if old.node_port != new.node_port:
+                self._leave_node_port(self._records[old.key], old.node_port)
+                self._records[old.key].vip = replace(old, node_port=0)
+        for old, new in changes.changed:
+            if old.type != new.type or old.encap != new.encap:
+                self._remove(self._records[old.key].vip)
+                self._add(new)
+            else:
+                self._change(old, new)
+        for vip in changes.added:
+            self._add(vip)
+        return self._publish()
+
+    def check(self, changes: Changes) -> None:
+        """Raise TableFullError if the tables may not hold these changes, before any of them is made."""
+        touched = [*changes.added, *(new for _, new in changes.changed)]
+        pods = sum(len(vip.served_pods) for vip in touched)
+        needs = (
+            (len(changes.added), self._vip_indices.room, "VIPs"),
+            (pods, self._pod_indices.room, "pods"),
+            (sum(vip.new_len for vip in touched if vip.served_pods), self._rings.room, "ring slots"),
+            (8 * len(touched) + 2 * pods, self._match.room, "match entries"),
+            (2 * sum(len(vip.source_ranges) + 1 for vip in touched), self._ranges.room, "source ranges"),
+        )
+        for needed, room, what in needs:
+            if needed > room:
+                raise TableFullError(f"{needed} more {what} are asked for, and {room} are free")
+
+    def in_use(self) -> dict[str, int]:
+        """How much of each arena is out: what must return to zero when all is deleted."""
+        return {
+            "vips": self._vip_indices.used,
+            "pods": self._pod_indices.used,
+            "ring_slots": self._rings.used,
+            "match_entries": self._vip_match.entries + self._match.entries,
+            "address_references": len(self._references),
+            "source_ranges": self._ranges.used,
+            "retired": len(self._retirement),
+        }
+
+    def _add(self, vip: Vip) -> None:
+        index = self._vip_indices.allocate()
+        record = VipRecord(index, vip)
+        row = self.tables.vips[index]
+        hi, lo = address_words(vip.key.prefix.network_address)
+        self.tables.vips[index] = (
+            hi,
+            lo,
+            0,
+            int(row["generation"]) + 1,
+            self._flags(vip),
+            vip.key.port,
+            vip.target_port,
+            vip.node_port,
+            int(vip.key.protocol),
+            int(vip.type),
+            int(vip.key.family),
+            # Reached by node port alone: it tells a reply as little as a wide prefix what the client addressed.
+            0 if vip.on_node_only else prefix_length(vip.key),
+            0,
+            0,
+            round(vip.affinity_s * TICKS_PER_SECOND),
+            0,
+            vip.session_cap,
+            0,
+            int(vip.hash_mode),
+            0,
+            np.zeros(4, np.uint8),
+        )
+        self._set_encap(record)
+        self._records[vip.key] = record
+        self._by_index[index] = record
+        self._set_pods(record, vip)
+        self._set_ranges(record, vip.source_ranges)
+        if not vip.on_node_only:
+            self._enter_key(record)
+            self._reference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
+        self._enter_node_port(record, vip.node_port)
+
+    def _change(self, old: Vip, new: Vip) -> None:
+        record = self._records[old.key]
+        record.vip = new
+        row = self.tables.vips[record.index]
+        if (
+            old.served_pods != new.served_pods
+            or old.target_port != new.target_port
+            or old.new_len != new.new_len
+        ):
+            self._set_pods(record, new)
+        row["target_port"] = new.target_port
+        self._set_encap(record)
+        row["flags"] = self._flags(new)
+        row["hash_mode"] = int(new.hash_mode)
+        row["affinity"] = round(new.affinity_s * TICKS_PER_SECOND)
+        row["session_cap"] = new.session_cap
+        if old.source_ranges != new.source_ranges:
+            self._set_ranges(record, new.source_ranges)
+        if old.node_port != new.node_port:
+            row["node_port"] = new.node_port
+            self._enter_node_port(record, new.node_port)
+
+    def _remove(self, vip: Vip) -> None:
+        record = self._records.pop(vip.key)
+        record.removed = True
+        if not vip.on_node_only:
+            self._leave_key(record)
+            self._dereference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
+        self._leave_node_port(record, vip.node_port)
+        row = self.tables.vips[record.index]
+        row["generation"] = int(row["generation"]) + 1  # its flows are dead from here on
+        row["flags"] = 0
+        self._set_ring(record, ())
+        self._set_ranges(record, ())
+        for pod in list(record.pods):
+            self._drain(record, pod)
+        for pod in [*record.draining, *record.flushed.values()]:
+            self._dereference(KIND_POD_ADDRESS, pod.address)
+        if not record.draining and not record.flushed:
+            self._retire(lambda: self._free_vip(record))
+
+    def _set_encap(self, record: VipRecord) -> None:
+        row, vip = self.tables.vips[record.index], record.vip
+        row["encap"], row["dscp"], row["gue_port"] = vip.encap, vip.dscp, vip.gue_port
+        self._set_way(record)
+
+    def _set_way(self, record: VipRecord) -> None:
+        """Last of all: workers see whether it is guarded before they look by what."""
+        vip = record.vip
+        node = _WAYS[vip.type] if vip.encap is Encap.NAT else Node(Node.GRE + vip.encap - Encap.GRE)
+        guarded = record.ranges is not None or node in (Node.NAT46, Node.NAT64)
+        self.tables.vips[record.index]["way"] = int(node) | (WAY_GUARDED if guarded else 0)
+
+    @staticmethod
+    def _flags(vip: Vip) -> int:
+        flags = VipFlag.USED
+        for wanted, flag in (
+            (vip.reject, VipFlag.REJECT),
+            (vip.masquerade, VipFlag.MASQUERADE),
+            (vip.reset, VipFlag.RESET),
+        ):
+            if wanted:
+                flags |= flag
+        return int(flags)
+
+    def _set_ranges(self, record: VipRecord, ranges: Sequence[Prefix]) -> None:
+        """A new block beside the old one, published with one store."""
+        old = record.ranges
+        record.ranges = None
+        if ranges:
+            log2 = len(ranges).bit_length()
+            record.ranges = Block(self._ranges.allocate(log2), log2)
+            rows = self.tables.ranges[record.ranges.offset : record.ranges.offset + len(ranges) + 1]
+            rows[0]["hi"] = len(ranges)
+            for row, prefix in zip(rows[1:], ranges, strict=True):
+                net_hi, net_lo = address_words(prefix.network_address)
+                mask_hi, mask_lo = address_words(prefix.netmask)
+                row["hi"], row["lo"], row["mask_hi"], row["mask_lo"] = net_hi, net_lo, mask_hi, mask_lo
+        self.tables.vips[record.index]["ranges"] = record.ranges.offset if record.ranges else 0
+        self._set_way(record)
+        if old is not None:
+            self._retire(lambda: self._ranges.free(old.offset, old.log2))

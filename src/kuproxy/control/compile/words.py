@@ -1,0 +1,26 @@
+"""Addresses and keys in the form in which the tables hold them (layout.py)."""
+
+import numpy as np
+
+from kuproxy.codes import Family
+from kuproxy.model.vip import Address, VipKey
+
+HOST = 128
+
+Words = tuple[np.uint64, np.uint64]
+
+
+def address_words(address: Address) -> Words:
+    """(hi, lo) of an address as layout.py defines them."""
+    raw = address.packed.rjust(16, b"\0")
+    return np.uint64(int.from_bytes(raw[:8], "little")), np.uint64(int.from_bytes(raw[8:], "little"))
+
+
+def key_word(kind: int, family: int, plen: int, protocol: int, port: int) -> np.uint64:
+    """The same as dataplane.match.match_key, without a crossing into compiled code."""
+    return np.uint64(kind << 56 | family << 48 | plen << 32 | protocol << 16 | port)
+
+
+def prefix_length(key: VipKey) -> int:
+    """In the 128-bit form."""
+    return key.prefix.prefixlen + (96 if key.family == Family.IPV4 else 0)

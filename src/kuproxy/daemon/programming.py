@@ -1,0 +1,89 @@
+"""Differences into the controller, so that what is refused holds up nothing else.
+
+Other sources (files, commands) were there first: what they hold is left to them.  Where tables or maps are full, halves
+are tried, and halves of these, until what does not fit is alone.  Everything that was refused is remembered, and tried
+again when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from kuproxy.control.book import Difference
+from kuproxy.daemon.control import Controller
+from kuproxy.errors import ConflictError, SteeringError, TableFullError
+from kuproxy.model.vip import Pod, Vip, VipKey
+
+__all__ = ["Programmed", "Programmer"]
+
+_REFUSALS = (ConflictError, SteeringError, TableFullError)
+
+
+@dataclass(slots=True)
+class Programmed:
+    """What became of a difference."""
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    refused: dict[VipKey, str] = field(default_factory=dict)  # with the reason, one line
+
+
+class Programmer:
+    """Writes for one source."""
+
+    def __init__(self, controller: Controller, source: str) -> None:
+        self.refused: dict[VipKey, str] = {}  # wholly, or its node port
+        self._wanted: dict[VipKey, Vip] = {}  # as it was asked for, of what was refused
+        self._controller, self._source = controller, source
+
+    def owner(self, key: VipKey) -> str:
+        """`namespace/service:port` of a VIP that was refused."""
+        return self._wanted[key].owner
+
+    def program(self, difference: Difference) -> Programmed:
+        """Make the change, and try again what was refused before."""
+        result = Programmed()
+        remove = dict.fromkeys(difference.remove)
+        asked = {key: vip for key, vip in self._wanted.items() if key not in remove}
+        asked.update((vip.key, vip) for vip in difference.add)
+        if not (asked or remove or difference.flushed):
+            return result
+        accepted, problems = self._controller.plane.store.yielding(self._source, asked.values(), remove)
+        result.refused = {key: str(problem) for key, problem in problems.items()}
+        accepted_keys = {vip.key for vip in accepted}
+        # A VIP that changes into something that it must not be is none any more.
+        remove.update(dict.fromkeys(key for key in problems if key not in accepted_keys))
+        self._write(accepted, list(remove), difference.flushed, result)
+        self.refused = result.refused
+        self._wanted = {key: asked[key] for key in result.refused}
+        return result
+
+    def _write(
+        self,
+        add: list[Vip],
+        remove: list[VipKey],
+        flushed: Iterable[tuple[VipKey, Pod]],
+        result: Programmed,
+    ) -> None:
+        try:
+            answer = self._controller.update(self._source, add, remove, flushed)
+        except _REFUSALS as error:
+            if not add:
+                raise  # less than before is never too much
+            if len(add) == 1 and not remove:
+                result.refused[add[0].key] = str(error).replace("\n", "; ")
+                # What it was before may be wrong by now.
+                self._write([], [add[0].key], flushed, result)
+                return
+            if remove:
+                self._write([], remove, flushed, result)
+            half = len(add) // 2
+            parts = [part for part in (add[:half], add[half:]) if part]
+            for part in parts:
+                self._write(part, [], flushed, result)
+            return
+        result.added += answer.added
+        result.changed += answer.changed
+        result.removed += answer.removed
