@@ -27,6 +27,7 @@ SUBCOMMANDS = {
     "daemon": Subcommand(
         "kuproxy.daemon.service", "the same as a service, with commands, an API and a memory"
     ),
+    "kube-proxy": Subcommand("kuproxy.kubeproxy.service", "be the kube-proxy of this node"),
     "shell": Subcommand("kuproxy.shell", "type commands to the daemon, with completion and history"),
     "completion": Subcommand("kuproxy.completion", "print what makes a shell complete `ku`"),
     "replay": Subcommand("kuproxy.replay", "run a capture file through the data plane"),
@@ -43,6 +44,7 @@ examples:
   ku replay --config services.ku in.pcapng out.pcapng
   ku run --config services.yaml
   ku daemon --settings kuproxy.toml
+  ku kube-proxy --config /var/lib/kube-proxy/config.conf
   ku vip 90.0.0.0/8 port 3306 target_port 3307
   ku pod 90.0.0.0/8 10.0.0.1 10.0.0.2
   ku show vips verbose

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from kuproxy.codes import Family
 from kuproxy.control.compile import Compiler, VipRecord
 from kuproxy.control.report import Baselines, build_report
 from kuproxy.control.store import Changes, Store
@@ -32,6 +33,8 @@ class Plane:
         )
         self._baselines = Baselines()
         self._marks: tuple[InterfaceMark, ...] = ()
+        # Flows that ended because their pod stopped serving, as far as they were counted by then.
+        self.ended_flows: dict[Family, int] = dict.fromkeys(Family, 0)
         self.compiler.set_timeouts(self.store.settings.timeouts)
 
     @property
@@ -91,8 +94,16 @@ class Plane:
         ]
         self._baselines.note([record for record in records if record is not None], self._vip_counts)
         for key, pod in flushed:
-            self.compiler.flush(key, pod.address, pod.port)
+            self._end_flows(key, pod)
         return changes
+
+    def _end_flows(self, key: VipKey, pod: Pod) -> None:
+        """Of a pod that was removed from the VIP."""
+        record = self.compiler.record(key)
+        for each, index in record.draining.items() if record is not None else ():
+            if (each.address, each.port) == (pod.address, pod.port):
+                self.ended_flows[key.family] += self._pod_flows(index)
+        self.compiler.flush(key, pod.address, pod.port)
 
     def set_masquerade(self, addresses: tuple[Address, ...]) -> None:
         """Change the source of masqueraded packets alone."""
@@ -109,7 +120,7 @@ class Plane:
             record = self.compiler.record(key)
             for pod in list(record.draining) if record is not None else ():
                 if pod not in pods:
-                    self.compiler.flush(key, pod.address, pod.port)
+                    self._end_flows(key, pod)
                     ended += 1
         return ended
 

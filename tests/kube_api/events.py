@@ -1,4 +1,7 @@
-"""events.k8s.io/v1 as the server keeps it: one event, which core/v1 shows under other names (apis/events validation)."""
+"""events.k8s.io/v1 as the server keeps it: one event, which core/v1 shows under other names.
+
+Source: k8s.io/kubernetes pkg/apis/core/validation/events.go.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ def to_core(event: Object) -> Object:
         raise ApiError(422, "Invalid", "Event is invalid: can have at most 1024 (note) and 128 characters")
     namespace = event["metadata"].get("namespace")
     if (event["regarding"].get("namespace") or "default") != namespace:
-        raise ApiError(422, "Invalid", "Event is invalid: involvedObject.namespace: does not match event.namespace")
+        raise ApiError(
+            422, "Invalid", "Event is invalid: involvedObject.namespace: does not match event.namespace"
+        )
     renamed = {"regarding": "involvedObject", "note": "message", "reportingController": "reportingComponent"}
     kept = {renamed.get(name, name): value for name, value in event.items()}
     return kept | {"apiVersion": "v1", "kind": "Event"}

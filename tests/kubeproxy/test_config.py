@@ -160,7 +160,9 @@ def test_zero_leaves_our_own_sizes_and_times(tmp_path: Path) -> None:
 
 
 def test_settings_without_effect_are_named_with_the_reason(tmp_path: Path) -> None:
-    text = "mode: ipvs\nipvs: {strictARP: true, scheduler: lc}\nfeatureGates: {A: true}\nconfigSyncPeriod: 1m\n"
+    text = (
+        "mode: ipvs\nipvs: {strictARP: true, scheduler: lc}\nfeatureGates: {A: true}\nconfigSyncPeriod: 1m\n"
+    )
     told = dict(without_effect(read_config(written(tmp_path, text))))
     assert set(told) == {"ipvs", "featureGates", "configSyncPeriod"}
     document = (ROOT / "docs/kubernetes.md").read_text()

@@ -17,7 +17,11 @@ from kuproxy.kubeproxy.events import Event, Recorder, about_node, about_service
 STARTING = Event(about_node("n1"), "Normal", "Starting", "StartKubeProxy")
 COLUMNS = "custom-columns=:metadata.namespace,:type,:reason,:involvedObject.kind,:involvedObject.name"
 TAKEN = Event(
-    about_service("shop", "web"), "Warning", "FailedToStartServiceHealthcheck", "Listen", "port 30000: " + "x" * 2000
+    about_service("shop", "web"),
+    "Warning",
+    "FailedToStartServiceHealthcheck",
+    "Listen",
+    "port 30000: " + "x" * 2000,
 )
 
 
@@ -60,9 +64,21 @@ def test_the_server_takes_them_and_kubectl_shows_them(kubeconfig: Path) -> None:
         assert len(taken["message"]) == 1024
         if shutil.which("kubectl") is None:
             pytest.skip("kubectl is not installed: what it shows is not looked at")
-        command = ["kubectl", "--kubeconfig", str(kubeconfig), "get", "events", "-A", "--no-headers", "-o", COLUMNS]
+        command = [
+            "kubectl",
+            "--kubeconfig",
+            str(kubeconfig),
+            "get",
+            "events",
+            "-A",
+            "--no-headers",
+            "-o",
+            COLUMNS,
+        ]
         environment = {"HOME": str(kubeconfig.parent), "PATH": "/usr/bin:/bin:/usr/local/bin"}
-        shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+        shown = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=60
+        )
         assert {tuple(line.split()) for line in shown.stdout.splitlines()} == {
             ("default", "Normal", "Starting", "Node", "n1"),
             ("shop", "Warning", "FailedToStartServiceHealthcheck", "Service", "web"),

@@ -6,19 +6,18 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kuproxy.codes import Protocol
+from kuproxy.daemon.kubernetes import HealthCheck
 from kuproxy.kubeproxy.config import Endpoint
 from kuproxy.kubeproxy.health import FAMILIES, ProxyHealth, rfc3339
 from kuproxy.kubeproxy.listen import Answer, Ports, bind
 from kuproxy.kubeproxy.service_health import ServiceHealth
-from kuproxy.model.service import Service, ServicePort, ServiceType, TrafficPolicy
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/kubernetes-1.36/kube-proxy"
 S = 10**9
@@ -141,15 +140,14 @@ def test_a_change_that_waits_too_long_is_a_sick_proxy() -> None:
 # ------------------------------------------------------------------------------------------ health-checked services
 
 
-def service(name: str, port: int) -> Service:
-    return Service(
-        "edge", name, ServiceType.LOAD_BALANCER, (ServicePort("http", Protocol.TCP, 80, 80),),
-        external_traffic_policy=TrafficPolicy.LOCAL, health_check_node_port=port,
-    )  # fmt: skip
+def check(name: str, port: int, endpoints: int = 1) -> HealthCheck:
+    return HealthCheck("edge", name, port, endpoints)
 
 
 def free_ports(count: int) -> list[int]:
-    with_ports = [socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) for _ in range(count)]
+    with_ports = [
+        socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) for _ in range(count)
+    ]
     numbers = [each.getsockname()[1] for each in with_ports]
     for each in with_ports:
         each.close()
@@ -173,27 +171,26 @@ def test_ports_follow_the_services_and_answer_as_upstream() -> None:
 
     async def look(services: ServiceHealth) -> None:
         nonlocal well
-        wanted: dict[int, tuple[Service, int]] = {one: (service("lb-local", one), 1)}
-        wanted[two] = (service("lb-local-none-here", two), 0)
-        assert await services.sync(wanted) == []
+        none_here = check("lb-local-none-here", two, 0)
+        assert await services.sync([check("lb-local", one), none_here]) == []
         for address in ("127.0.0.1", "::1"):
             answer = timeless(await ask(one, "/whatever", address))
             assert answer == recorded("healthcheck-node-port.with-local-endpoints")
-            assert timeless(await ask(two, "/", address)) == recorded("healthcheck-node-port.no-local-endpoints")
-        wanted[one] = (wanted[one][0], 3)
-        del wanted[two]
-        assert await services.sync(wanted) == []
+            assert timeless(await ask(two, "/", address)) == recorded(
+                "healthcheck-node-port.no-local-endpoints"
+            )
+        assert await services.sync([check("lb-local", one, 3)]) == []
         assert b"X-Load-Balancing-Endpoint-Weight: 3\r\n" in await ask(one)
         with pytest.raises(OSError):
             await ask(two)
         well = False
         answer = await ask(one)
-        assert answer.startswith(b"HTTP/1.1 503 ") and b'"serviceProxyHealthy": false' in answer
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"serviceProxyHealthy": false' in answer
         well = True
-        # Another service takes the port; a kept connection hears of it.
-        assert await services.sync({one: (service("other", one), 0)}) == []
+        assert await services.sync([check("other", one, 0)]) == []
         assert b'"name": "other"' in await ask(one)
-        assert await services.sync({}) == []
+        assert await services.sync([]) == []
         with pytest.raises(OSError):
             await ask(one)
 
@@ -204,10 +201,10 @@ def test_a_port_that_is_taken_is_told_and_tried_again() -> None:
     (number,) = free_ports(1)
 
     async def look(services: ServiceHealth) -> None:
-        wanted: Mapping[int, tuple[Service, int]] = {number: (service("lb", number), 1)}
+        wanted = [check("lb", number)]
         with closing(socket.create_server(("127.0.0.1", number))):
-            [(failed, port, error)] = await services.sync(wanted)
-            assert (failed.name, port) == ("lb", number)
+            [(failed, error)] = await services.sync(wanted)
+            assert failed == wanted[0]
             assert "in use" in str(error)
         assert await services.sync(wanted) == []
         assert (await ask(number)).startswith(b"HTTP/1.1 200 OK")
@@ -219,7 +216,7 @@ def test_ports_are_open_only_at_the_addresses_for_node_ports() -> None:
     (number,) = free_ports(1)
 
     async def look(services: ServiceHealth) -> None:
-        wanted = {number: (service("lb", number), 1)}
+        wanted = [check("lb", number)]
         assert await services.sync(wanted, ["127.0.0.2", "127.0.0.3"]) == []
         assert (await ask(number, address="127.0.0.3")).startswith(b"HTTP/1.1 200")
         with pytest.raises(OSError):
@@ -236,7 +233,7 @@ def test_hundreds_of_ports_cost_their_sockets_alone() -> None:
     numbers = free_ports(300)
 
     async def look(services: ServiceHealth) -> None:
-        wanted = {each: (service(f"lb{each}", each), 1) for each in numbers}
+        wanted = [check(f"lb{each}", each) for each in numbers]
         began = time.monotonic()
         assert await services.sync(wanted) == []
         assert time.monotonic() - began < 2

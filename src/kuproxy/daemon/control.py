@@ -54,6 +54,7 @@ class Controller:
         self.forwarder = forwarder
         self.plane = Plane(forwarder.engine, decrement_ttl=False, any_node_address=False)
         self.files = tuple(files)
+        self.base = Config()  # what holds where there are no files
         self.file_config = Config()
         self.commands = Commands()
         self.before_reload: Callable[[], None] = lambda: None  # may set `files`; may raise ConfigError
@@ -90,7 +91,7 @@ class Controller:
 
     def read_files(self) -> Config:
         """The files as they are now.  Raises ConfigError."""
-        config = load_config(self.files) if self.files else Config()
+        config = load_config(self.files) if self.files else self.base
         for note in config.notes:
             self._log.info("config", text=str(note))
         return config

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import resource
 import signal
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +53,22 @@ def _token(path: str) -> bytes:
 class Daemon:
     """One daemon, from start to stop."""
 
-    def __init__(self, settings: DaemonSettings, path: Path | None, log: Any) -> None:
-        """Raises KuError for whatever would fail later."""
+    def __init__(
+        self, settings: DaemonSettings, path: Path | None, log: Any, base: Config | None = None
+    ) -> None:
+        """`base` holds where the settings name no files.  Raises KuError for whatever would fail later."""
         self._settings, self._path, self._log = settings, path, log
         group = group_id(settings.api.group)
         tokens = set()
         if settings.tcp is not None and settings.tcp.token_file:
             tokens.add(_token(settings.tcp.token_file))
         self._access = Access(group, frozenset(tokens))
-        self._config = load_config(settings.paths()) if settings.files else None
+        self._config = load_config(settings.paths()) if settings.files else base
         self._state_file = StateFile(Path(settings.state_directory))
         buckets = self._config.settings.buckets if self._config is not None else 1024
         self._node = LiveNode(buckets.bit_length() - 1, settings.interfaces)
         self._controller = Controller(self._node, settings.paths(), log, self._state_file)
+        self._controller.base = base or Config()
         self._controller.before_reload = self._reload_settings
         self._socket_path = Path(settings.api.socket)
         self._sockets = [bind_unix(self._socket_path, int(settings.api.mode, 8), group)]
@@ -73,6 +77,20 @@ class Daemon:
         self._thread = ControlThread()
         self._stopped, self._hangup = asyncio.Event(), asyncio.Event()
         self._failure: BaseException | None = None
+        # Run beside everything else from when packets are forwarded; one that ends with an error ends the daemon.
+        self.companions: list[Callable[[], Coroutine[Any, Any, None]]] = []
+
+    @property
+    def controller(self) -> Controller:
+        return self._controller
+
+    @property
+    def node(self) -> LiveNode:
+        return self._node
+
+    @property
+    def thread(self) -> ControlThread:
+        return self._thread
 
     def _listen(self) -> None:
         app = make_app(self._controller, self._access, self._thread)
@@ -97,7 +115,7 @@ class Daemon:
             self._listen()
             await self._thread(self._start)
             tasks = [asyncio.create_task(each.serve()) for each in self._listeners]
-            rest = [asyncio.create_task(each()) for each in (self._tend, self._follow, self._reloads)]
+            rest = [asyncio.create_task(each()) for each in (self._tend, self._follow, self._reloads, *self.companions)]
             for task in (*tasks, *rest):
                 task.add_done_callback(self._ended)
             self._notifier.ready()
@@ -105,6 +123,7 @@ class Daemon:
             self._notifier.stopping()
             for task in rest:
                 task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
             for listener in self._listeners:
                 listener.stop()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -13,6 +13,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
+
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.kube.cluster import Batch, Cluster
 from kuproxy.kube.objects import decode_status
@@ -26,11 +28,11 @@ _CONNECT_S = 10.0
 _HINT = "see `kubectl config view`"
 
 
-def load_access(kubeconfig: str = "", context: str = "") -> Any:
+def load_access(kubeconfig: str = "", context: str = "", server: str = "") -> Any:
     """How to reach the API server, as lightkube's SingleConfig; raises ConfigError with what is missing.
 
     From the file, if one is named; else from the service account that Kubernetes gives a pod; else from
-    $KUBECONFIG or ~/.kube/config.
+    $KUBECONFIG or ~/.kube/config.  `server` goes before what any of them says, and needs none of them.
     """
     try:
         from lightkube.config.kubeconfig import KubeConfig
@@ -38,15 +40,20 @@ def load_access(kubeconfig: str = "", context: str = "") -> Any:
         hint = "install kuproxy with the extra `kubernetes`"
         raise ConfigError(Problem("lightkube is not installed", hint=hint)) from None
     try:
-        config = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_env()
+        if server and not kubeconfig:
+            config = KubeConfig.from_server(server)
+        else:
+            config = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_env()
         access: Any = config.get(context or None)
+        if server:
+            access = access._replace(cluster=msgspec.structs.replace(access.cluster, server=server))
     except Exception as error:  # lightkube lets through what YAML, msgspec, dictionaries and files raise
         what = f"no key {error}" if isinstance(error, KeyError) else str(error).replace("\n", " ")
         message = f"the access to the API server cannot be read: {what}"
         raise ConfigError(Problem(message, kubeconfig or "kubeconfig", hint=_HINT)) from None
-    server = access.cluster.server
-    if not server.startswith(("https://", "http://")):
-        message = f"the API server {server!r} is not a URL"
+    url = access.cluster.server
+    if not url.startswith(("https://", "http://")):
+        message = f"the API server {url!r} is not a URL"
         raise ConfigError(Problem(message, kubeconfig or "kubeconfig", hint="as https://10.0.0.1:6443"))
     return access
 

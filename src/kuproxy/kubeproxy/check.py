@@ -16,7 +16,7 @@ from kuproxy.kubeproxy.schema import IpTables, Ipvs, KubeProxyConfiguration, NfT
 from kuproxy.model.node import DetectLocalMode, ProxySettings
 from kuproxy.model.vip import Prefix, parse_address
 
-__all__ = ["MODES", "PRIMARY", "check", "cidr"]
+__all__ = ["MODES", "PRIMARY", "check", "cidr", "periods_of"]
 
 MODES = ("iptables", "ipvs", "nftables")
 PRIMARY = "primary"  # nodePortAddresses: the addresses of the Node object
@@ -29,6 +29,13 @@ def cidr(text: str) -> Prefix:
     if "/" not in text:
         raise ValueError(f"{text!r} is not a prefix")
     return ip_network(text.strip(), strict=False)
+
+
+def periods_of(config: KubeProxyConfiguration) -> IpTables | Ipvs | NfTables:
+    """The section with the periods of the mode in use."""
+    if config.mode == "nftables":
+        return config.nftables
+    return config.ipvs if config.mode == "ipvs" else config.iptables
 
 
 def check(config: KubeProxyConfiguration) -> list[Fault]:
@@ -98,20 +105,14 @@ def _prefixes(where: str, texts: list[str], otherwise: str = "") -> Iterator[Fau
         try:
             cidr(text)
         except ValueError:
-            path = (*where.split("."), number)
+            path: tuple[str | int, ...] = (*where.split("."), number)
             yield Fault((path, f"{text!r} is not a prefix", f"write ADDRESS/LENGTH{otherwise}"))
 
 
 def _periods(config: KubeProxyConfiguration) -> Iterator[Fault]:
     """Only those of the mode in use count."""
-    parts: dict[str, IpTables | Ipvs | NfTables] = {
-        "iptables": config.iptables,
-        "ipvs": config.ipvs,
-        "nftables": config.nftables,
-    }
-    part = parts.get(config.mode)
-    if part is not None:
-        where = (config.mode, "syncPeriod")
+    if config.mode in MODES:
+        part, where = periods_of(config), (config.mode, "syncPeriod")
         if part.sync_period <= 0:
             yield Fault((where, f"{part.sync_period} is not possible", "it is longer than 0s"))
         elif part.min_sync_period > part.sync_period:

@@ -2,7 +2,7 @@
 
 Strict where upstream only warns: a field that nobody knows is refused with its line, because a typing error in
 `nodePortAddresses` would otherwise open a port.
-Source: pkg/proxy/apis/config/v1alpha1 (defaults.go, conversion.go) and pkg/proxy/apis/config/validation, Kubernetes 1.36.
+Source: pkg/proxy/apis/config/v1alpha1 (defaults.go, conversion.go) and config/validation, Kubernetes 1.36.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kuproxy.codes import FlowState
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.kube.manifest import line_of, read_documents
 from kuproxy.kubeproxy import schema
-from kuproxy.kubeproxy.check import PRIMARY, check, cidr
+from kuproxy.kubeproxy.check import PRIMARY, check, cidr, periods_of
 from kuproxy.kubeproxy.decode import Fault, decode
 from kuproxy.kubeproxy.duration import Duration, FlushFrequency
 from kuproxy.kubeproxy.schema import KubeProxyConfiguration
@@ -28,7 +28,16 @@ from kuproxy.model.config import MAX_BUCKETS, MAX_TIMEOUT_S, Settings
 from kuproxy.model.node import DetectLocalMode, ProxySettings
 from kuproxy.model.vip import Address, parse_address
 
-__all__ = ["Endpoint", "ProxyConfig", "complete", "document_of", "from_document", "node_name_of", "proxy_config", "read_config"]
+__all__ = [
+    "Endpoint",
+    "ProxyConfig",
+    "complete",
+    "document_of",
+    "from_document",
+    "node_name_of",
+    "proxy_config",
+    "read_config",
+]
 
 HEALTHZ_PORT, METRICS_PORT = 10256, 10249
 # Nothing waits longer than this for what has been heard to be in the tables, or the proxy is unhealthy: twice
@@ -103,7 +112,9 @@ def document_of(config: KubeProxyConfiguration) -> dict[str, Any]:
 
 def _plain(where: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """A path that ends in `name[2].field` as YAML nodes are found: up to the name."""
-    return tuple(each.partition("[")[0].partition(".")[0] if isinstance(each, str) else each for each in where)
+    return tuple(
+        each.partition("[")[0].partition(".")[0] if isinstance(each, str) else each for each in where
+    )
 
 
 def _dotted(where: tuple[str | int, ...]) -> str:
@@ -201,7 +212,7 @@ def _with_port(text: str, port: int) -> str:
 
 def proxy_config(config: KubeProxyConfiguration, cores: int | None = None) -> ProxyConfig:
     """Of a complete and checked configuration.  Raises ConfigError for what only the whole shows."""
-    mode = {"nftables": config.nftables, "ipvs": config.ipvs}.get(config.mode, config.iptables)
+    periods = periods_of(config)
     masquerade = config.nftables if config.mode == "nftables" else config.iptables
     names = config.node_port_addresses or []
     bind = parse_address(config.bind_address)
@@ -218,7 +229,7 @@ def proxy_config(config: KubeProxyConfiguration, cores: int | None = None) -> Pr
             node_port_addresses=None if names == [PRIMARY] else tuple(map(cidr, names)),
         ),
         settings=_settings(config.conntrack, cores or os.cpu_count() or 1),
-        healthy_within_s=HEALTHY_PERIODS * mode.sync_period.seconds,
+        healthy_within_s=HEALTHY_PERIODS * periods.sync_period.seconds,
         node_ip=None if bind.is_unspecified else bind,
     )
 

@@ -23,7 +23,7 @@ _GONE = {
     "linux": "this is a field of v1alpha2; v1alpha1 has conntrack, oomScoreAdj and masqueradeAll of their own",
     "windows": "this is a field of v1alpha2; v1alpha1 has winkernel",
 }
-_MEANT = {
+_MEANT: dict[Any, str] = {
     bool: "it is true or false",
     int: "it is a whole number",
     float: "it is a number",

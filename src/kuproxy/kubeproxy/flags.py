@@ -37,7 +37,9 @@ class Flag:
 
 
 FLAGS = (
-    Flag("bind-address", "bindAddress", str, "The node's primary IP address, if the Node object has another."),
+    Flag(
+        "bind-address", "bindAddress", str, "The node's primary IP address, if the Node object has another."
+    ),
     Flag("bind-address-hard-fail", "bindAddressHardFail", bool, "End if a port cannot be opened."),
     Flag("cluster-cidr", "clusterCIDR", str, "The pods' addresses, one prefix of each family."),
     Flag("config-sync-period", "configSyncPeriod", str, "Without effect."),
@@ -45,12 +47,22 @@ FLAGS = (
     Flag("conntrack-min", "conntrack.min", int, "Flows to remember, at least."),
     Flag("conntrack-tcp-be-liberal", "conntrack.tcpBeLiberal", bool, "Without effect."),
     Flag("conntrack-tcp-timeout-close-wait", "conntrack.tcpCloseWaitTimeout", str, "Without effect."),
-    Flag("conntrack-tcp-timeout-established", "conntrack.tcpEstablishedTimeout", str, "Idle time of connections."),
+    Flag(
+        "conntrack-tcp-timeout-established",
+        "conntrack.tcpEstablishedTimeout",
+        str,
+        "Idle time of connections.",
+    ),
     Flag("conntrack-udp-timeout", "conntrack.udpTimeout", str, "Without effect."),
     Flag("conntrack-udp-timeout-stream", "conntrack.udpStreamTimeout", str, "Idle time of UDP flows."),
     Flag("detect-local-mode", "detectLocalMode", str, "How pods' traffic is told from other traffic."),
     Flag("feature-gates", "featureGates", dict, "Without effect."),
-    Flag("healthz-bind-address", "healthzBindAddress", str, "Where to serve /healthz and /livez; empty: nowhere."),
+    Flag(
+        "healthz-bind-address",
+        "healthzBindAddress",
+        str,
+        "Where to serve /healthz and /livez; empty: nowhere.",
+    ),
     Flag("hostname-override", "hostnameOverride", str, "Name of this Node.", beside_file=True),
     Flag("iptables-localhost-nodeports", "iptables.localhostNodePorts", bool, "Without effect."),
     Flag("iptables-masquerade-bit", "iptables.masqueradeBit", int, "Without effect."),
@@ -67,14 +79,23 @@ FLAGS = (
     Flag("kube-api-burst", "clientConnection.burst", int, "Without effect."),
     Flag("kube-api-content-type", "clientConnection.contentType", str, "Without effect."),
     Flag("kube-api-qps", "clientConnection.qps", float, "Without effect."),
-    Flag("kubeconfig", "clientConnection.kubeconfig", str, "Access to the API server; default: the pod's own."),
+    Flag(
+        "kubeconfig", "clientConnection.kubeconfig", str, "Access to the API server; default: the pod's own."
+    ),
     Flag("log-flush-frequency", "logging.flushFrequency", str, "Without effect.", beside_file=True),
     Flag("logging-format", "logging.format", str, "text or json.", beside_file=True),
     Flag("masquerade-all", "iptables.masqueradeAll", bool, "Masquerade everything that goes to cluster IPs."),
     Flag("metrics-bind-address", "metricsBindAddress", str, "Where to serve /metrics; empty: nowhere."),
-    Flag("nodeport-addresses", "nodePortAddresses", list, "Prefixes of addresses with node ports, or `primary`."),
+    Flag(
+        "nodeport-addresses",
+        "nodePortAddresses",
+        list,
+        "Prefixes of addresses with node ports, or `primary`.",
+    ),
     Flag("oom-score-adj", "oomScoreAdj", int, "Of this process, -1000 to 1000."),
-    Flag("pod-bridge-interface", "detectLocal.bridgeInterface", str, "For --detect-local-mode BridgeInterface."),
+    Flag(
+        "pod-bridge-interface", "detectLocal.bridgeInterface", str, "For --detect-local-mode BridgeInterface."
+    ),
     Flag(
         "pod-interface-name-prefix",
         "detectLocal.interfaceNamePrefix",
@@ -104,7 +125,9 @@ def add_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     for flag in reversed(FLAGS):
         names = [f"-{flag.name}", f"--{flag.name}"] if len(flag.name) == 1 else [f"--{flag.name}"]
         extra: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if flag.kind is bool else {}
-        command = click.option(*names, parameter(flag.name), help=flag.help, metavar=_metavar(flag), **extra)(command)
+        command = click.option(*names, parameter(flag.name), help=flag.help, metavar=_metavar(flag), **extra)(
+            command
+        )
     for name in _PORTS:
         command = click.option(f"--{name}", parameter(name), hidden=True)(command)
     return command
@@ -123,7 +146,9 @@ def configuration(file: Path | None, words: Mapping[str, str]) -> Given:
     """The configuration of a file and of flags, by their names, checked.  Raises ConfigError with every fault."""
     if file is not None:
         config = read_config(file)
-        beside = {name: text for name, text in words.items() if name in _BY_NAME and _BY_NAME[name].beside_file}
+        beside = {
+            name: text for name, text in words.items() if name in _BY_NAME and _BY_NAME[name].beside_file
+        }
         ignored = tuple(f"--{name}" for name in words if name not in beside)
         if beside:
             config = _beside(config, _from_flags(beside)[0], beside)

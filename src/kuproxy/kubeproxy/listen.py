@@ -45,7 +45,9 @@ def bind(endpoint: Endpoint) -> socket.socket:
     address = ip_address(endpoint.address)
     everywhere = address.is_unspecified and socket.has_dualstack_ipv6()
     six = address.version == 6 or everywhere
-    opened = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    opened = socket.socket(
+        socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC
+    )
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if six:

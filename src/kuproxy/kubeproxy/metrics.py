@@ -1,13 +1,13 @@
 """What dashboards and alerts for kube-proxy read: its metrics, under its names.
 
-Both families are one proxy here and are taken over together: their series say the same.
+Missing is what has no counterpart: a time for ending flows apart from the rest, and what client-go measures of each
+request.  Both families are one proxy here and are taken over together: their series say the same.
 Source: the names, labels and buckets of pkg/proxy/metrics/metrics.go and of client-go's metrics, Kubernetes 1.36.
 """
 
 from __future__ import annotations
 
 import bisect
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -59,43 +59,26 @@ class ProxyMetrics:
     synced_at_s: float = 0.0
     service_changes: int = 0
     endpoint_changes: int = 0
-    pending_services: int = 0
-    pending_endpoints: int = 0
+    pending: tuple[int, int] = (0, 0)  # changed Services and slices that wait
     ended_flows: dict[str, int] = field(default_factory=dict)  # by family: their pods serve no longer
-    no_local_endpoints: dict[tuple[str, str], int] = field(default_factory=dict)  # by family and traffic policy
+    no_local_endpoints: dict[tuple[str, str], int] = field(
+        default_factory=dict
+    )  # by family and traffic policy
     _full: Histogram = field(default_factory=lambda: Histogram(_SYNC_BUCKETS_S))
     _partial: Histogram = field(default_factory=lambda: Histogram(_SYNC_BUCKETS_S))
     _all: Histogram = field(default_factory=lambda: Histogram(_SYNC_BUCKETS_S))
-    _clean: Histogram = field(default_factory=lambda: Histogram(_SYNC_BUCKETS_S))
     _programming: Histogram = field(default_factory=lambda: Histogram(_PROGRAMMING_BUCKETS_S))
 
-    def queued(self, services: int, endpoints: int) -> None:
-        """So many objects have changed and wait."""
-        self.queued_at_s = time.time()
-        self.pending_services += services
-        self.pending_endpoints += endpoints
-        for family in FAMILIES:
-            self.health.queued(family)
-
-    def synced(self, took_s: float, *, full: bool) -> None:
-        """What waited is in the tables."""
-        self.synced_at_s = time.time()
-        self.service_changes += self.pending_services
-        self.endpoint_changes += self.pending_endpoints
-        self.pending_services = self.pending_endpoints = 0
+    def synced(self, took_s: float, services: int, endpoints: int, *, full: bool) -> None:
+        """So many changed Services and slices have been taken over."""
+        self.service_changes += services
+        self.endpoint_changes += endpoints
         self._all.observe(took_s)
         (self._full if full else self._partial).observe(took_s)
-        for family in FAMILIES:
-            self.health.updated(family)
 
     def programmed(self, since_change_s: float) -> None:
         """An endpoint's change has reached the tables, so long after it happened in the cluster."""
         self._programming.observe(since_change_s)
-
-    def cleaned(self, took_s: float, family: str, flows: int) -> None:
-        """Flows to pods that serve no longer have been ended."""
-        self._clean.observe(took_s)
-        self.ended_flows[family] = self.ended_flows.get(family, 0) + flows
 
     def exposition(self) -> bytes:
         """In Prometheus' text format."""
@@ -112,15 +95,15 @@ class ProxyMetrics:
         ):
             yield CounterMetricFamily(f"kubeproxy_sync_proxy_rules_{name}", sentence, value=number)
         ended = CounterMetricFamily(
-            "kubeproxy_conntrack_reconciler_deleted_entries", "Flows ended: their pod stopped", labels=["ip_family"]
+            "kubeproxy_conntrack_reconciler_deleted_entries",
+            "Flows ended: their pod stopped",
+            labels=["ip_family"],
         )
         for family in FAMILIES:
             ended.add_metric([family], self.ended_flows.get(family, 0))
         yield ended
         for path in ("healthz", "livez"):
-            asked = CounterMetricFamily(
-                f"kubeproxy_proxy_{path}", f"Answers at /{path}", labels=["code"]
-            )
+            asked = CounterMetricFamily(f"kubeproxy_proxy_{path}", f"Answers at /{path}", labels=["code"])
             for (which, status), count in sorted(self.health.answered.items()):
                 if which == f"/{path}":
                     asked.add_metric([str(status)], count)
@@ -137,8 +120,11 @@ class ProxyMetrics:
             ("sync_proxy_rules_duration_seconds", "Taking over changes", self._all),
             ("sync_full_proxy_rules_duration_seconds", "Taking over everything anew", self._full),
             ("sync_partial_proxy_rules_duration_seconds", "Taking over single changes", self._partial),
-            ("conntrack_reconciler_sync_duration_seconds", "Ending flows to pods that stopped", self._clean),
-            ("network_programming_duration_seconds", "From a change in the cluster to here", self._programming),
+            (
+                "network_programming_duration_seconds",
+                "From a change in the cluster to here",
+                self._programming,
+            ),
         ]
         for name, sentence, histogram in named:
             metric = HistogramMetricFamily(f"kubeproxy_{name}", sentence, labels=["ip_family"])
@@ -156,8 +142,8 @@ class ProxyMetrics:
                 gauge.add_metric([family], when)
             yield gauge
         for name, sentence, number in (
-            ("service_changes_pending", "Changed Services that wait", self.pending_services),
-            ("endpoint_changes_pending", "Changed slices that wait", self.pending_endpoints),
+            ("service_changes_pending", "Changed Services that wait", self.pending[0]),
+            ("endpoint_changes_pending", "Changed slices that wait", self.pending[1]),
         ):
             yield GaugeMetricFamily(f"kubeproxy_sync_proxy_rules_{name}", sentence, value=number)
         none_here = GaugeMetricFamily(

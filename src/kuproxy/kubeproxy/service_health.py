@@ -7,10 +7,11 @@ Source: pkg/proxy/healthcheck/service_health.go, Kubernetes 1.36.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from kuproxy.control.policy.health import health_answer
+from kuproxy.daemon.kubernetes import HealthCheck
 from kuproxy.kubeproxy.config import Endpoint
 from kuproxy.kubeproxy.listen import Answer, Ports, bind, text
 from kuproxy.model.service import Service
@@ -22,7 +23,7 @@ EVERYWHERE = ("0.0.0.0",)
 
 @dataclass(slots=True)
 class _Port:
-    service: str  # `namespace/name`
+    service: tuple[str, str]  # namespace and name
     addresses: tuple[str, ...]
     sockets: list[socket.socket] = field(default_factory=list)
 
@@ -33,42 +34,42 @@ class ServiceHealth:
     def __init__(self, is_healthy: Callable[[], bool]) -> None:
         self._is_healthy = is_healthy
         self._ports: dict[int, _Port] = {}
-        self._known: dict[int, tuple[Service, int]] = {}
+        self._known: dict[int, HealthCheck] = {}
         self._http = Ports(self._answer)
 
     async def sync(
-        self, wanted: Mapping[int, tuple[Service, int]], addresses: Iterable[str] = EVERYWHERE
-    ) -> list[tuple[Service, int, OSError]]:
-        """Let these ports, of these services with so many endpoints here, be open at these addresses of the node.
+        self, wanted: Iterable[HealthCheck], addresses: Iterable[str] = EVERYWHERE
+    ) -> list[tuple[HealthCheck, OSError]]:
+        """Let the ports of these services, and no others, be open at these addresses of the node.
 
-        Returns the ports that could not be opened, and why; the next call tries them again.
+        Returns those that could not be opened, and why; the next call tries them again.
         """
-        self._known = dict(wanted)
+        self._known = {check.port: check for check in wanted}
         at = tuple(sorted(addresses))
         for number, port in list(self._ports.items()):
-            new = wanted.get(number)
-            if new is None or new[0].full_name != port.service or at != port.addresses:
+            new = self._known.get(number)
+            if new is None or (new.namespace, new.name) != port.service or at != port.addresses:
                 self._close(number)
         failed = []
-        for number, (service, _count) in wanted.items():
+        for number, check in self._known.items():
             if number in self._ports:
                 continue
             try:
-                await self._open(number, service, at)
+                await self._open(check, at)
             except OSError as error:
-                failed.append((service, number, error))
+                failed.append((check, error))
         return failed
 
-    async def _open(self, number: int, service: Service, addresses: tuple[str, ...]) -> None:
+    async def _open(self, check: HealthCheck, addresses: tuple[str, ...]) -> None:
         """At all the addresses or at none."""
-        port = self._ports[number] = _Port(service.full_name, addresses)
+        port = self._ports[check.port] = _Port((check.namespace, check.name), addresses)
         try:
             for address in addresses:
-                opened = bind(Endpoint(address, number))
+                opened = bind(Endpoint(address, check.port))
                 port.sockets.append(opened)
                 await self._http.open(opened)
         except OSError:
-            self._close(number)
+            self._close(check.port)
             raise
 
     def _close(self, number: int) -> None:
@@ -81,8 +82,10 @@ class ServiceHealth:
 
     async def _answer(self, _path: str, port: int) -> Answer:
         """Whatever the path."""
-        known = self._known.get(port)
-        if known is None:  # over a connection from before the service went
+        check = self._known.get(port)
+        if check is None:  # over a connection from before the service went
             return text("the service is gone\n", 503)
-        answer = health_answer(*known, self._is_healthy())
+        answer = health_answer(
+            Service(check.namespace, check.name), check.local_endpoints, self._is_healthy()
+        )
         return Answer(answer.status, answer.headers, answer.body.encode())
