@@ -74,8 +74,12 @@ class VipFlag(IntFlag):
 
     USED = 1  # cleared when the VIP is deleted: its flows are then forgotten
     REJECT = 2  # without pods, answer with TCP RST or ICMP port unreachable instead of dropping silently
-    MASQUERADE = 256  # pods see an address of the node as the source, never the client's
-    RESET = 512  # TCP flows of flushed pods are answered with a reset instead of moving to another pod
+    # Pods see an address of the node as the source, not the client's: clients of one origin, Origin << 8, or all.
+    MASQUERADE_POD = 256
+    MASQUERADE_NODE = 512
+    MASQUERADE_OUTSIDE = 1024
+    MASQUERADE = 1792
+    RESET = 2048  # TCP flows of flushed pods are answered with a reset instead of moving to another pod
 
 
 class Origin(IntFlag):
@@ -92,6 +96,9 @@ class PodFlag(IntFlag):
 
     USED = 1  # gets new flows; cleared when the pod is removed from its VIP or weighs 0 (drain)
     FLUSHED = 2  # not even its old flows are its own any more
+    # Of VIPs with two rings: new flows of some clients only.
+    NOT_INSIDE = 4  # none of pods and the node
+    NOT_OUTSIDE = 8  # none of clients from outside
 
 
 class HashMode(IntEnum):

@@ -19,7 +19,7 @@ from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, InterfaceMark, Settings
 from kuproxy.model.report import Report, WorkerReport
-from kuproxy.model.vip import Address, Pod, Vip, VipKey
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 
 class Plane:
@@ -35,6 +35,7 @@ class Plane:
         self._marks: tuple[InterfaceMark, ...] = ()
         # Flows that ended because their pod stopped serving, as far as they were counted by then.
         self.ended_flows: dict[Family, int] = dict.fromkeys(Family, 0)
+        self._own_addresses: tuple[Address, ...] = ()
         self.compiler.set_timeouts(self.store.settings.timeouts)
 
     @property
@@ -57,7 +58,8 @@ class Plane:
         self.store.settings = config.settings
         self._marks = config.interfaces
         self.compiler.set_timeouts(config.settings.timeouts)
-        self.compiler.set_masquerade(config.settings.masquerade)
+        self._set_masquerade(config.settings)
+        self.compiler.set_pod_ranges(config.settings.pod_ranges)
         self.compiler.set_tunnel_sources(config.settings.ip4_src_address, config.settings.ip6_src_address)
         self._set_translation(config.settings)
         self.compiler.apply(changes)
@@ -108,7 +110,12 @@ class Plane:
     def set_masquerade(self, addresses: tuple[Address, ...]) -> None:
         """Change the source of masqueraded packets alone."""
         self.store.settings = replace(self.store.settings, masquerade=addresses)
-        self.compiler.set_masquerade(addresses)
+        self._set_masquerade(self.store.settings)
+
+    def set_pod_ranges(self, prefixes: tuple[Prefix, ...]) -> None:
+        """Change alone by which addresses pods are known."""
+        self.store.settings = replace(self.store.settings, pod_ranges=prefixes)
+        self.compiler.set_pod_ranges(prefixes)
 
     def end_stale(self, serving: Iterable[tuple[VipKey, frozenset[Pod]]]) -> int:
         """End the flows of pods that were removed and are not among those that serve their VIP; returns how many pods.
@@ -123,6 +130,24 @@ class Plane:
                     self._end_flows(key, pod)
                     ended += 1
         return ended
+
+    def follow_node(
+        self, addresses: Iterable[Address], with_node_ports: Iterable[Address], primary: Iterable[Address]
+    ) -> None:
+        """The node has these addresses, answers node ports at those, and speaks with the primary one of each family.
+
+        The primary ones are also the source of masqueraded packets, in a family for which none was set.
+        """
+        self.compiler.set_node_ranges(addresses)
+        self.compiler.set_node_addresses(with_node_ports)
+        self._own_addresses = tuple(primary)
+        self.compiler.set_own_addresses(self._own_addresses)
+        self._set_masquerade(self.store.settings)
+
+    def _set_masquerade(self, settings: Settings) -> None:
+        said = {address.version: address for address in settings.masquerade}
+        own = {address.version: address for address in reversed(self._own_addresses)}
+        self.compiler.set_masquerade((own | said).values())
 
     def _set_translation(self, settings: Settings) -> None:
         self.compiler.set_translation(

@@ -37,6 +37,7 @@ class Replay:
         self.driver = driver
         self.notes: list[Problem] = list(config.notes)
         self._mark(config)
+        self.plane.follow_node(config.node_addresses, (), config.node_addresses)
         self.plane.apply(config)
         self.engine.trace(config.trace)
         self.packets = 0

@@ -20,7 +20,7 @@ import packets
 from differential import strategies
 from differential.strategies import INSIDE, Config
 from kuproxy.codes import Encap, Family, FlowState, Node, Outcome, PodCounter, Reason, VipCounter
-from kuproxy.model.vip import Address, Pod, Vip, VipKey
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 from kuproxy.reference import LiveFlow, Reference, RefPacket, Result
 
 
@@ -36,6 +36,9 @@ class Plane(Protocol):
     def set_timeout(self, ticks: int, state: FlowState | None = None) -> None: ...
 
     def set_masquerade(self, addresses: tuple[Address, ...]) -> None: ...
+
+    def set_origins(self, pod_ranges: tuple[Prefix, ...], node_addresses: tuple[Address, ...]) -> None:
+        """Who is a pod, who is the node."""
 
     def flush(self, key: VipKey, address: Address, port: int = 0) -> None:
         """End the flows of removed pods with this address."""
@@ -78,6 +81,7 @@ class ReferencePlane:
         self.mark_interface = self.reference.mark_interface
         self.set_timeout = self.reference.set_timeout
         self.set_masquerade = self.reference.set_masquerade
+        self.set_origins = self.reference.set_origins
         self.flush = self.reference.flush
         self.set_buckets = self.reference.set_buckets
         self.receive = self.reference.receive
@@ -155,19 +159,30 @@ class ForwardingMachine(RuleBasedStateMachine):
     def change_pods(self, data: st.DataObject) -> None:
         vip = data.draw(st.sampled_from(list(self.known.values())))
         version = 4 if vip.type.pod_family == Family.IPV4 else 6
-        change = data.draw(st.sampled_from(["remove one", "remove all", "others", "weigh"]))
-        if change == "remove one" and vip.pods:
-            gone = data.draw(st.sampled_from(vip.pods))
-            pods = tuple(pod for pod in vip.pods if pod != gone)
+        change = data.draw(st.sampled_from(["remove one", "remove all", "others", "weigh", "split"]))
+        drawn = strategies.pods[version, bool(vip.key.port) and vip.encap is Encap.NAT]
+        pods, outside = vip.pods, vip.outside_pods
+        if change == "remove one" and vip.all_pods:
+            gone = data.draw(st.sampled_from(vip.all_pods))
+            from_inside, from_outside = data.draw(st.sampled_from([(1, 1), (1, 0), (0, 1)]))
+            pods = tuple(pod for pod in pods if pod != gone or not from_inside)
+            if outside is not None:
+                outside = tuple(pod for pod in outside if pod != gone or not from_outside)
         elif change == "remove all":
-            pods = ()
+            pods, outside = (), data.draw(st.sampled_from([outside, None, () if outside else None]))
         elif change == "weigh":
-            pods = tuple(pod.weighing(data.draw(st.sampled_from([0, 1, 1, 3]))) for pod in vip.pods)
+            weights = {pod: data.draw(st.sampled_from([0, 1, 1, 3])) for pod in vip.all_pods}
+            pods = tuple(pod.weighing(weights[pod]) for pod in pods)
+            if outside is not None:
+                outside = tuple(pod.weighing(weights[pod]) for pod in outside)
+        elif change == "split" and vip.encap is Encap.NAT:
+            pods = tuple(pod.weighing(1) for pod in pods)
+            outside = data.draw(drawn)
         else:
-            pods = data.draw(strategies.pods[version, bool(vip.key.port) and vip.encap is Encap.NAT])
-        self._set_vip(replace(vip, pods=pods))
-        if vip.pods and change != "weigh" and data.draw(st.booleans()):
-            gone = data.draw(st.sampled_from(vip.pods))
+            pods, outside = data.draw(drawn), None
+        self._set_vip(replace(vip, pods=pods, outside_pods=outside))
+        if vip.all_pods and change != "weigh" and data.draw(st.booleans()):
+            gone = data.draw(st.sampled_from(vip.all_pods))
             for each in (self.reference, self.plane):
                 each.flush(vip.key, gone.address)
         self._receive(self.sent[-12:])  # whose flows drain now, or move
@@ -184,7 +199,9 @@ class ForwardingMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def configure(self, data: st.DataObject) -> None:
-        what = data.draw(st.sampled_from(["buckets", "timeout", "state timeout", "interface", "masquerade"]))
+        what = data.draw(
+            st.sampled_from(["buckets", "timeout", "state timeout", "interface", "masquerade", "origins"])
+        )
         if what == "buckets":
             self._set_buckets(data.draw(st.sampled_from([1, 2, 4, 8, 64])))
         elif what == "timeout":
@@ -196,6 +213,10 @@ class ForwardingMachine(RuleBasedStateMachine):
             state = data.draw(st.sampled_from(list(FlowState)))
             for each in (self.reference, self.plane):
                 each.set_timeout(ticks, state)
+        elif what == "origins":
+            origins = data.draw(st.sampled_from(strategies.ORIGINS))
+            for each in (self.reference, self.plane):
+                each.set_origins(*origins)
         elif what == "masquerade":
             addresses = data.draw(st.sampled_from(strategies.MASQUERADES))
             for each in (self.reference, self.plane):

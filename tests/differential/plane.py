@@ -27,7 +27,7 @@ from kuproxy.engine.local import LocalEngine
 from kuproxy.engine.memory import pod_counters, pod_flows, totals, vip_counters
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import NAT46_PREFIX
-from kuproxy.model.vip import Address, Pod, Vip, VipKey
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 from kuproxy.reference import LiveFlow, RefPacket, Result
 
 STRIDE = 16384  # a slot: vnet header, packet, and room behind it
@@ -50,6 +50,7 @@ class CompiledPlane:
         )
         self.compiler.set_tunnel_sources(config.ip4_src_address, config.ip6_src_address)
         self.compiler.set_node_addresses(config.node_addresses)
+        self.set_origins(config.pod_ranges, config.all_node_addresses)
         self.baselines = Baselines()
         self.engine.tables.header[T_REJECT_RATE] = config.reject_rate
         self.set_timeout(config.timeout_ticks)
@@ -93,6 +94,10 @@ class CompiledPlane:
 
     def set_masquerade(self, addresses: tuple[Address, ...]) -> None:
         self.compiler.set_masquerade(addresses)
+
+    def set_origins(self, pod_ranges: tuple[Prefix, ...], node_addresses: tuple[Address, ...]) -> None:
+        self.compiler.set_pod_ranges(pod_ranges)
+        self.compiler.set_node_ranges(node_addresses)
 
     def flush(self, key: VipKey, address: Address, port: int = 0) -> None:
         self.compiler.flush(key, address, port)

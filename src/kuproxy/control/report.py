@@ -50,7 +50,8 @@ def _pod_reports(
     counters: Callable[[int], np.ndarray],
 ) -> Iterable[PodReport]:
     slots = compiler.slots_of(record)
-    weights = {(pod.address, record.vip.pod_port(pod)): pod.weight for pod in record.vip.pods}
+    outside = compiler.outside_slots_of(record)
+    weights = {(pod.address, record.vip.pod_port(pod)): pod.weight for pod in record.vip.all_pods}
     flushed = {pod: index for index, pod in record.flushed.items()}
     for pods, draining in ((record.pods, False), (record.draining, True), (flushed, True)):
         for pod, index in sorted(pods.items()):
@@ -58,7 +59,16 @@ def _pod_reports(
             weight = weights.get((pod.address, pod.port), pod.weight)
             counts = counters(index)
             told = {each: int(counts[each]) for each in PodCounter}
-            yield PodReport(pod.address, shown, slots.get(index, 0), flows(index), draining, told, weight)
+            yield PodReport(
+                pod.address,
+                shown,
+                slots.get(index, 0),
+                flows(index),
+                draining,
+                told,
+                weight,
+                None if outside is None else outside.get(index, 0),
+            )
 
 
 def _nodes(counters: np.ndarray) -> Iterable[NodeCount]:

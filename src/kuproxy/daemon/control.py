@@ -62,6 +62,7 @@ class Controller:
         self.adoption_s: float | None = None  # from the last change to its adoption by every worker
         self._pending: tuple[int, float] | None = None  # generation, when it was published
         self.node_masquerade: tuple[Address, ...] = ()  # of the Node object, at most one of each family
+        self.node_pod_ranges: tuple[Prefix, ...] = ()  # by which pods are known there
         self._published: dict[str, Config] = {}  # by source
         self._state_file = state_file
         self._log = log
@@ -72,11 +73,12 @@ class Controller:
         return self._over(self.file_config.settings, self.commands.conf)
 
     def _over(self, base: Settings, conf: Conf) -> Settings:
-        """What files and commands say, and the node's addresses where nobody says whose address pods see."""
+        """What files and commands say, and where nobody does, what the node does: whose address pods see, and theirs."""
         settings = settings_over(base, conf)
         said = {address.version for address in settings.masquerade}
         missing = tuple(address for address in self.node_masquerade if address.version not in said)
-        return replace(settings, masquerade=settings.masquerade + missing) if missing else settings
+        ranges = settings.pod_ranges or self.node_pod_ranges
+        return replace(settings, masquerade=settings.masquerade + missing, pod_ranges=ranges)
 
     @property
     def marks(self) -> tuple[InterfaceMark, ...]:
@@ -253,12 +255,18 @@ class Controller:
         )
         return counts
 
-    def set_node(self, masquerade: tuple[Address, ...], node_port_networks: frozenset[Prefix] | None) -> None:
-        """What the own Node says: the address that pods see, and where node ports are served (None: everywhere).
+    def set_node(
+        self,
+        masquerade: tuple[Address, ...],
+        node_port_networks: frozenset[Prefix] | None,
+        pod_ranges: tuple[Prefix, ...] = (),
+    ) -> None:
+        """What the own Node says: the address that pods see, where node ports are served (None: everywhere), its pods.
 
         Raises ConfigError or SteeringError, changing nothing.
         """
         before, self.node_masquerade = self.node_masquerade, masquerade
+        self.node_pod_ranges = pod_ranges
         try:
             settings = self.settings
             self.forwarder.serve_node_ports(self.plane, node_port_networks)
@@ -267,6 +275,8 @@ class Controller:
             raise
         if settings.masquerade != self.plane.settings.masquerade:
             self.plane.set_masquerade(settings.masquerade)
+        if settings.pod_ranges != self.plane.settings.pod_ranges:
+            self.plane.set_pod_ranges(settings.pod_ranges)
 
     def update(
         self,

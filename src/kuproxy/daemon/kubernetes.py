@@ -21,7 +21,7 @@ from typing import Any
 
 from kuproxy.codes import Family
 from kuproxy.control.book import Claimant, Difference
-from kuproxy.control.policy import node_port_networks
+from kuproxy.control.policy import node_port_networks, pod_traffic
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.decide import Decider, HealthCheck, read_node, read_service_cidrs
 from kuproxy.daemon.programming import Programmer
@@ -267,8 +267,9 @@ class KubernetesSource:
         self.view = view
         addresses = [view.node.address(family) for family in Family]
         masquerade = tuple(address for address in addresses if address is not None)
+        pods = tuple(prefix for family in Family for prefix in pod_traffic(view, family).prefixes)
         try:
-            self._controller.set_node(masquerade, node_port_networks(view))
+            self._controller.set_node(masquerade, node_port_networks(view), pods)
         except KuError as error:  # services are served nonetheless
             self._log.error("the node's addresses are not followed", text=str(error))
         for listener in self.listeners.view:

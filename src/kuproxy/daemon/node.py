@@ -97,8 +97,8 @@ class LiveNode:
         return lines
 
     def _follow_addresses(self, plane: Plane) -> None:
-        plane.compiler.set_node_addresses(self.steering.node_addresses)
-        plane.compiler.set_own_addresses(self.steering.own_addresses)
+        steering = self.steering
+        plane.follow_node(steering.addresses, steering.node_addresses, steering.own_addresses)
 
     def resize(self, log2_buckets: int) -> None:
         self.engine.resize(log2_buckets)

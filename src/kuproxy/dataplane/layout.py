@@ -118,7 +118,7 @@ VIP = np.dtype(
     [
         ("hi", "<u8"),  # network address
         ("lo", "<u8"),
-        ("ring", "<u8"),  # offset into Tables.rings << 8 | log2(entries); 0 = no pods
+        ("ring", "<u8"),  # offset into Tables.rings << 8 | RING_SPLIT bits | log2(entries); 0 = no pods
         ("generation", "<u4"),  # of the index: a flow of an earlier use never matches
         ("flags", "<u4"),  # VipFlag
         ("port", "<u2"),  # 0 = any
@@ -139,7 +139,15 @@ VIP = np.dtype(
         ("spare", "u1", 4),
     ]
 )
-WAY_GUARDED = 0x80  # in VIP["way"]: it has source ranges, or pods of the other family; the rest of its row says which
+# VIP["ring"]: for clients of which origin (codes.Origin) there are pods. Without a bit, one ring serves everybody. Both
+# rings together lie in one block, the inside's first, so that one store publishes them.
+RING_INSIDE = 1 << 6  # for pods and the node
+RING_OUTSIDE = 1 << 7
+RING_SPLIT = RING_INSIDE | RING_OUTSIDE
+RING_LOG2 = (1 << 5) - 1
+WAY_GUARDED = (
+    0x80  # in VIP["way"]: it has source ranges, or pods of the other family; the rest of its row says which
+)
 assert VIP.itemsize == 64
 
 POD = np.dtype(
@@ -186,6 +194,11 @@ T_PREFIXES = 8  # 6 words: for IPv4 then IPv6, bit n of word n // 64 set when a 
 T_FLOW_TIMEOUT = 16  # 8 words, ticks: one for each FlowState
 T_MASQUERADE4 = 24  # our IPv4 address towards pods, as in FLOW["source"]; 0 = none
 T_MASQUERADE6 = 25  # the same for IPv6
+# Blocks of Tables.ranges like VIP["ranges"], 0 = none: who is a pod, who is the node.
+T_POD_RANGES4 = 26
+T_POD_RANGES6 = 27
+T_NODE_RANGES4 = 28
+T_NODE_RANGES6 = 29
 T_NAT46_HI = 40  # the /96 prefix (RFC 6052) that IPv4 clients have towards IPv6 pods: first word
 T_NAT46_LO = 41  # and second word, whose upper half is the place of the IPv4 address
 T_NAT64_BASE = 42  # first address of the pool that IPv6 clients have towards IPv4 pods, as a number

@@ -19,11 +19,12 @@ __all__ = ["NodeCount", "PodReport", "Report", "TraceStep", "TracedPacket", "Vip
 class PodReport:
     address: Address
     port: int  # 0: the VIP's target port
-    slots: int  # of the VIP's new-flow table
+    slots: int  # of the VIP's new-flow table; where clients from outside have one of their own, of the other
     flows: int  # that the workers remember
     draining: bool = False  # removed from the VIP, serving its remaining flows
     counters: Mapping[PodCounter, int] = field(default_factory=dict)  # absent: 0
     weight: int = DEFAULT_WEIGHT
+    outside_slots: int | None = None  # of the table for clients from outside; None: there is but one table
 
 
 @dataclass(frozen=True, slots=True)

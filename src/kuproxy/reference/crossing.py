@@ -357,7 +357,7 @@ class Crossing:
         flow = self._flows.find(forward, state, self._now)
         if flow is not None:
             pod, pod_port = flow.pod, flow.pod_port
-        elif not is_nat64 and state.ring and not self._is_masqueraded(state, forward):
+        elif not is_nat64 and state.ring_for(forward.source) and not self._is_masqueraded(state, forward):
             pod = state.candidate(forward, self._now)
             pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
         else:

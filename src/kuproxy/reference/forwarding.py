@@ -26,12 +26,13 @@ from kuproxy.codes import (
     VipType,
 )
 from kuproxy.model.config import NAT46_PREFIX, NAT64_POOL, NAT64_PORTS
-from kuproxy.model.vip import Address, Pod, Vip, VipKey
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 from kuproxy.reference import direct, icmp, ports, reject, rewrite, translate
 from kuproxy.reference.crossing import CROSSING, Crossing, crosses
 from kuproxy.reference.flows import TICK_MASK, Flow, FlowTable, reply_of
 from kuproxy.reference.fragments import FRAGMENT_TICKS, HOLD_BYTES, Fragments
 from kuproxy.reference.life import Life, begins, state_of, tcp_flags
+from kuproxy.reference.origins import Origins
 from kuproxy.reference.packet import Endpoints, Packet, Refused, parse
 from kuproxy.reference.passage import LiveFlow, Passage, RefPacket, Result
 from kuproxy.reference.vips import Vips, VipState
@@ -51,6 +52,8 @@ class Reference(Crossing):
     timeout_ticks: int = 400
     decrement_ttl: bool = True
     any_node_address: bool = True
+    pod_ranges: Iterable[Prefix] = ()
+    all_node_addresses: Iterable[Address] = ()  # addresses of the node, at which node ports need not answer
     node_addresses: Iterable[Address] = ()
     reject_rate: int = 1000
     masquerade: Iterable[Address] = ()
@@ -70,7 +73,9 @@ class Reference(Crossing):
         self.node_addresses = frozenset(self.node_addresses)
         self._timeouts: dict[FlowState, int] = {}
         self.far = translate.Far(self.nat46_prefix, self.nat64_pool, self.nat64_ports)
-        self._vips = Vips()
+        self._origins = Origins()
+        self._origins.set(self.pod_ranges, self.all_node_addresses)
+        self._vips = Vips(self._origins)
         self._flows = FlowTable(self.buckets)
         self._interfaces: dict[int, InterfaceFlag] = {}
         self._fragments = Fragments()
@@ -119,6 +124,10 @@ class Reference(Crossing):
     def set_masquerade(self, addresses: Iterable[Address]) -> None:
         """At most one of each family."""
         self.masquerade = tuple(addresses)
+
+    def set_origins(self, pod_ranges: Iterable[Prefix], node_addresses: Iterable[Address]) -> None:
+        """Who is a pod, and which addresses are the node's own."""
+        self._origins.set(pod_ranges, node_addresses)
 
     def set_buckets(self, buckets: int, now: int) -> None:
         """All live flows are kept.  Raises ValueError, and nothing changes, if they do not fit."""
@@ -391,7 +400,7 @@ class Reference(Crossing):
                 self._send(passage, Node.REJECT)
                 return
         over = flow is not None and (
-            flow.life.state == FlowState.TCP_CLOSING or not state.gets_new_flows(flow.pod)
+            flow.life.state == FlowState.TCP_CLOSING or not state.gets_new_flows(flow.pod, forward.source)
         )
         if flow is not None and over and begins(flags):
             self._flows.remove(flow, self._now)
@@ -414,7 +423,7 @@ class Reference(Crossing):
             flow.expires = self._after(self.timeout_of(flow.life.state))
 
     def _new_flow(self, passage: Passage, state: VipState, forward: Endpoints, flags: int | None) -> None:
-        if not state.ring:
+        if not state.ring_for(forward.source):
             state.counters[VipCounter.NO_SERVER] += 1
             if state.vip.reject:
                 self._send(passage, Node.REJECT)
@@ -517,7 +526,11 @@ class Reference(Crossing):
     def _follow(self, passage: Passage, flow: Flow) -> None:
         passage.flow = flow
         passage.pod, passage.pod_port = flow.pod, flow.pod_port
-        if not crosses(flow.vip.vip) and flow.is_translated and rewrite.port_is_fixed(passage.packet, flow.source_port):
+        if (
+            not crosses(flow.vip.vip)
+            and flow.is_translated
+            and rewrite.port_is_fixed(passage.packet, flow.source_port)
+        ):
             self._end(passage, Node.BALANCE, Outcome.DROP, Reason.SCTP_FRAGMENT)
             return
         self._to_pod(passage, flow.pod, flow.pod_port)

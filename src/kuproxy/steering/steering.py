@@ -240,6 +240,12 @@ class Steering:
         return self._ingress.names
 
     @property
+    def addresses(self) -> frozenset[Address]:
+        """All addresses by which the node, or a process on it, is known to others."""
+        self._require_started()
+        return self._node.addresses
+
+    @property
     def node_addresses(self) -> frozenset[Address]:
         """Addresses of the node at which node ports are served."""
         self._require_started()

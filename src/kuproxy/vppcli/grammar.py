@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from ipaddress import IPv4Address, IPv6Address
+from operator import or_
 
-from kuproxy.codes import Encap, Family, FlowState, HashMode, Protocol
+from kuproxy.codes import Encap, Family, FlowState, HashMode, Origin, Protocol
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.model.config import Settings, Show, ShowKind
 from kuproxy.model.vip import (
@@ -87,7 +89,12 @@ def _narrowed(selector: VipSelector, options: OptionReader) -> VipSelector:
     return VipSelector(selector.prefix, port, protocol)
 
 
+def _to_ranges(text: str) -> tuple[Prefix, ...]:
+    return tuple(parse_prefix(part) for part in text.split(","))
+
+
 _ADDRESSING: dict[str, Callable[[str], object]] = {
+    "pod-ranges": _to_ranges,
     "ip4-src-address": to_address,
     "ip6-src-address": to_address,
     "nat46-prefix": prefix_parser(6),
@@ -140,6 +147,7 @@ def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> A
 
 
 TIMEOUT_WORDS = {state.label: state for state in FlowState}
+ORIGIN_WORDS = {str(each.name).lower(): each for each in (Origin.POD, Origin.NODE, Origin.OUTSIDE)}
 HASH_WORDS = {mode.name.lower(): mode for mode in HashMode}
 
 
@@ -147,8 +155,8 @@ def _to_hash_mode(text: str) -> HashMode:
     return HASH_WORDS[match_keyword(text, HASH_WORDS)]
 
 
-def _to_ranges(text: str) -> tuple[Prefix, ...]:
-    return tuple(parse_prefix(part) for part in text.split(","))
+def _to_origins(text: str) -> Origin:
+    return reduce(or_, (ORIGIN_WORDS[match_keyword(word, ORIGIN_WORDS)] for word in text.split(",")))
 
 
 _NAT_WORDS = tuple(VIP_TYPE_WORDS)
@@ -159,6 +167,7 @@ def _read_vip(_path: tuple[str, ...], options: OptionReader, where: Where) -> Ac
     ports = dict.fromkeys(("port", "target_port", "node_port", "new_len", "dscp", "gue_port"), to_int)
     policy = {
         "affinity": to_seconds,
+        "masquerade_from": _to_origins,
         "source_ranges": _to_ranges,
         "hash": _to_hash_mode,
         "sessions": to_int,
@@ -206,6 +215,7 @@ def _read_vip(_path: tuple[str, ...], options: OptionReader, where: Where) -> Ac
             dscp=options.get("dscp", int, 0),
             gue_port=options.get("gue_port", int, 0),
             masquerade=options.get("masquerade", bool, False),
+            masquerade_from=options.get("masquerade_from", Origin, Origin(0)),
             reset=options.get("reset", bool, False),
             affinity_s=options.get("affinity", float, 0.0),
             source_ranges=options.get("source_ranges", tuple, ()),
@@ -307,11 +317,13 @@ def _table() -> tuple[Command, ...]:
         Command(
             ("kube-proxy", "conf"),
             "[buckets <n>] [buckets-log2 <n>] [timeout <s>] [timeout <state> <s>] [masquerade <address>] "
+            "[pod-ranges <prefix>[,<prefix>...]] "
             "[ip4-src-address <addr>] [ip6-src-address <addr>] "
             "[nat46-prefix <prefix>] [nat64-pool <prefix>] [nat64-ports <low>-<high>] [nat-mtu <n>]",
             "size of the established-flow table of each worker, how long a silent flow is remembered (in any "
-            f"state, or in one of {', '.join(TIMEOUT_WORDS)}), the source of masqueraded packets, the outer source "
-            "addresses of tunnels, and what clients are called at pods of the other family",
+            f"state, or in one of {', '.join(TIMEOUT_WORDS)}), the source of masqueraded packets, where pods have "
+            "their addresses (for VIPs that treat pods and others unlike), the outer source addresses of tunnels, "
+            "and what clients are called at pods of the other family",
             _read_conf,
         ),
         Command(
@@ -319,7 +331,7 @@ def _table() -> tuple[Command, ...]:
             "<prefix> [protocol any|tcp|udp|sctp] [port <n>] [target_port <n>] [node_port <n>] "
             "[nat4|nat6|nat44|nat46|nat64|nat66] "
             "[encap gre4|gre6|l3dsr|ipip|ipip4|ipip6|gue|gue4|gue6|nat4|nat6] [dscp <n>] [gue_port <n>] "
-            "[new_len <n>] [masquerade] [reset] [affinity <s>] "
+            "[new_len <n>] [masquerade] [masquerade_from pod|node|outside[,...]] [reset] [affinity <s>] "
             "[source_ranges <prefix>[,<prefix>...]] [hash flow|source] [sessions <n>] [del]",
             "add a VIP, or delete it with its pods",
             _read_vip,

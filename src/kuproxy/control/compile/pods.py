@@ -9,9 +9,31 @@ from kuproxy.control.compile.entries import MatchEntries
 from kuproxy.control.compile.records import Draining, Ring, VipRecord
 from kuproxy.control.compile.rings import fill
 from kuproxy.control.compile.words import HOST, Words, address_words, key_word
-from kuproxy.dataplane.layout import KIND_POD, KIND_POD_ADDRESS, MAX_PODS, RING_ARENA, Tables
+from kuproxy.dataplane.layout import (
+    KIND_POD,
+    KIND_POD_ADDRESS,
+    MAX_PODS,
+    RING_ARENA,
+    RING_INSIDE,
+    RING_OUTSIDE,
+    RING_SPLIT,
+    Tables,
+)
 from kuproxy.dataplane.writer import Arena, IndexPool
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
+
+
+def _pod_flags(vip: Vip) -> dict[Pod, int]:
+    """Whose new flows each pod gets."""
+    flags = {pod: int(PodFlag.USED) if pod.weight else 0 for pod in vip.all_pods}
+    if vip.outside_pods is not None:
+        inside, outside = set(vip.pods), set(vip.outside_pods)
+        for pod in vip.all_pods:
+            if pod.weight and pod not in inside:
+                flags[pod] |= PodFlag.NOT_INSIDE
+            if pod.weight and pod not in outside:
+                flags[pod] |= PodFlag.NOT_OUTSIDE
+    return flags
 
 
 class PodRows(MatchEntries):
@@ -49,28 +71,43 @@ class PodRows(MatchEntries):
         return taken
 
     def slots_of(self, record: VipRecord) -> dict[int, int]:
-        """Ring slots by pod index."""
-        if record.ring is None:
+        """Ring slots by pod index; with two rings, those of the inside's."""
+        return self._slots(record, RING_INSIDE)
+
+    def outside_slots_of(self, record: VipRecord) -> dict[int, int] | None:
+        """The same of the ring for clients from outside; None where they share the one ring."""
+        if record.vip.outside_pods is None:
+            return None
+        return self._slots(record, RING_OUTSIDE)
+
+    def _slots(self, record: VipRecord, which: int) -> dict[int, int]:
+        ring = record.ring
+        if ring is None or (ring.kind and not ring.kind & which):
             return {}
-        ring = self._ring_view(record.ring)
-        owners, counts = np.unique(ring, return_counts=True)
+        owners, counts = np.unique(self._ring_view(ring, which), return_counts=True)
         return dict(zip(owners.tolist(), counts.tolist(), strict=True))
 
     def _set_pods(self, record: VipRecord, vip: Vip) -> None:
         # In the records a pod is its address and port; its weight may change while it stays the same pod.
-        weights = {Pod(pod.address, pod.port or vip.target_port): pod.weight for pod in vip.served_pods}
-        for pod, weight in weights.items():
+        named = {pod: Pod(pod.address, vip.pod_port(pod)) for pod in vip.all_pods}
+        flags = {named[pod]: wanted for pod, wanted in _pod_flags(vip).items()}
+        for pod, wanted in flags.items():
             if pod not in record.pods:
                 record.pods[pod] = self._revive(record, pod) or self._add_pod(record, pod)
-            if weight:
-                self.tables.pods[record.pods[pod]]["flags"] = int(PodFlag.USED)
-        # The new ring goes live before the pods that left it are marked.
-        self._set_ring(record, sorted(pod.weighing(weight) for pod, weight in weights.items() if weight))
-        for pod in [pod for pod in record.pods if pod not in weights]:
+            if wanted:
+                row = self.tables.pods[record.pods[pod]]
+                row["flags"] = wanted & (int(row["flags"]) | PodFlag.USED)
+
+        def shares(pods: Sequence[Pod]) -> list[Pod]:
+            return sorted(named[pod].weighing(pod.weight) for pod in pods if pod.weight)
+
+        # The new rings go live before the pods that left one are marked.
+        outside = vip.outside_pods
+        self._set_rings(record, shares(vip.pods), None if outside is None else shares(outside))
+        for pod in [pod for pod in record.pods if pod not in flags]:
             self._drain(record, pod)
-        for pod, weight in weights.items():
-            if not weight:
-                self.tables.pods[record.pods[pod]]["flags"] = 0
+        for pod, wanted in flags.items():
+            self.tables.pods[record.pods[pod]]["flags"] = wanted
 
     def _add_pod(self, record: VipRecord, pod: Pod) -> int:
         index = self._pod_indices.allocate()
@@ -151,23 +188,31 @@ class PodRows(MatchEntries):
 
     # ------------------------------------------------------------------------------------------------- rings
 
-    def _ring_view(self, ring: Ring) -> np.ndarray:
-        return self.tables.rings[ring.offset : ring.offset + (1 << ring.log2)]
+    def _ring_view(self, ring: Ring, which: int) -> np.ndarray:
+        """`which`: RING_INSIDE or RING_OUTSIDE, where there are two."""
+        start = ring.offset
+        if ring.kind == RING_SPLIT and which == RING_OUTSIDE:
+            start += 1 << ring.log2
+        return self.tables.rings[start : start + (1 << ring.log2)]
 
-    def _set_ring(self, record: VipRecord, pods: Sequence[Pod]) -> None:
-        """`pods` in order, with their weights, all of them in record.pods."""
-        old = record.ring
-        word = 0
-        record.ring = None
-        if pods:
-            log2 = record.vip.new_len.bit_length() - 1
-            record.ring = Ring(self._rings.allocate(log2), log2)
-            owners = np.array([record.pods[pod.weighing(1)] for pod in pods], np.uint32)
-            fill(pods, owners, self._ring_view(record.ring))
-            word = record.ring.offset << 8 | log2
-        self.tables.vips[record.index]["ring"] = word
+    def _set_rings(self, record: VipRecord, pods: Sequence[Pod], outside: Sequence[Pod] | None) -> None:
+        """The ring for everybody, or that of pods and the node and that of clients from outside: one word.
+
+        Pods in the ring's order, with their weights, all of them in record.pods.
+        """
+        old, record.ring = record.ring, None
+        members = {RING_INSIDE: pods, RING_OUTSIDE: outside or ()}
+        present = {which: each for which, each in members.items() if each}
+        if present:
+            ring = Ring(0, record.vip.new_len.bit_length() - 1, 0 if outside is None else sum(present))
+            ring.offset = self._rings.allocate(ring.block_log2)
+            for which, each in present.items():
+                owners = np.array([record.pods[pod.weighing(1)] for pod in each], np.uint32)
+                fill(each, owners, self._ring_view(ring, which))
+            record.ring = ring
+        self.tables.vips[record.index]["ring"] = record.ring.word if record.ring else 0
         if old is not None:
-            self._retire(lambda: self._rings.free(old.offset, old.log2))
+            self._retire(lambda: self._rings.free(old.offset, old.block_log2))
 
     def _free_vip(self, record: VipRecord) -> None:
         if self._by_index.pop(record.index, None) is not None:

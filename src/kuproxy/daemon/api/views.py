@@ -60,6 +60,7 @@ class PodView(View):
     port: int  # as the pod sees it
     weight: int
     slots: int  # of the VIP's new-flow table
+    outside_slots: int | None  # of that for clients from outside; null: there is but one
     flows: int
     draining: bool
     counters: dict[str, int]
@@ -210,6 +211,7 @@ def pod_views(entry: VipReport) -> list[PodView]:
             port=pod.port or entry.vip.target_port,
             weight=pod.weight,
             slots=pod.slots,
+            outside_slots=pod.outside_slots,
             flows=pod.flows,
             draining=pod.draining,
             counters={counter.name.lower(): count for counter, count in pod.counters.items()},
@@ -288,6 +290,7 @@ def effective_conf(controller: Controller) -> Conf:
         buckets=settings.buckets,
         timeouts={state.label: seconds for state, seconds in settings.timeouts.items()},
         masquerade=[str(address) for address in settings.masquerade],
+        pod_ranges=[str(prefix) for prefix in settings.pod_ranges],
         nat46_prefix=str(settings.nat46_prefix),
         nat64_pool=str(settings.nat64_pool),
         nat64_ports=settings.nat64_ports,

@@ -10,7 +10,7 @@ from kuproxy.codes import Encap, Node, Outcome, PacketFlag, Protocol, Reason, Vi
 from kuproxy.dataplane import embedded, flow_table, translated
 from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.addresses import destination, source, ttl_of
-from kuproxy.dataplane.choice import candidate, must_masquerade
+from kuproxy.dataplane.choice import candidate, must_masquerade, ring_of
 from kuproxy.dataplane.graph_queue import enqueue, finish
 from kuproxy.dataplane.hash import hash_words, ports_word
 from kuproxy.dataplane.layout import (
@@ -23,6 +23,7 @@ from kuproxy.dataplane.layout import (
 )
 from kuproxy.dataplane.match import find_vip, prepare_vip
 from kuproxy.dataplane.membership import find_nodeport, is_marked
+from kuproxy.dataplane.origin import origin_for
 
 _NODE = int(Node.ICMP_ERROR)
 _PASS = int(Outcome.PASS)
@@ -82,11 +83,12 @@ def _pod_of(tables, state, data, packet, vip_index, at, protocol, sport, dport, 
     )  # fmt: skip
     if slot >= 0:
         return slot, np.int64(state.entries[slot]["pod"]), np.int64(state.flows[slot]["pod_port"])
-    if is_nat64 or vip["ring"] == _ZERO:
+    origin = origin_for(tables, vip, family, client_hi, client_lo)
+    if is_nat64 or ring_of(vip, origin)[0] == 0:
         return np.int64(-1), np.int64(0), np.int64(0)
-    pod, _ = candidate(tables, state, vip_index, flow_hash, family, client_hi, client_lo, now)
+    pod, _ = candidate(tables, state, vip_index, origin, flow_hash, family, client_hi, client_lo, now)
     hidden = vip["encap"] == 0 and vip["type"] != _NAT46
-    if hidden and must_masquerade(vip, tables.pods[pod], client_hi, client_lo):
+    if hidden and must_masquerade(vip, tables.pods[pod], origin, client_hi, client_lo):
         return np.int64(-1), np.int64(0), np.int64(0)
     port = np.int64(tables.pods[pod]["port"])
     return np.int64(-1), pod, port if port != 0 else vip_port
