@@ -73,7 +73,7 @@ class Controller:
         return self._over(self.file_config.settings, self.commands.conf)
 
     def _over(self, base: Settings, conf: Conf) -> Settings:
-        """What files and commands say, and where nobody does, what the node does: whose address pods see, and theirs."""
+        """What files and commands say; where they do not, the node says whose address pods see, and who pods are."""
         settings = settings_over(base, conf)
         said = {address.version for address in settings.masquerade}
         missing = tuple(address for address in self.node_masquerade if address.version not in said)

@@ -80,7 +80,8 @@ class Agent:
         jobs = [source.run(), self._recorder.run(), self._look_at_file()]
         jobs += [self._serve_health_checks(source, steering, checks), self._say_without_node(source)]
         if self.config.healthz is not None:
-            jobs.append(self._serve(self.config.healthz, self._healthz, "FailedToStartProxierHealthcheck"))
+            handler = self._health_handler(source)
+            jobs.append(self._serve(self.config.healthz, handler, "FailedToStartProxierHealthcheck"))
         if self.config.metrics is not None:
             handler = self._metrics_handler(controller, thread, source)
             jobs.append(self._serve(self.config.metrics, handler, "FailedToStartMetricServer"))
@@ -116,6 +117,9 @@ class Agent:
         source.listeners.view.append(in_loop(seen))
 
     def _synced(self, sync: Sync) -> None:
+        if sync.first:
+            took = f"{sync.duration_s:.3f}"
+            self._log.info("all is known", services=sync.services, vips=sync.added, seconds=took)
         self._metrics.synced(sync.duration_s, sync.service_changes, sync.slice_changes, full=sync.first)
         for seconds in sync.programming_s:
             self._metrics.programmed(seconds)
@@ -181,8 +185,15 @@ class Agent:
         finally:
             ports.stop()
 
-    async def _healthz(self, path: str, _port: int) -> Answer:
-        return self._health.answer(path)
+    def _health_handler(self, source: KubernetesSource) -> Handler:
+        async def handle(path: str, _port: int) -> Answer:
+            if path == "/readyz":  # upstream has none: rollouts want to know when this node forwards
+                return (
+                    text("ok") if source.synced.is_set() else text("not everything has been listed yet", 503)
+                )
+            return self._health.answer(path)
+
+        return handle
 
     def _metrics_handler(
         self, controller: Controller, thread: ControlThread, source: KubernetesSource
