@@ -18,6 +18,7 @@ from kube_api.server import FakeApi
 from kubeproxy.test_ports import ask, free_ports
 from kuproxy.daemon.thread import ControlThread
 from kuproxy.errors import ConfigError, KuError
+from kuproxy.kube.client import load_access
 from kuproxy.kubeproxy.agent import Agent
 from kuproxy.kubeproxy.config import proxy_config
 from kuproxy.kubeproxy.flags import configuration
@@ -138,8 +139,7 @@ def run(
             f"healthzBindAddress: 127.0.0.1:{healthz}\nmetricsBindAddress: 127.0.0.1:{metrics}\n{extra}"
         )
         config = proxy_config(configuration(file, {}).config)
-        agent = Agent(config, NODE, "", file, log)
-        agent.check_access()
+        agent = Agent(config, NODE, lambda: load_access(str(kubeconfig)), file, log)
         made, thread = controller(), ControlThread()
 
         async def main() -> None:

@@ -69,9 +69,9 @@ class Node:
     def client(self) -> Client:
         return Client(str(self.directory / "ku.sock"))
 
-    def start(self, *words: str, **options: Any) -> None:
-        """`ku kube-proxy`; does not wait."""
-        command = [sys.executable, "-m", "kuproxy.kubeproxy.service", *words]
+    def start(self, *words: str, before: Sequence[str] = (), **options: Any) -> None:
+        """`ku kube-proxy`, by way of the command `before`; does not wait."""
+        command = [*before, sys.executable, "-m", "kuproxy.kubeproxy.service", *words]
         with (self.directory / "kube-proxy.log").open("ab") as log:
             self.process = self.host.start(
                 *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options
@@ -307,7 +307,7 @@ class Cluster:
 
     # ------------------------------------------------------------------------------------------------ proxies
 
-    def start(self, config: str = "") -> None:
+    def start(self, config: str = "", **options: Any) -> None:
         """A kube-proxy on each node; returns when all have taken over everything."""
         from netns.world import _warm
 
@@ -324,6 +324,7 @@ class Cluster:
                 f"--config={node.directory}/config.yaml",
                 f"--hostname-override={node.name}",
                 f"--settings={node.directory}/kuproxy.toml",
+                **options,
             )
         for node in self.nodes:
             self.wait_for(node, functools.partial(_is_synced, node), START_WITHIN_S)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from kuproxy.dataplane._jit import cache_directory
 from kuproxy.demo.topology import Host
 from netns.cluster import NAMESPACE, Cluster, Pod, cluster
 from netns.world import Kept, connect, echo, family_of, listener, web
 
 pytestmark = pytest.mark.netns
 
+ROOT = Path(__file__).parents[2]
 CONFIG = "clusterCIDR: 10.244.0.0/16,fd00:10:244::/56\n"
 REFUSED_WITHIN_S = 0.05
 TRIES = 24
@@ -339,10 +345,44 @@ def test_ports_metrics_and_commands_of_a_node(two: Cluster) -> None:
     assert any(each["owner"].startswith("shop/") for each in vips)
 
 
-def test_node_ports_at_the_primary_address_alone() -> None:
-    """`nodePortAddresses: [primary]`, the default of mode nftables; 127.0.0.1 is refused in every mode."""
+def confined(directory: Path) -> dict[str, Any]:
+    """How to start what the manifest confines: its capabilities, a file system and a /proc/sys that are read-only."""
+    manifest = yaml.safe_load((ROOT / "packaging/kubernetes/daemonset.yaml").read_text())
+    [container] = manifest["spec"]["template"]["spec"]["containers"]
+    context = container["securityContext"]
+    assert context["readOnlyRootFilesystem"]
+    assert context["capabilities"]["drop"] == ["ALL"]
+    assert "privileged" not in context
+    [sysctl] = [each["value"] for each in container["env"] if each["name"] == "KUPROXY_PROC_SYS_NET"]
+    assert sysctl in [each["mountPath"] for each in container["volumeMounts"]]
+    capabilities, here = ",".join(context["capabilities"]["add"]), f"{directory}/sysctl"
+    cache = str(cache_directory().parents[1])
+    before = [
+        sys.executable,
+        str(Path(__file__).with_name("confined.py")),
+        capabilities,
+        f"{directory}:{cache}",
+        here,
+    ]
+    environment = os.environ | {
+        "KUPROXY_PROC_SYS_NET": here,
+        "KUPROXY_CACHE": cache,
+        "TMPDIR": str(directory),
+    }
+    return {"before": before, "env": environment}
+
+
+def test_a_confined_node_with_node_ports_at_its_primary_address_alone() -> None:
+    """`nodePortAddresses: [primary]`, the default of mode nftables; 127.0.0.1 is refused in every mode.
+
+    With the rights of the manifest and no others.
+    """
     with cluster(1) as made:
-        made.start("mode: nftables\n" + CONFIG)
+        made.start("mode: nftables\n" + CONFIG, **confined(made.directory))
+        process = made.nodes[0].process
+        assert process is not None
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert "CapBnd:\t0000008000203100\n" in status, "all others are out of reach"
         node = made.nodes[0]
         made.service("np", ["10.96.0.80"], node.pods, type="NodePort", node_ports=(30080, 30007))
         settle(made, "np", lambda vip: bool(vip["pods"]))

@@ -18,7 +18,7 @@ from kuproxy.daemon.kubernetes import SOURCE, HealthCheck, KubernetesSource, Nod
 from kuproxy.daemon.metrics import exposition
 from kuproxy.daemon.thread import ControlThread
 from kuproxy.errors import ConfigError, KuError, Problem
-from kuproxy.kube.client import create, load_access
+from kuproxy.kube.client import create
 from kuproxy.kubeproxy.config import Endpoint, ProxyConfig, read_config
 from kuproxy.kubeproxy.events import Event, Recorder, about_node, about_service
 from kuproxy.kubeproxy.health import FAMILIES, ProxyHealth
@@ -42,28 +42,22 @@ LOOK_S = 2.0  # between two looks at the configuration file
 class Agent:
     """The kube-proxy of one node, but for the packets."""
 
-    def __init__(self, config: ProxyConfig, node_name: str, master: str, file: Path | None, log: Any) -> None:
-        self.config, self.node_name, self.server = config, node_name, ""
-        self._master, self._file, self._log = master, file, log
+    def __init__(
+        self, config: ProxyConfig, node_name: str, load: Callable[[], Any], file: Path | None, log: Any
+    ) -> None:
+        """`load` reads the access to the API server (kube.client.load_access).  Raises ConfigError if it cannot."""
+        self.config, self.node_name = config, node_name
+        self._load, self._file, self._log = load, file, log
         self._content = _content(file)
         self._health = ProxyHealth(config.healthy_within_s)
-        self._metrics = ProxyMetrics(self._health)
+        self._metrics = ProxyMetrics(self._health, host=urlsplit(load().cluster.server).netloc)
         self._recorder = Recorder(node_name, self._post, self._not_sent)
         self._told: set[tuple[HealthCheck, str]] = set()  # ports that could not be opened, and why
 
     # ---------------------------------------------------------------------------------------- the API server
 
-    def load(self) -> Any:
-        """How to reach the API server, read anew.  Raises ConfigError."""
-        return load_access(self.config.raw.client_connection.kubeconfig, server=self._master)
-
-    def check_access(self) -> None:
-        """See that the way to the API server is described.  Raises ConfigError."""
-        self.server = self.load().cluster.server
-        self._metrics.host = urlsplit(self.server).netloc
-
     async def _post(self, path: str, body: dict[str, Any]) -> None:
-        await create(self.load(), path, body)
+        await create(self._load(), path, body)
 
     def _not_sent(self, event: Event, why: str) -> None:
         self._log.warning("event not sent", reason=event.reason, note=event.note, text=why)
@@ -73,7 +67,7 @@ class Agent:
     async def run(self, controller: Controller, thread: ControlThread, steering: Steering) -> None:
         """Until cancelled.  Raises KuError."""
         options = NodeOptions(self.node_name, self.config.proxy, node_ip=self.config.node_ip)
-        source = KubernetesSource(controller, thread, self.load, options, self._log)
+        source = KubernetesSource(controller, thread, self._load, options, self._log)
         self._metrics.answers = lambda: source.answers
         checks = asyncio.Event()
         self._listen(source, checks)

@@ -32,6 +32,7 @@ NO_EFFECT = {
     "ipvs": "there is no IPVS: pods are chosen by Maglev, and neighbours are answered as the kernel does",
     "logging.flushFrequency": "lines are written at once",
     "logging.options": "lines are written at once",
+    "logging.verbosity": "there is one level for everything",
     "logging.vmodule": "there is one level for everything",
     "nftables.masqueradeBit": "packets are not marked",
     "nftables.minSyncPeriod": "every change is applied at once",

@@ -105,7 +105,7 @@ FLAGS = (
     Flag("profiling", "enableProfiling", bool, "Without effect."),
     Flag("proxy-mode", "mode", str, "iptables, ipvs or nftables: which of their defaults hold."),
     Flag("show-hidden-metrics-for-version", "showHiddenMetricsForVersion", str, "Without effect."),
-    Flag("v", "logging.verbosity", int, "From 4 on, more is logged.", beside_file=True),
+    Flag("v", "logging.verbosity", int, "Without effect.", beside_file=True),
 )
 # Deprecated: they change the port of an address that other flags give.
 _PORTS = {"healthz-port": "healthzBindAddress", "metrics-port": "metricsBindAddress"}

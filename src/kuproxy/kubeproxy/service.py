@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kuproxy import __version__
 from kuproxy.daemon.log import make_log
-from kuproxy.daemon.service import Daemon
 from kuproxy.daemon.settings import DaemonSettings, load_settings
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.kubeproxy.agent import Agent
+from kuproxy.kube.client import load_access
 from kuproxy.kubeproxy.config import ProxyConfig, document_of, node_name_of, proxy_config
 from kuproxy.kubeproxy.effects import without_effect
 from kuproxy.kubeproxy.emit import to_yaml
@@ -21,11 +21,16 @@ from kuproxy.kubeproxy.flags import FLAGS, Given, add_flags, configuration, para
 from kuproxy.main import run
 from kuproxy.model.config import Config
 
+if TYPE_CHECKING:
+    from kuproxy.kubeproxy.agent import Agent
+
 __all__ = ["serve"]
 
 
 async def serve(agent: Agent, settings: DaemonSettings, settings_path: Path | None, log: Any) -> None:
     """A daemon and the agent, until a signal ends them.  Raises KuError."""
+    from kuproxy.daemon.service import Daemon  # here, so that a fault is told before the compiler is loaded
+
     daemon = Daemon(settings, settings_path, log, Config(settings=agent.config.settings))
     daemon.companions.append(lambda: agent.run(daemon.controller, daemon.thread, daemon.node.steering))
     await daemon.serve()
@@ -122,11 +127,15 @@ def kube_proxy(
     settings = _settings(settings_path)
     log = make_log("json" if given.config.logging.format == "json" else settings.log_format)
     _warn(given, config, log)
-    agent = Agent(config, node_name_of(given.config.hostname_override), master, file, log)
-    agent.check_access()
+    node_name = node_name_of(given.config.hostname_override)
+    load = functools.partial(load_access, given.config.client_connection.kubeconfig, server=master)
+    server = load().cluster.server
     if check:
-        click.echo(f"good: node {agent.node_name}, API server {agent.server}")
+        click.echo(f"good: node {node_name}, API server {server}")
         return
+    from kuproxy.kubeproxy.agent import Agent
+
+    agent = Agent(config, node_name, load, file, log)
     _lower_oom_score(given.config.oom_score_adj or 0, log)
     asyncio.run(serve(agent, settings, settings_path, log))
 
