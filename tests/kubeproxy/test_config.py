@@ -87,6 +87,10 @@ udpIdleTimeout: 3s
         ("metricsBindAddress: localhost:80", "3: metricsBindAddress: 'localhost:80' is not an address"),
         ("bindAddress: here", "3: bindAddress: 'here' is not an IP address"),
         ("detectLocalMode: BridgeInterface", "detectLocal.bridgeInterface: is empty"),
+        (
+            "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: veth}",
+            "3: detectLocalMode: 'InterfaceNamePrefix' is not supported; pods are known by their addresses",
+        ),
         ("detectLocalMode: bridge", "3: detectLocalMode: 'bridge' is not possible; it is one of ClusterCIDR"),
         ("oomScoreAdj: -2000", "3: oomScoreAdj: -2000 is out of range; it is -1000 to 1000"),
         ("iptables: {masqueradeBit: 32}", "3: iptables.masqueradeBit: 32 is out of range; it is 0 to 31"),

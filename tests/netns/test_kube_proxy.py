@@ -378,7 +378,7 @@ def test_a_confined_node_with_node_ports_at_its_primary_address_alone() -> None:
     With the rights of the manifest and no others.
     """
     with cluster(1) as made:
-        made.start("mode: nftables\n" + CONFIG, **confined(made.directory))
+        made.start("mode: nftables\ndetectLocalMode: NodeCIDR\n", **confined(made.directory))
         process = made.nodes[0].process
         assert process is not None
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -387,6 +387,7 @@ def test_a_confined_node_with_node_ports_at_its_primary_address_alone() -> None:
         made.service("np", ["10.96.0.80"], node.pods, type="NodePort", node_ports=(30080, 30007))
         settle(made, "np", lambda vip: bool(vip["pods"]))
         assert web(made.client, NODE1, 30080) == "node1-pod1"
+        assert web(made.visitor.host, "10.96.0.80") == "node1-pod1"
         gateway = "10.244.1.1"  # another address of the node
         assert refused_within(made.visitor.host, gateway, 30080) < 1
         assert refused_within(node.host, "127.0.0.1", 30080) < 1
