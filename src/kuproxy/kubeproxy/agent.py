@@ -31,9 +31,8 @@ from kuproxy.steering.steering import Steering
 
 __all__ = ["PROXY_MODE", "Agent"]
 
-PROXY_MODE = (
-    "kuproxy"  # what /proxyMode says: neither iptables nor nftables has rules to look at (docs/adr/020)
-)
+# What /proxyMode says: neither iptables nor nftables has rules to look at (docs/adr/020).
+PROXY_MODE = "kuproxy"
 RETRY_S = 5.0  # before a port that is taken is tried again, as upstream
 HEALTH_RETRY_S = 30.0
 LOOK_S = 2.0  # between two looks at the configuration file
@@ -85,7 +84,7 @@ class Agent:
                 for job in jobs:
                     tasks.create_task(job)
         except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+            raise _first(group) from None
 
     def _listen(self, source: KubernetesSource, checks: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
@@ -123,15 +122,8 @@ class Agent:
     def _trouble(self, trouble: Trouble) -> None:
         if trouble.reasons:
             about = about_service(trouble.namespace, trouble.name)
-            self._recorder.record(
-                Event(
-                    about,
-                    "Warning",
-                    "ServiceNotServed",
-                    "SyncProxyRules",
-                    f"node {self.node_name}: {'; '.join(trouble.reasons)}",
-                )
-            )
+            note = f"node {self.node_name}: {'; '.join(trouble.reasons)}"
+            self._recorder.record(Event(about, "Warning", "ServiceNotServed", "SyncProxyRules", note))
 
     async def _say_without_node(self, source: KubernetesSource) -> None:
         """Whoever has another name than its Node is served nothing that is local: worth a line."""
@@ -244,6 +236,13 @@ class Agent:
         self._told = now
 
 
+def _first(error: Exception) -> Exception:
+    """What went wrong first, out of groups within groups."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def _content(file: Path | None) -> bytes | None:
     """None: there is nothing to read, or not now (a mounted ConfigMap is replaced by a rename)."""
     try:
@@ -252,11 +251,11 @@ def _content(file: Path | None) -> bytes | None:
         return None
 
 
-def _health_addresses(view: NodeView, present: Iterable[Address]) -> Iterable[str]:
+def _health_addresses(view: NodeView, present: frozenset[Address]) -> Iterable[str]:
     """Where node ports are served; everywhere if they are."""
     if view.settings.node_port_addresses == ():
         return EVERYWHERE
-    return [str(each) for each in node_port_addresses(view, present) if each in set(present)]
+    return map(str, node_port_addresses(view, present) & present)
 
 
 def _without_local(vips: Iterable[Vip]) -> dict[tuple[str, str], int]:

@@ -153,7 +153,9 @@ def _local(config: KubeProxyConfiguration) -> Iterator[Fault]:
     yield from _one_of("detectLocalMode", config.detect_local_mode, modes)
     if config.detect_local_mode in _BY_INTERFACE:
         text = f"{config.detect_local_mode!r} is not supported"
-        yield Fault((("detectLocalMode",), text, "pods are known by their addresses: ClusterCIDR or NodeCIDR"))
+        yield Fault(
+            (("detectLocalMode",), text, "pods are known by their addresses: ClusterCIDR or NodeCIDR")
+        )
     texts = config.cluster_cidr.split(",") if config.cluster_cidr else []
     prefixes = []
     for text in texts:
