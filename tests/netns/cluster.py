@@ -305,6 +305,25 @@ class Cluster:
 
             self.change("endpointslices", f"{name}-{family.lower()}", replace)
 
+    def kubectl(self, *words: str, text: str = "") -> str:
+        """What kubectl prints, as a user of this API server."""
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            self.master.name,
+            "kubectl",
+            "--kubeconfig",
+            str(self.kubeconfig),
+            *words,
+        ]
+        environment = {"HOME": str(self.directory), "PATH": os.environ["PATH"]}
+        done = subprocess.run(
+            command, input=text, env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     # ------------------------------------------------------------------------------------------------ proxies
 
     def start(self, config: str = "", **options: Any) -> None:

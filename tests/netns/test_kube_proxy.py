@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -19,7 +20,7 @@ import yaml
 from kuproxy.dataplane._jit import cache_directory
 from kuproxy.demo.topology import Host
 from netns.cluster import NAMESPACE, Cluster, Pod, cluster
-from netns.world import Kept, connect, echo, family_of, listener, web
+from netns.world import Kept, connect, echo, family_of, listener, state, web
 
 pytestmark = pytest.mark.netns
 
@@ -322,6 +323,50 @@ def test_a_rolling_update_of_every_pod_breaks_nothing(two: Cluster) -> None:
     assert answered(two.visitor.host, address, tries=40) == names(new)
 
 
+@pytest.mark.skipif(
+    shutil.which("kubectl") is None, reason="kubectl is not installed: no user types to this cluster"
+)
+def test_what_a_user_types(two: Cluster) -> None:
+    """A Service by kubectl: applied, scaled by a patch, relabelled to another proxy, deleted."""
+    one, other = two.nodes[0].pods[0], two.nodes[1].pods[0]
+    manifest = f"""\
+apiVersion: v1
+kind: Service
+metadata: {{name: typed, namespace: {NAMESPACE}}}
+spec: {{clusterIP: 10.96.2.2, ports: [{{name: http, port: 8000, targetPort: web}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: typed-1, namespace: {NAMESPACE}, labels: {{kubernetes.io/service-name: typed}}}}
+addressType: IPv4
+ports: [{{name: http, port: 8080}}]
+endpoints: [{{addresses: [{one.ipv4}], nodeName: node1}}]
+"""
+    where = ("--namespace", NAMESPACE)
+    host = two.visitor.host
+    two.kubectl("apply", "-f", "-", text=manifest)
+    settle(two, "typed", with_pods(one))
+    assert answered(host, "10.96.2.2", 8000) == {one.name}
+    endpoints = [{"addresses": [pod.ipv4], "nodeName": pod.node} for pod in (one, other)]
+    patch = json.dumps({"endpoints": endpoints})
+    two.kubectl("patch", "endpointslice", "typed-1", *where, "--type=merge", "-p", patch)
+    settle(two, "typed", with_pods(one, other))
+    assert answered(host, "10.96.2.2", 8000) == {one.name, other.name}
+    label = "service.kubernetes.io/service-proxy-name"
+    two.kubectl("label", "service", "typed", *where, f"{label}=another")
+    _until_silent(two, host, "10.96.2.2", 8000)
+    two.kubectl("label", "service", "typed", *where, f"{label}-")
+    settle(two, "typed", with_pods(one, other))
+    two.kubectl("delete", "service", "typed", *where)
+    _until_silent(two, host, "10.96.2.2", 8000)
+    assert "Starting" in two.kubectl("get", "events", "-o", "custom-columns=R:.reason")
+
+
+def _until_silent(made: Cluster, host: Host, address: str, port: int) -> None:
+    """The service is gone: its address is one of the range that nobody has."""
+    made.wait_for(made.nodes[0], lambda: is_silent(host, address, port))
+
+
 # --- the node ---------------------------------------------------------------------------------------------------
 
 
@@ -378,6 +423,7 @@ def test_a_confined_node_with_node_ports_at_its_primary_address_alone() -> None:
     With the rights of the manifest and no others.
     """
     with cluster(1) as made:
+        before = state(made.nodes[0].host)
         made.start("mode: nftables\ndetectLocalMode: NodeCIDR\n", **confined(made.directory))
         process = made.nodes[0].process
         assert process is not None
@@ -395,3 +441,6 @@ def test_a_confined_node_with_node_ports_at_its_primary_address_alone() -> None:
         made.wait_for(node, lambda: node.curl("127.0.0.1:10256/healthz")[0] == 503)
         assert node.curl("127.0.0.1:10256/livez")[0] == 200
         assert web(made.client, NODE1, 30080) == "node1-pod1", "it forwards to the end"
+        process.terminate()
+        assert process.wait(15) == 0, node.log
+        assert state(node.host) == before, "nothing is left behind"
