@@ -18,13 +18,17 @@ class Subcommand(NamedTuple):
 
     module: str
     summary: str
+    kept: bool = False  # by a keeper, which starts the module and outlives it
 
 
 SUBCOMMANDS = {
     "run": Subcommand(
         "kuproxy.daemon.foreground", "forward live traffic in this network namespace until interrupted"
     ),
-    "daemon": Subcommand("kuproxy.keeper", "the same as a service, with commands, an API and a memory"),
+    "daemon": Subcommand(
+        "kuproxy.daemon.service", "the same as a service, with commands, an API and a memory", kept=True
+    ),
+    "kube-proxy": Subcommand("kuproxy.kubeproxy.service", "be the kube-proxy of this node", kept=True),
     "upgrade": Subcommand("kuproxy.upgrade", "have the installed version take over from the running daemon"),
     "shell": Subcommand("kuproxy.shell", "type commands to the daemon, with completion and history"),
     "top": Subcommand("kuproxy.top", "watch services, pods, flows and drops on a terminal"),
@@ -43,6 +47,7 @@ examples:
   ku replay --config services.ku in.pcapng out.pcapng
   ku run --config services.yaml
   ku daemon --settings kuproxy.toml
+  ku kube-proxy --config /var/lib/kube-proxy/config.conf
   ku vip 90.0.0.0/8 port 3306 target_port 3307
   ku pod 90.0.0.0/8 10.0.0.1 10.0.0.2
   ku show vips verbose
@@ -91,4 +96,5 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"ku: no command {words[0]!r}; there are {known}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", command.module, *words[1:]])
+    modules = ("kuproxy.keeper", command.module) if command.kept else (command.module,)
+    os.execv(sys.executable, [sys.executable, "-m", *modules, *words[1:]])

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from kuproxy.codes import Family
 from kuproxy.control.compile import Compiler, VipRecord
 from kuproxy.control.report import Baselines, build_report
 from kuproxy.control.store import Changes, Store
@@ -27,7 +28,7 @@ from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, FlowFilter, InterfaceMark, Settings, Show, ShowKind
 from kuproxy.model.report import FlowList, FlowReport, Report, WorkerReport
-from kuproxy.model.vip import Address, Pod, Vip, VipKey
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 
 class Plane:
@@ -47,6 +48,8 @@ class Plane:
             self._baselines.adopt(self.compiler.records())
         else:
             self.compiler.set_timeouts(self.store.settings.timeouts)
+        # Flows that ended because their pod stopped serving, as far as they were counted by then.
+        self.ended_flows: dict[Family, int] = dict.fromkeys(Family, 0)
         self._own_addresses: tuple[Address, ...] = ()
 
     @property
@@ -81,24 +84,6 @@ class Plane:
         self.collect()
         return changes
 
-    def follow_node(
-        self, addresses: Iterable[Address], with_node_ports: Iterable[Address], primary: Iterable[Address]
-    ) -> None:
-        """The node has these addresses, answers node ports at those, and speaks with the primary one of each family.
-
-        The primary ones are also the source of masqueraded packets, in a family for which none was set.
-        """
-        self.compiler.set_node_ranges(addresses)
-        self.compiler.set_node_addresses(with_node_ports)
-        self._own_addresses = tuple(primary)
-        self.compiler.set_own_addresses(self._own_addresses)
-        self._set_masquerade(self.store.settings)
-
-    def _set_masquerade(self, settings: Settings) -> None:
-        said = {address.version: address for address in settings.masquerade}
-        own = {address.version: address for address in reversed(self._own_addresses)}
-        self.compiler.set_masquerade((own | said).values())
-
     def update(
         self,
         source: str,
@@ -125,13 +110,26 @@ class Plane:
         ]
         self._baselines.note([record for record in records if record is not None], self._vip_counts)
         for key, pod in flushed:
-            self.compiler.flush(key, pod.address, pod.port)
+            self._end_flows(key, pod)
         return changes
+
+    def _end_flows(self, key: VipKey, pod: Pod) -> None:
+        """Of a pod that was removed from the VIP."""
+        record = self.compiler.record(key)
+        for each, index in record.draining.items() if record is not None else ():
+            if (each.address, each.port) == (pod.address, pod.port):
+                self.ended_flows[key.family] += self._pod_flows(index)
+        self.compiler.flush(key, pod.address, pod.port)
 
     def set_masquerade(self, addresses: tuple[Address, ...]) -> None:
         """Change the source of masqueraded packets alone."""
         self.store.settings = replace(self.store.settings, masquerade=addresses)
         self._set_masquerade(self.store.settings)
+
+    def set_pod_ranges(self, prefixes: tuple[Prefix, ...]) -> None:
+        """Change alone by which addresses pods are known."""
+        self.store.settings = replace(self.store.settings, pod_ranges=prefixes)
+        self.compiler.set_pod_ranges(prefixes)
 
     def end_stale(self, serving: Iterable[tuple[VipKey, frozenset[Pod]]]) -> int:
         """End the flows of pods that were removed and are not among those that serve their VIP; returns how many pods.
@@ -143,9 +141,27 @@ class Plane:
             record = self.compiler.record(key)
             for pod in list(record.draining) if record is not None else ():
                 if pod not in pods:
-                    self.compiler.flush(key, pod.address, pod.port)
+                    self._end_flows(key, pod)
                     ended += 1
         return ended
+
+    def follow_node(
+        self, addresses: Iterable[Address], with_node_ports: Iterable[Address], primary: Iterable[Address]
+    ) -> None:
+        """The node has these addresses, answers node ports at those, and speaks with the primary one of each family.
+
+        The primary ones are also the source of masqueraded packets, in a family for which none was set.
+        """
+        self.compiler.set_node_ranges(addresses)
+        self.compiler.set_node_addresses(with_node_ports)
+        self._own_addresses = tuple(primary)
+        self.compiler.set_own_addresses(self._own_addresses)
+        self._set_masquerade(self.store.settings)
+
+    def _set_masquerade(self, settings: Settings) -> None:
+        said = {address.version: address for address in settings.masquerade}
+        own = {address.version: address for address in reversed(self._own_addresses)}
+        self.compiler.set_masquerade((own | said).values())
 
     def _set_translation(self, settings: Settings) -> None:
         self.compiler.set_translation(

@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from . import discovery
 from .errors import ApiError
+from .events import to_core
 from .kinds import KINDS, Kind
 from .patch import patched
 from .selectors import selector
@@ -66,6 +67,9 @@ class FakeApi:
     tokens: set[str] | None = None  # None: everybody may do everything
     faults: list[Fault] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    address: str = "127.0.0.1"
+    # Makes the socket to serve at: one that is made in another network namespace stays there.
+    make_socket: Callable[[], socket.socket] = socket.socket
 
     def __post_init__(self) -> None:
         self.port = 0
@@ -79,7 +83,7 @@ class FakeApi:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def kubeconfig(self, token: str = "") -> str:
         user = {"token": token} if token else {}
@@ -102,9 +106,9 @@ class FakeApi:
 
     def start(self) -> None:
         """Serve; after a stop on the same port, with the same store and an empty watch cache."""
-        sock = socket.socket()
+        sock = self.make_socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", self.port))
+        sock.bind((self.address, self.port))
         self.port = sock.getsockname()[1]
         routes = [Route("/{path:path}", self._serve, methods=METHODS)]
         config = uvicorn.Config(
@@ -212,6 +216,10 @@ class FakeApi:
         namespace = ""
         if path[0] == "namespaces" and len(path) > 2:
             namespace, path = path[1], path[2:]
+        if (group, version, path, request.method) == ("events.k8s.io", "v1", ["events"], "POST"):
+            event = await request.json()
+            self.store.create("events", to_core(event))
+            return _json(event, 201)
         kind = KINDS.get(path[0])
         if kind is None or (kind.group, kind.version) != (group, version):
             if discovery.resource_list(group, version) is None:

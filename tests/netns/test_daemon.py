@@ -41,7 +41,7 @@ class Daemon:
         self.notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notified.bind(str(self.directory / "notify.sock"))
         self.notified.settimeout(START_WITHIN_S)
-        self.command: tuple[str, ...] = (sys.executable, "-m", "kuproxy.keeper")
+        self.command: tuple[str, ...] = (sys.executable, "-m", "kuproxy.keeper", "kuproxy.daemon.service")
         self.configure()
 
     def configure(self, *files: str) -> None:

@@ -60,6 +60,7 @@ class Controller:
         self.plane = Plane(forwarder.engine, decrement_ttl=False, any_node_address=False)
         self.sampler = Sampler(self.plane)
         self.files = tuple(files)
+        self.base = Config()  # what holds where there are no files
         self.file_config = Config()
         self.commands = Commands()
         self.before_reload: Callable[[], None] = lambda: None  # may set `files`; may raise ConfigError
@@ -70,6 +71,7 @@ class Controller:
         self.adoption_s: float | None = None  # from the last change to its adoption by every worker
         self._pending: tuple[int, float] | None = None  # generation, when it was published
         self.node_masquerade: tuple[Address, ...] = ()  # of the Node object, at most one of each family
+        self.node_pod_ranges: tuple[Prefix, ...] = ()  # by which pods are known there
         self._published: dict[str, Config] = {}  # by source
         self._state_file = state_file
         self._log = log
@@ -80,11 +82,12 @@ class Controller:
         return self._over(self.file_config.settings, self.commands.conf)
 
     def _over(self, base: Settings, conf: Conf) -> Settings:
-        """What files and commands say, and the node's addresses where nobody says whose address pods see."""
+        """What files and commands say; where they do not, the node says whose address pods see, and who pods are."""
         settings = settings_over(base, conf)
         said = {address.version for address in settings.masquerade}
         missing = tuple(address for address in self.node_masquerade if address.version not in said)
-        return replace(settings, masquerade=settings.masquerade + missing) if missing else settings
+        ranges = settings.pod_ranges or self.node_pod_ranges
+        return replace(settings, masquerade=settings.masquerade + missing, pod_ranges=ranges)
 
     @property
     def marks(self) -> tuple[InterfaceMark, ...]:
@@ -99,7 +102,7 @@ class Controller:
 
     def read_files(self) -> Config:
         """The files as they are now.  Raises ConfigError."""
-        config = load_config(self.files) if self.files else Config()
+        config = load_config(self.files) if self.files else self.base
         for note in config.notes:
             self._log.info("config", text=str(note))
         return config
@@ -286,12 +289,18 @@ class Controller:
         )
         return counts
 
-    def set_node(self, masquerade: tuple[Address, ...], node_port_networks: frozenset[Prefix] | None) -> None:
-        """What the own Node says: the address that pods see, and where node ports are served (None: everywhere).
+    def set_node(
+        self,
+        masquerade: tuple[Address, ...],
+        node_port_networks: frozenset[Prefix] | None,
+        pod_ranges: tuple[Prefix, ...] = (),
+    ) -> None:
+        """What the own Node says: the address that pods see, where node ports are served (None: everywhere), its pods.
 
         Raises ConfigError or SteeringError, changing nothing.
         """
         before, self.node_masquerade = self.node_masquerade, masquerade
+        self.node_pod_ranges = pod_ranges
         try:
             settings = self.settings
             self.forwarder.serve_node_ports(self.plane, node_port_networks)
@@ -300,6 +309,8 @@ class Controller:
             raise
         if settings.masquerade != self.plane.settings.masquerade:
             self.plane.set_masquerade(settings.masquerade)
+        if settings.pod_ranges != self.plane.settings.pod_ranges:
+            self.plane.set_pod_ranges(settings.pod_ranges)
 
     def update(
         self,

@@ -21,7 +21,7 @@ from typing import Any
 
 from kuproxy.codes import Family
 from kuproxy.control.book import Claimant, Difference
-from kuproxy.control.policy import node_port_networks
+from kuproxy.control.policy import node_port_networks, pod_traffic
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.decide import Decider, HealthCheck, read_node, read_service_cidrs
 from kuproxy.daemon.memory import give_back
@@ -34,7 +34,7 @@ from kuproxy.kube.objects import EndpointSlice
 from kuproxy.kube.pace import Pace
 from kuproxy.kube.reader import Finding
 from kuproxy.model.node import NodeInfo, NodeView, ProxySettings
-from kuproxy.model.vip import VipKey
+from kuproxy.model.vip import Address, VipKey
 
 __all__ = [
     "SOURCE",
@@ -61,6 +61,7 @@ class NodeOptions:
     )  # without service_cidrs, which are objects of the API
     proxy_name: str | None = None  # serve what has this service-proxy-name; None: what has none
     min_interval_s: float = 0.0  # between two updates, as minSyncPeriod
+    node_ip: Address | None = None  # the node's primary address, before those of its object
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,12 @@ class Counts:
 
 @dataclass(slots=True)
 class Listeners:
-    """Called in the control thread; whoever needs the event loop hands on with `call_soon_threadsafe`."""
+    """Called in the control thread; whoever needs the event loop hands on with `call_soon_threadsafe`.
 
+    All but `arrival`, which is called in the event loop: something has arrived, and nothing waited before.
+    """
+
+    arrival: list[Callable[[], None]] = field(default_factory=list)
     synced: list[Callable[[], None]] = field(default_factory=list)  # once, after the first update
     sync: list[Callable[[Sync], None]] = field(default_factory=list)
     trouble: list[Callable[[Trouble], None]] = field(default_factory=list)
@@ -160,6 +165,11 @@ class KubernetesSource:
         """Answers of the API server by HTTP status; 0: there was none."""
         return self._watcher.answers if self._watcher is not None else {}
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Services and slices that have changed and are not in the tables yet."""
+        return self._cluster.waiting if self._cluster is not None else (0, 0)
+
     def problems(self) -> list[str]:
         """Why news may be missing, a line each."""
         return self._cluster.problems() if self._cluster is not None else []
@@ -188,12 +198,16 @@ class KubernetesSource:
 
     def _note_arrival(self) -> None:
         self.counts.last_queued = time.time()
-        self.counts.pending = True
+        if not self.counts.pending:
+            self.counts.pending = True
+            self._tell(self.listeners.arrival)
 
     async def _follow(self, watcher: Watcher, cluster: Cluster) -> None:
         async for batch in watcher.batches(self.options.min_interval_s):
             await self._thread(self.take_in, cluster, batch)
             self.counts.pending = cluster.changed
+            if self.counts.pending:
+                self._tell(self.listeners.arrival)
             if batch.first:
                 self.synced.set()
 
@@ -243,7 +257,10 @@ class KubernetesSource:
         """See what has become of the node and the service ranges; whether services are to be decided anew."""
         found: list[Finding] = []
         settings = replace(self.options.proxy, service_cidrs=read_service_cidrs(cluster, found))
-        view = NodeView(read_node(cluster, found), settings)
+        node = read_node(cluster, found)
+        if self.options.node_ip is not None:
+            node = replace(node, addresses=(self.options.node_ip, *node.addresses))
+        view = NodeView(node, settings)
         for finding in found:
             self._log.warning("object left out", text=f"{finding.field}: {finding.message}")
         self.node_uid = cluster.node.metadata.uid if cluster.node is not None else ""
@@ -252,8 +269,9 @@ class KubernetesSource:
         self.view = view
         addresses = [view.node.address(family) for family in Family]
         masquerade = tuple(address for address in addresses if address is not None)
+        pods = tuple(prefix for family in Family for prefix in pod_traffic(view, family).prefixes)
         try:
-            self._controller.set_node(masquerade, node_port_networks(view))
+            self._controller.set_node(masquerade, node_port_networks(view), pods)
         except KuError as error:  # services are served nonetheless
             self._log.error("the node's addresses are not followed", text=str(error))
         for listener in self.listeners.view:

@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +61,17 @@ def _token(path: str) -> bytes:
 class Daemon:
     """One daemon, from start to stop."""
 
-    def __init__(self, settings: DaemonSettings, path: Path | None, log: Any) -> None:
-        """Raises KuError for whatever would fail later."""
+    def __init__(
+        self, settings: DaemonSettings, path: Path | None, log: Any, base: Config | None = None
+    ) -> None:
+        """`base` holds where the settings name no files.  Raises KuError for whatever would fail later."""
         self._settings, self._path, self._log = settings, path, log
         group = group_id(settings.api.group)
         tokens = set()
         if settings.tcp is not None and settings.tcp.token_file:
             tokens.add(_token(settings.tcp.token_file))
         self._access = Access(group, frozenset(tokens))
-        self._config = load_config(settings.paths()) if settings.files else None
+        self._config = load_config(settings.paths()) if settings.files else base
         self._state_file = StateFile(Path(settings.state_directory))
         buckets = self._config.settings.buckets if self._config is not None else 1024
         self._vault = Vault.of_environment()
@@ -83,6 +86,7 @@ class Daemon:
         )
         self._node.engine.on_replaced = lambda line: log.warning("worker", text=line)
         self._controller = Controller(self._node, settings.paths(), log, self._state_file)
+        self._controller.base = base or Config()
         self._controller.before_reload = self._reload_settings
         if self._vault.connected:
             self._controller.replace = self._replace_soon
@@ -94,6 +98,8 @@ class Daemon:
         self._stopped, self._hangup, self._replaced = (asyncio.Event() for _ in range(3))
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        # Run beside everything else from when packets are forwarded; one that ends with an error ends the daemon.
+        self.companions: list[Callable[[], Coroutine[Any, Any, None]]] = []
 
     def _api_socket(self, mode: int, group: int | None) -> socket.socket:
         """The predecessor's, so that clients wait for us instead of being refused; or a new one."""
@@ -103,6 +109,18 @@ class Daemon:
         opened = bind_unix(self._socket_path, mode, group)
         self._vault.keep({name: opened.fileno()})
         return opened
+
+    @property
+    def controller(self) -> Controller:
+        return self._controller
+
+    @property
+    def node(self) -> LiveNode:
+        return self._node
+
+    @property
+    def thread(self) -> ControlThread:
+        return self._thread
 
     def _listen(self) -> None:
         app = make_app(self._controller, self._access, self._thread)
@@ -138,7 +156,7 @@ class Daemon:
             for thread in privilege.holders_of_more(privilege.AFTER_START):
                 self._log.warning("privileges", text=f"thread {thread} has kept more than it should")
             tasks = [asyncio.create_task(each.serve()) for each in self._listeners]
-            rest = [asyncio.create_task(each()) for each in (self._tend, self._follow, self._reloads)]
+            rest = [asyncio.create_task(each()) for each in (self._tend, self._follow, self._reloads, *self.companions)]
             for task in (*tasks, *rest):
                 task.add_done_callback(self._ended)
             self._notifier.ready()
@@ -147,6 +165,7 @@ class Daemon:
                 self._notifier.stopping()
             for task in rest:
                 task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
             for listener in self._listeners:
                 listener.stop()
             await asyncio.gather(*tasks, return_exceptions=True)

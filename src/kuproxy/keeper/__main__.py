@@ -1,4 +1,4 @@
-"""`python -m kuproxy.keeper`: what `ku daemon` runs."""
+"""`python -m kuproxy.keeper MODULE ...`: what `ku daemon` and `ku kube-proxy` run."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`ku daemon`: the keeper, which starts the control process, holds what must outlive it, and starts it again.
+"""The keeper, which starts the control process, holds what must outlive it, and starts it again.
 
 Forwarding needs descriptors: of shared memory, packet sockets, a network namespace, BPF links.  As long as one
 process holds them, it goes on.  This process holds them and does nothing else, so there is nothing for it to die of;
@@ -35,7 +35,6 @@ from .wire import BEGIN_ANEW, FD_VARIABLE, REPLACE
 
 __all__ = ["Keeper", "become_subreaper", "main"]
 
-CONTROL = "kuproxy.daemon.service"
 STOP_PATIENCE_S = 30.0
 HANG_S = 60.0  # a ready control process that says nothing for so long is killed; it speaks every second
 BACK_OFF_S = (0.0, 0.2, 1.0, 2.0, 5.0, 10.0)  # before the next start, by deaths since it was last ready
@@ -227,8 +226,8 @@ def become_subreaper() -> None:
 
 
 def main() -> int:
-    """Entry point; the arguments are control's."""
+    """Entry point; the arguments are the module that is control's program, and what it is told."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     become_subreaper()
-    return Keeper([sys.executable, "-m", CONTROL, *sys.argv[1:]]).run()
+    return Keeper([sys.executable, "-m", *sys.argv[1:]]).run()

@@ -13,11 +13,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
+
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.kube.cluster import Batch, Cluster
+from kuproxy.kube.objects import decode_status
 from kuproxy.kube.reflector import Reflector, Request
 
-__all__ = ["Watcher", "load_access"]
+__all__ = ["Watcher", "create", "load_access"]
 
 # Uncompressed: unpacking 45 MB costs both sides more than sending them over a cluster's network.
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
@@ -25,11 +28,11 @@ _CONNECT_S = 10.0
 _HINT = "see `kubectl config view`"
 
 
-def load_access(kubeconfig: str = "", context: str = "") -> Any:
+def load_access(kubeconfig: str = "", context: str = "", server: str = "") -> Any:
     """How to reach the API server, as lightkube's SingleConfig; raises ConfigError with what is missing.
 
     From the file, if one is named; else from the service account that Kubernetes gives a pod; else from
-    $KUBECONFIG or ~/.kube/config.
+    $KUBECONFIG or ~/.kube/config.  `server` goes before what any of them says, and needs none of them.
     """
     try:
         from lightkube.config.kubeconfig import KubeConfig
@@ -37,17 +40,34 @@ def load_access(kubeconfig: str = "", context: str = "") -> Any:
         hint = "install kuproxy with the extra `kubernetes`"
         raise ConfigError(Problem("lightkube is not installed", hint=hint)) from None
     try:
-        config = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_env()
+        if server and not kubeconfig:
+            config = KubeConfig.from_server(server)
+        else:
+            config = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_env()
         access: Any = config.get(context or None)
+        if server:
+            access = access._replace(cluster=msgspec.structs.replace(access.cluster, server=server))
     except Exception as error:  # lightkube lets through what YAML, msgspec, dictionaries and files raise
         what = f"no key {error}" if isinstance(error, KeyError) else str(error).replace("\n", " ")
         message = f"the access to the API server cannot be read: {what}"
         raise ConfigError(Problem(message, kubeconfig or "kubeconfig", hint=_HINT)) from None
-    server = access.cluster.server
-    if not server.startswith(("https://", "http://")):
-        message = f"the API server {server!r} is not a URL"
+    url = access.cluster.server
+    if not url.startswith(("https://", "http://")):
+        message = f"the API server {url!r} is not a URL"
         raise ConfigError(Problem(message, kubeconfig or "kubeconfig", hint="as https://10.0.0.1:6443"))
     return access
+
+
+async def create(access: Any, path: str, body: object) -> None:
+    """POST an object.  Raises whatever goes wrong, ValueError with the server's words if it refuses."""
+    from lightkube.config import client_adapter
+
+    httpx: Any = vars(client_adapter)["httpx"]
+    params = client_adapter.ConnectionParams(timeout=httpx.Timeout(_CONNECT_S))
+    async with client_adapter.AsyncClient(access, params) as client:
+        answer = await client.post(path, json=body)
+        if answer.status_code >= 400:
+            raise ValueError(f"{answer.status_code} {decode_status(answer.content).message or answer.reason_phrase}")
 
 
 class Watcher:

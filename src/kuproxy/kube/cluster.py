@@ -68,6 +68,11 @@ class Cluster:
             return self.synced
         return any(reflector.changed for reflector in self.reflectors)
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """How many services and slices have changed since the last `take`."""
+        return self._services.waiting, self._slices.waiting
+
     def problems(self) -> list[str]:
         """Why news may be missing, a line for each resource that has trouble: `services: 403 Forbidden: …`."""
         lines = [f"{each.resource.plural}: {each.problem}" for each in self.reflectors if each.problem]

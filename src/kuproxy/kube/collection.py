@@ -64,6 +64,11 @@ class Collection(Generic[T]):
         """Whether there may be something to take."""
         return bool(self._changed)
 
+    @property
+    def waiting(self) -> int:
+        """How many objects there may be to take."""
+        return len(self._changed)
+
     def take(self) -> list[Change[T]]:
         """The changes since the last call, in the order of their first news; none for what is as it was."""
         touched, self._changed = self._changed, {}

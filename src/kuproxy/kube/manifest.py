@@ -18,7 +18,7 @@ from kuproxy.errors import ConfigError, Problem
 from kuproxy.kube.convert import Converted, convert_document
 from kuproxy.kube.reader import Finding, Path
 
-__all__ = ["Manifest", "read_manifest"]
+__all__ = ["Manifest", "line_of", "read_documents", "read_manifest"]
 
 
 @functools.cache
@@ -102,12 +102,21 @@ class Manifest:
 
     @functools.cached_property
     def _nodes(self) -> list[Any]:
-        import yaml
+        return _compose(self._text)
 
-        try:
-            return list(yaml.compose_all(self._text, Loader=_loader()))
-        except yaml.YAMLError:
-            return []  # JSON that is no YAML, by its tabs for instance: the path must do
+
+def _compose(text: str) -> list[Any]:
+    import yaml
+
+    try:
+        return list(yaml.compose_all(text, Loader=_loader()))
+    except yaml.YAMLError:
+        return []  # JSON that is no YAML, by its tabs for instance: the path must do
+
+
+def line_of(text: str, path: Path) -> int:
+    """The line of a value of a text, by the document's number and the keys to it; 0 if that cannot be told."""
+    return _line(_compose(text), path)
 
 
 def _line(roots: list[Any], path: Path) -> int:
@@ -184,5 +193,9 @@ def _json_document(text: str, file: str) -> object:
 
 def read_manifest(text: str, file: str) -> Manifest:
     """Read YAML (several documents) or, by the file's name, JSON.  Raises ConfigError if the text is neither."""
-    documents = [_json_document(text, file)] if file.endswith(".json") else _yaml_documents(text, file)
-    return Manifest(text, file, documents)
+    return Manifest(text, file, read_documents(text, file))
+
+
+def read_documents(text: str, file: str) -> list[object]:
+    """Plain values of YAML (several documents) or, by the file's name, JSON.  Raises ConfigError."""
+    return [_json_document(text, file)] if file.endswith(".json") else _yaml_documents(text, file)

@@ -114,6 +114,11 @@ class Reflector(Generic[T]):
     def changed(self) -> bool:
         return self._collection.changed
 
+    @property
+    def waiting(self) -> int:
+        """How many objects have changed since the last `take`, or look so."""
+        return self._collection.waiting
+
     def take(self) -> list[Change[T]]:
         """The changes since the last call, at most one for each object."""
         return self._collection.take()

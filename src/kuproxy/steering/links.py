@@ -205,10 +205,15 @@ def _without_ipv6() -> None:
         _write_sysctl(f"ipv6/conf/{scope}/disable_ipv6", "1")
 
 
+def _sysctl(path: str) -> Path:
+    """Containers see a /proc/sys that cannot be written; what is mounted elsewhere shows the caller's network too."""
+    return Path(os.environ.get("KUPROXY_PROC_SYS_NET", "/proc/sys/net"), path)
+
+
 def read_sysctl(path: str) -> str:
     """A value below /proc/sys/net in the calling thread's namespace, "" when this kernel does not have it."""
     try:
-        return Path("/proc/sys/net", path).read_text(encoding="ascii").strip()
+        return _sysctl(path).read_text(encoding="ascii").strip()
     except OSError:
         return ""
 
@@ -217,9 +222,9 @@ def _write_sysctl(path: str, value: str) -> None:
     if read_sysctl(path) in ("", value):
         return
     try:
-        Path("/proc/sys/net", path).write_text(value, encoding="ascii")
+        _sysctl(path).write_text(value, encoding="ascii")
     except OSError as error:
-        raise SteeringError(f"/proc/sys/net/{path} = {value}: {error.strerror}") from error
+        raise SteeringError(f"{_sysctl(path)} = {value}: {error.strerror}") from error
 
 
 def _reason(error: NetlinkError) -> str:

@@ -26,7 +26,7 @@ from kuproxy.daemon.api.auth import Peer, peer_of
 from kuproxy.daemon.api.views import Error
 from kuproxy.errors import ConfigError, KuError, Problem
 
-__all__ = ["Listener", "bind_unix"]
+__all__ = ["Listener", "bind_unix", "http_config"]
 
 HEADERS_WITHIN_S = 10.0
 # From the headers to the end of the answer, body and work included. Whoever asks twice and reads nothing waits in vain.
@@ -111,26 +111,32 @@ class _Server(uvicorn.Server):
         yield
 
 
+def http_config(app: Any) -> uvicorn.Config:
+    """uvicorn's settings with our connections, loaded."""
+    config = uvicorn.Config(
+        app,
+        http=_Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        log_level="error",
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+    )
+    config.load()
+    return config
+
+
 class Listener:
     """One socket and what is served there."""
 
     def __init__(self, app: Any, opened: socket.socket, context: ssl.SSLContext | None = None) -> None:
-        config = uvicorn.Config(
-            app,
-            http=_Connection,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            log_level="error",
-            server_header=False,
-            proxy_headers=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=2,
-            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
-        )
-        config.load()
+        config = http_config(app)
         config.ssl = context
         self._server = _Server(config)
         self._socket = opened
