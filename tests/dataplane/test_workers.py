@@ -39,7 +39,7 @@ WHOLE = ["tcp", "udp", "sctp"]
 KINDS = {name: WHOLE + ["echo"] * (one.key.port == 0) for name, (_, one) in VIPS.items()}
 
 
-class Node_:
+class Workers:
     """Compiled workers, and steering's choice before them."""
 
     def __init__(self, workers: int) -> None:
@@ -83,10 +83,10 @@ def request(rng: Random) -> bytes:
 def test_every_reply_is_restored(seed: int, workers: int) -> None:
     """Whatever the pod saw; counters of all workers together tell all packets."""
     rng = Random(seed)
-    node = Node_(workers)
+    node = Workers(workers)
     requests = [request(rng) for _ in range(rng.choice([30, 120]))]
     results = node.send(requests, 0)
-    # An echo has no port: towards a pod that has an address of ours one client at a time.
+    # Only an echo to a VIP that masquerades is refused: it has no port, so a pod has one such client at a time.
     served = [(sent, result) for sent, result in zip(requests, results, strict=True) if result.pod]
     assert {result.reason for result in results} <= {Reason.FORWARDED, Reason.MASQUERADE_EXHAUSTED}
     assert len(served) > len(requests) * 0.9
@@ -154,7 +154,7 @@ def test_sixty_thousand_masqueraded_flows_to_one_pod(workers: int) -> None:
 def test_all_connections_of_a_client_have_one_pod() -> None:
     """Although their ports bring them to different workers."""
     for workers in (1, 3):
-        node = Node_(workers)
+        node = Workers(workers)
         frames = [packets.frame(packets.tcp("40.0.0.9", "90.0.0.4", port, 80)) for port in range(2000, 2060)]
         pods = {result.pod for frame in frames for result in node.send([frame], 0)}
         assert len(pods) == 1
@@ -164,7 +164,7 @@ def test_all_connections_of_a_client_have_one_pod() -> None:
 
 def test_numbers_of_tunnels_never_meet() -> None:
     """What may be fragmented on its way to a pod has an identification that no other worker gives out."""
-    node = Node_(3)
+    node = Workers(3)
     one = vip("90.0.0.9", PODS[4][:1], encap="gre4")
     node.plane.compiler.set_tunnel_sources(ip_address("40.0.0.250"), None)
     node.plane.set_vip(one)

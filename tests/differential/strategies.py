@@ -325,7 +325,7 @@ def make_damaged(rng: Random) -> bytes:
 
 def make_fragments(rng: Random) -> list[bytes]:
     """Some of the fragments of a datagram, in some order; identifications repeat."""
-    datagram = make_datagram(rng, KINDS_IN_FRAGMENTS, size=rng.randrange(30, 200), crossing=one_in(rng, 6))
+    datagram = make_datagram(rng, KINDS_IN_FRAGMENTS, size=rng.randrange(30, 200), crossing=one_in(rng, 3))
     if datagram.protocol == packets.UDP and datagram.version == 4 and one_in(rng, 4):
         datagram = replace(datagram, payload=datagram.payload[:6] + bytes(2) + datagram.payload[8:])
     pieces = packets.fragments(datagram, rng.choice([24, 40, 64]), identification=rng.randrange(3))
