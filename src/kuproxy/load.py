@@ -81,7 +81,10 @@ def load_config(paths: Sequence[Path | str]) -> Config:
     if problems:
         raise ConfigError(problems)
     if view is not None:
-        settings = _as_seen(config.settings, view.node)
+        # What no script says the node's object does.
+        settings = config.settings
+        if not settings.pod_ranges:
+            settings = replace(settings, pod_ranges=policy.pod_ranges(view))
         config = replace(config, settings=settings, node_addresses=view.node.addresses)
     if not any(Path(name).suffix == SCRIPT_SUFFIX for name in paths):
         config = replace(config, settings=replace(config.settings, buckets=MANIFEST_BUCKETS))
@@ -144,7 +147,9 @@ def _view(objects: _Objects, settings: Settings, notes: list[Problem]) -> NodeVi
     host = socket.gethostname().lower()
     if not nodes or (len(nodes) > 1 and host not in nodes):
         for _, place in nodes.values():
-            notes.append(place.problem(f"skipped: of {len(nodes)} nodes none is called {host!r}, as this host"))
+            notes.append(
+                place.problem(f"skipped: of {len(nodes)} nodes none is called {host!r}, as this host")
+            )
         return None
     node, _place = nodes[host] if len(nodes) > 1 else next(iter(nodes.values()))
     by_prefix = DetectLocalMode.CLUSTER_CIDR if settings.pod_ranges else DetectLocalMode.NODE_CIDR
@@ -157,11 +162,6 @@ def _view(objects: _Objects, settings: Settings, notes: list[Problem]) -> NodeVi
     return NodeView(node, proxy)
 
 
-def _as_seen(settings: Settings, node: NodeInfo) -> Settings:
-    """With what the node's object says and no script does: where its pods have their addresses."""
-    return settings if settings.pod_ranges else replace(settings, pod_ranges=node.pod_cidrs)
-
-
 def _service_vips(objects: _Objects, view: NodeView | None, notes: list[Problem]) -> list[Vip]:
     for service, place in objects.services.values():
         reason = policy.skip_reason(service)
@@ -169,7 +169,8 @@ def _service_vips(objects: _Objects, view: NodeView | None, notes: list[Problem]
         if reason is None and view is None:
             texts = policy.not_honoured(service)
         notes.extend(map(place.problem, texts))
-    return policy.vips_of(        (service for service, _place in objects.services.values()),
+    return policy.vips_of(
+        (service for service, _place in objects.services.values()),
         (endpoint_slice for endpoint_slice, _place in objects.slices.values()),
         view,
     )

@@ -222,6 +222,32 @@ def test_clients_from_outside_get_their_pods_and_all_come_off_again():
     assert world.in_use() == world.clean
 
 
+def test_a_pod_that_serves_others_only_keeps_its_connections_and_begins_none():
+    """FEATURES rows 31 and 32: who begins anew goes elsewhere, with a known flow or affinity too."""
+    plane = CompiledPlane(PlaneConfig(pod_ranges=(), all_node_addresses=(ip_address("40.0.0.2"),)))
+
+    def sent(client: str, port: int, flags: int) -> str:
+        frame = packets.frame(packets.tcp(client, "90.0.0.1", port, 80, flags=flags))
+        [result] = plane.receive([RefPacket(frame)], 100)
+        return str(result.pod)
+
+    def pods(*addresses: str) -> tuple[Pod, ...]:
+        return tuple(Pod(ip_address(address)) for address in addresses)
+
+    for affinity in (0.0, 60.0):
+        plane._apply(plane.store.replace("test", []))
+        plane.set_vip(vip("90.0.0.1/32", "10.0.0.1", affinity_s=affinity))
+        for client in ("40.0.0.1", "40.0.0.2"):
+            assert sent(client, 1000, packets.SYN) == "10.0.0.1"
+        split = vip("90.0.0.1/32", "10.0.0.2", outside_pods=pods("10.0.0.1"), affinity_s=affinity)
+        plane.set_vip(split)
+        assert sent("40.0.0.2", 1000, packets.ACK) == "10.0.0.1", "what runs goes on"
+        assert sent("40.0.0.2", 1001, packets.SYN) == "10.0.0.2"
+        assert sent("40.0.0.2", 1000, packets.SYN) == "10.0.0.2"
+        assert sent("40.0.0.1", 1000, packets.SYN) == "10.0.0.1"
+        assert sent("40.0.0.1", 1001, packets.SYN) == "10.0.0.1"
+
+
 def test_who_is_a_pod_is_published_in_blocks_that_come_back():
     world = World()
     wide, narrow = parse_prefix("10.0.0.0/8"), parse_prefix("10.1.0.0/16")

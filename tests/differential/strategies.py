@@ -69,7 +69,11 @@ MASQUERADES = [(), NODE_ADDRESSES, (ip_address("40.0.0.9"), ip_address("4000::9"
 
 # Of the clients, the third is a pod and the second the node; or nobody knows.
 POD_RANGES = tuple(map(ip_network, ("10.0.0.0/8", "40.0.1.0/24", "2001::/16", "4001::/16")))
-ALL_NODE_ADDRESSES = (*NODE_ADDRESSES, ip_address("40.0.0.2"), ip_address("4000::2"))
+# 40.0.1.1 and 4001::1 as on the pods' bridge: the node's, and in the pods' ranges.
+ALL_NODE_ADDRESSES = (
+    *NODE_ADDRESSES,
+    *map(ip_address, ("40.0.0.2", "4000::2", "40.0.1.1", "4001::1")),
+)
 ORIGINS = [
     *[(POD_RANGES, ALL_NODE_ADDRESSES)] * 3,
     (POD_RANGES[1:2], ALL_NODE_ADDRESSES),

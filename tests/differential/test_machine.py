@@ -10,7 +10,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from differential.machine import ReferencePlane, machine_for
 from differential.strategies import Config
-from kuproxy.codes import Node, Outcome, Reason
+from kuproxy.codes import Node, Origin, Outcome, Reason
 from kuproxy.reference import FlowTable, Reference, RefPacket, Result
 from kuproxy.reference.forwarding import Passage
 from kuproxy.reference.fragments import Fragments
@@ -209,6 +209,28 @@ class ShortestPrefix(Reference):
             )
 
 
+class NobodyHasAnOrigin(Reference):
+    """Takes everybody for a client from outside."""
+
+    def set_origins(self, pod_ranges, node_addresses):
+        super().set_origins((), ())
+
+    def __post_init__(self) -> None:
+        self.pod_ranges, self.all_node_addresses = (), ()
+        super().__post_init__()
+
+
+class NodeBeforePods(Reference):
+    """Takes the node's address on the pods' bridge for the node."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ask = self._origins.of
+        self._origins.of = lambda client: (
+            Origin.NODE if client in self._origins.node_addresses else ask(client)
+        )
+
+
 class LostDrop(Reference):
     """Does not count one kind of drop as an outcome."""
 
@@ -223,7 +245,7 @@ class LostDrop(Reference):
     "mutant",
     [
         WrongTtl, ForgottenChecksum, LateExpiry, NotWrapSafe, FifthWay, OldLife, FragmentsBackwards,
-        RepliesDoNotRefresh, OneByOne, ShortestPrefix, LostDrop,
+        RepliesDoNotRefresh, OneByOne, ShortestPrefix, LostDrop, NobodyHasAnOrigin, NodeBeforePods,
     ],
 )  # fmt: skip
 def test_mistakes_are_seen(mutant):

@@ -20,6 +20,7 @@ from kuproxy.control.policy import (
     local_ready,
     node_port_addresses,
     origin_of,
+    pod_ranges,
     pod_traffic,
     service_range_guards,
     service_vips,
@@ -27,6 +28,7 @@ from kuproxy.control.policy import (
     translate,
     vips_of,
 )
+from kuproxy.errors import ConfigError
 from kuproxy.model.node import DetectLocalMode, NodeView
 from kuproxy.model.service import EndpointPort, LoadBalancerIngress, ServicePort, ServiceType, TrafficPolicy
 from kuproxy.model.vip import Pod, Vip
@@ -146,6 +148,14 @@ def test_detect_local_mode(settings, source, interface, is_pod) -> None:
     pods = pod_traffic(NodeView(HERE, settings), Family(address.version))
     assert pods.matches(address, interface) == is_pod
     assert origin_of(address, pods, frozenset(), interface) == (Origin.POD if is_pod else Origin.OUTSIDE)
+
+
+def test_pod_ranges_are_of_both_families_and_no_interfaces() -> None:
+    assert list(map(str, pod_ranges(VIEW))) == ["10.0.0.0/8", "fd01::/16"]
+    assert list(map(str, pod_ranges(NodeView(HERE, BY_NODE)))) == ["10.1.0.0/24", "fd01::/64"]
+    assert pod_ranges(NodeView(HERE, NO_CIDR)) == pod_ranges(None) == ()
+    with pytest.raises(ConfigError, match=r"BridgeInterface is not supported.*say ClusterCIDR"):
+        pod_ranges(NodeView(HERE, BY_BRIDGE))
 
 
 def test_the_nodes_address_among_the_pods_is_a_pods() -> None:

@@ -25,6 +25,7 @@ from kuproxy.control.policy.masquerade import (
     masquerade_cluster_ip,
     masquerade_external,
     origin_of,
+    pod_ranges,
     pod_traffic,
 )
 from kuproxy.control.policy.nodeports import node_port_addresses, node_port_networks
@@ -46,6 +47,7 @@ __all__ = [
     "node_port_networks",
     "not_honoured",
     "origin_of",
+    "pod_ranges",
     "pod_traffic",
     "recommended_new_len",
     "service_range_guards",

@@ -9,10 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kuproxy.codes import Family, Origin
+from kuproxy.errors import ConfigError, Problem
 from kuproxy.model.node import DetectLocalMode, NodeView
 from kuproxy.model.vip import Address, Prefix
 
-__all__ = ["PodTraffic", "masquerade_cluster_ip", "masquerade_external", "origin_of", "pod_traffic"]
+__all__ = [
+    "PodTraffic",
+    "masquerade_cluster_ip",
+    "masquerade_external",
+    "origin_of",
+    "pod_ranges",
+    "pod_traffic",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,27 @@ def pod_traffic(view: NodeView | None, family: Family) -> PodTraffic:
     prefixes = settings.cluster_cidrs if mode is DetectLocalMode.CLUSTER_CIDR else view.node.pod_cidrs
     # Of several pod CIDRs of a family the first one counts (PodCIDRs by family, getLocalDetector).
     return PodTraffic(tuple(prefix for prefix in prefixes if prefix.version == family)[:1])
+
+
+def pod_ranges(view: NodeView | None) -> tuple[Prefix, ...]:
+    """Pods' prefixes of both families, for the tables: they tell a packet's origin by its source alone (ADR 010).
+
+    Raises ConfigError for the modes that tell it by the interface.
+    """
+    if view is None:
+        return ()
+    mode = view.settings.detect_local_mode
+    if mode in (DetectLocalMode.BRIDGE_INTERFACE, DetectLocalMode.INTERFACE_NAME_PREFIX):
+        raise ConfigError(
+            Problem(
+                f"{mode.value} is not supported: pods are recognised by their addresses",
+                field="detectLocalMode",
+                hint="say ClusterCIDR, with clusterCIDR, or NodeCIDR",
+            )
+        )
+    return tuple(
+        prefix for family in (Family.IPV4, Family.IPV6) for prefix in pod_traffic(view, family).prefixes
+    )
 
 
 def origin_of(
