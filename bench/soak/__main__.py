@@ -22,8 +22,11 @@ from kuproxy.errors import KuError
 PREFIX = "kusoak"
 PODS = 4
 KEPT = 60  # connections that last for the whole run, a fifth of them UDP
+KEPT_INTERVAL_S = 0.2  # between two requests of each
 BUCKETS = 16384
 PATIENCE_S = 60.0  # for the last requests
+LISTEN_AT_LEAST_S = 0.05
+LEAST_SHARE = 0.3  # of the kept connections' requests that would come without any delay
 
 # One row of the CSV: seconds since the start, a process (or "all" for what the data plane counts), a metric, a value.
 Row = tuple[float, str, str, float]
@@ -49,7 +52,7 @@ class Soak:
             write_manifest(manifest, demo_service(endpoints))
             daemon = Daemon(network.node, Path(directory), [manifest])
             daemon.lines(f"ku conf buckets {BUCKETS}")
-            plan = Plan(targets(), round(self._rate * self._seconds), self._seconds, KEPT)
+            plan = Plan(targets(), round(self._rate * self._seconds), self._seconds, KEPT, KEPT_INTERVAL_S)
             clients = Clients([(network.client, plan)])
             churn = Churn(daemon, network.client, endpoints, manifest, BUCKETS)
             try:
@@ -77,7 +80,8 @@ class Soak:
 
     @staticmethod
     def _listen(clients: Clients, until: float, to_the_end: bool = False) -> None:
-        """Take in what the clients tell, so that no pipe fills up."""
+        """Take in what the clients tell, however late it is: with a full pipe they would stand still."""
+        until = max(until, time.monotonic() + LISTEN_AT_LEAST_S)
         while not (to_the_end and clients.finished):
             try:
                 clients.listen(until)
@@ -106,8 +110,11 @@ class Soak:
         ):
             if number:
                 self.faults.append(f"{number} {what}: {'; '.join(tally.examples)}")
-        if not tally.new or not tally.kept_requests:
-            self.faults.append("the load has asked nothing")
+        wanted = LEAST_SHARE * KEPT * self._seconds / KEPT_INTERVAL_S
+        if not tally.new or tally.kept_requests < wanted:
+            self.faults.append(
+                f"the load has stood still: {tally.kept_requests} of at least {wanted:.0f} requests"
+            )
 
     # --- telling ---------------------------------------------------------------------------------------------
 

@@ -110,7 +110,9 @@ class Churn:
     def _many_pods(self) -> None:
         prefix, number = "10.98.0.0/24", next(self._numbers)
         pods = [f"10.200.{number % 250}.{each + 1}" for each in range(EXTRA_PODS)]
-        self._daemon.lines(f"ku vip {prefix} port 53 new_len 4096", f"ku pod {prefix} port 53 {' '.join(pods)}")
+        self._daemon.lines(
+            f"ku vip {prefix} port 53 new_len 4096", f"ku pod {prefix} port 53 {' '.join(pods)}"
+        )
         self._daemon.lines(f"ku pod {prefix} port 53 {pods[0]} del")
         self._daemon.lines(f"ku vip {prefix} port 53 del")
 
