@@ -31,7 +31,7 @@ class Daemon:
             f"files = {json.dumps([str(each) for each in files])}\n"
             f"[api]\nsocket = {json.dumps(str(self.socket))}\n"
         )
-        words = (sys.executable, "-m", "kuproxy.daemon.service", "--settings", str(settings))
+        words = (sys.executable, "-m", "kuproxy.keeper", "kuproxy.daemon.service", "--settings", str(settings))
         with self._log.open("wb") as log:
             self.process = node.start(*words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.client = Client(str(self.socket))

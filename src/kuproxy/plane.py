@@ -43,6 +43,7 @@ class Plane:
         self._baselines = Baselines(engine.baselines.vips, engine.baselines.pods)
         self._marks: tuple[InterfaceMark, ...] = ()
         self.adopted = 0  # VIPs that another control process has left, and that are served
+        self._adopting = self.compiler.inherited  # until `finish_adoption`
         if self.compiler.inherited:
             self.adopted = self.compiler.adopt(_sum_of_references(engine))
             self._baselines.adopt(self.compiler.records())
@@ -72,8 +73,7 @@ class Plane:
         self.store.settings = config.settings
         self._marks = config.interfaces
         self.compiler.set_timeouts(config.settings.timeouts)
-        self._set_masquerade(config.settings)
-        self.compiler.set_pod_ranges(config.settings.pod_ranges)
+        self._set_addresses()
         self.compiler.set_tunnel_sources(config.settings.ip4_src_address, config.settings.ip6_src_address)
         self._set_translation(config.settings)
         self.compiler.apply(changes)
@@ -124,12 +124,12 @@ class Plane:
     def set_masquerade(self, addresses: tuple[Address, ...]) -> None:
         """Change the source of masqueraded packets alone."""
         self.store.settings = replace(self.store.settings, masquerade=addresses)
-        self._set_masquerade(self.store.settings)
+        self._set_addresses()
 
     def set_pod_ranges(self, prefixes: tuple[Prefix, ...]) -> None:
         """Change alone by which addresses pods are known."""
         self.store.settings = replace(self.store.settings, pod_ranges=prefixes)
-        self.compiler.set_pod_ranges(prefixes)
+        self._set_addresses()
 
     def end_stale(self, serving: Iterable[tuple[VipKey, frozenset[Pod]]]) -> int:
         """End the flows of pods that were removed and are not among those that serve their VIP; returns how many pods.
@@ -156,12 +156,20 @@ class Plane:
         self.compiler.set_node_addresses(with_node_ports)
         self._own_addresses = tuple(primary)
         self.compiler.set_own_addresses(self._own_addresses)
-        self._set_masquerade(self.store.settings)
+        self._set_addresses()
 
-    def _set_masquerade(self, settings: Settings) -> None:
+    def _set_addresses(self) -> None:
+        """What masqueraded packets come from, and who is a pod.
+
+        Several sources say it, and the last may be late: what a former control process knew counts until then.
+        """
+        if self._adopting:
+            return
+        settings = self.store.settings
         said = {address.version: address for address in settings.masquerade}
         own = {address.version: address for address in reversed(self._own_addresses)}
         self.compiler.set_masquerade((own | said).values())
+        self.compiler.set_pod_ranges(settings.pod_ranges)
 
     def _set_translation(self, settings: Settings) -> None:
         self.compiler.set_translation(
@@ -170,6 +178,8 @@ class Plane:
 
     def finish_adoption(self) -> int:
         """All sources have spoken: VIPs of a former control process that nobody asked for go. Returns how many."""
+        self._adopting = False
+        self._set_addresses()
         gone = self.compiler.finish_adoption()
         self.collect()
         return gone

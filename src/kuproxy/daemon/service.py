@@ -99,6 +99,7 @@ class Daemon:
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # Run beside everything else from when packets are forwarded; one that ends with an error ends the daemon.
+        self.complete = True  # false: a source is to come, which calls `controller.complete_start`
         self.companions: list[Callable[[], Coroutine[Any, Any, None]]] = []
 
     def _api_socket(self, mode: int, group: int | None) -> socket.socket:
@@ -205,7 +206,7 @@ class Daemon:
         config = self._config
         for note in config.notes if config is not None else ():
             self._log.info("config", text=str(note))
-        self._controller.start(config if config is not None else Config())
+        self._controller.start(config if config is not None else Config(), complete=self.complete)
         for line in self._node.notes:
             self._log.info("handover", text=line)
         for line in self._node.steering.warnings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ import click
 from kuproxy import __version__
 from kuproxy.daemon.log import make_log
 from kuproxy.daemon.settings import DaemonSettings, load_settings
-from kuproxy.errors import ConfigError, Problem
+from kuproxy.errors import ConfigError, HandoverError, Problem
+from kuproxy.keeper.wire import BEGIN_ANEW
 from kuproxy.kube.client import load_access
 from kuproxy.kubeproxy.config import ProxyConfig, document_of, node_name_of, proxy_config
 from kuproxy.kubeproxy.effects import without_effect
@@ -27,13 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 
-async def serve(agent: Agent, settings: DaemonSettings, settings_path: Path | None, log: Any) -> None:
-    """A daemon and the agent, until a signal ends them.  Raises KuError."""
+async def serve(agent: Agent, settings: DaemonSettings, settings_path: Path | None, log: Any) -> int:
+    """A daemon and the agent, until a signal ends them; returns the exit status.  Raises KuError."""
     from kuproxy.daemon.service import Daemon  # here, so that a fault is told before the compiler is loaded
 
     daemon = Daemon(settings, settings_path, log, Config(settings=agent.config.settings))
+    daemon.complete = False  # until the API server has told everything: what a predecessor left serves so long
     daemon.companions.append(lambda: agent.run(daemon.controller, daemon.thread, daemon.node.steering))
-    await daemon.serve()
+    return await daemon.serve()
 
 
 def _settings(path: Path | None) -> DaemonSettings:
@@ -137,7 +140,11 @@ def kube_proxy(
 
     agent = Agent(config, node_name, load, file, log)
     _lower_oom_score(given.config.oom_score_adj or 0, log)
-    asyncio.run(serve(agent, settings, settings_path, log))
+    try:
+        sys.exit(asyncio.run(serve(agent, settings, settings_path, log)))
+    except HandoverError as error:
+        log.error("cannot take over", text=str(error))
+        sys.exit(BEGIN_ANEW)
 
 
 if __name__ == "__main__":
