@@ -125,7 +125,7 @@ class Churn:
             raise ValueError(f"/metrics says {answer[:60]!r}")
 
     def _trace(self) -> None:
-        # So many that the ring is soon full: until then its text grows, and with it what control has once needed for it.
+        # So many that the ring is soon full: until then its text grows, and what control needs to make it.
         self._daemon.lines("trace add 100")
         self._daemon.lines("show trace", "show node counters", "show ku vips verbose")
 
