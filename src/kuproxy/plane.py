@@ -28,6 +28,8 @@ from kuproxy.model.config import Config, InterfaceMark, Settings
 from kuproxy.model.report import Report, WorkerReport
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
 
+Undo = tuple[list[Vip], list[VipKey]]
+
 
 class Plane:
     """Takes configurations, publishes the differences, tells what was counted."""
@@ -79,10 +81,11 @@ class Plane:
         add: Iterable[Vip] = (),
         remove: Iterable[VipKey] = (),
         flushed: Iterable[tuple[VipKey, Pod]] = (),
-    ) -> Changes:
+    ) -> tuple[Changes, Undo]:
         """Let `source` hold, or hold anew, what is in `add`, and let go `remove`; end the UDP flows of `flushed`.
 
-        The cost follows the size of the change. Raises ConflictError or TableFullError, changing nothing.
+        Returns what has changed, and the `add` and `remove` that would undo it. The cost follows the change. Raises
+        ConflictError or TableFullError, changing nothing.
         """
         add, remove = list(add), list(remove)
         former = self.store.excerpt(source, [*(vip.key for vip in add), *remove])
@@ -100,7 +103,7 @@ class Plane:
         self._baselines.note([record for record in records if record is not None], self._vip_counts)
         for key, pod in flushed:
             self.compiler.flush(key, pod.address, pod.port)
-        return changes
+        return changes, former
 
     def set_masquerade(self, addresses: tuple[Address, ...]) -> None:
         """Change the source of masqueraded packets alone."""
