@@ -86,7 +86,7 @@ def test_it_starts_in_less_than_a_fifth_of_a_second_and_imports_little(tmp_path:
     [
         ("", ["comment", "kube-proxy", "set", "show", "test", "trace"]),
         ("sh", ["show"]),
-        ("ku show ", ["kube-proxy", "node", "trace", "vips"]),
+        ("ku show ", ["flows", "kube-proxy", "node", "trace", "vips"]),
         ("ku vip 90.0.0.0/8 ta", ["target_port"]),
         ("ku pod 90.0.0.0/8 10.0.0.1 fl", ["flush"]),
         ("nonsense ", []),

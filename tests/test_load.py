@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -129,10 +130,45 @@ def test_notes_have_places(write) -> None:
     text = f"kind: Pod\nmetadata: {{name: a}}\n---\n{no_address}"
     config = load_config(write(a__yaml=text, b__yaml=local))
     assert list(map(str, config.notes)) == [
-        "a.yaml:1: Pod a: skipped: only Services and EndpointSlices are read",
+        "a.yaml:1: Pod a: skipped: only Services, EndpointSlices, Nodes and ServiceCIDRs are read",
         "a.yaml:4: Service shop/web: skipped: it has no clusterIP; the API server would give it one",
-        "b.yaml:1: Service shop/api: externalTrafficPolicy: Local is treated as Cluster",
+        "b.yaml:1: Service shop/api: externalTrafficPolicy: Local is treated as Cluster: which node this is, "
+        "no Node object says",
     ]  # fmt: skip
+
+
+NODE = """kind: Node
+metadata: {name: NAME}
+spec: {podCIDRs: [10.1.0.0/16, "fd01::/64"]}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+"""
+
+
+def test_a_node_among_the_manifests_says_where_we_are(write) -> None:
+    node, other = NODE.replace("NAME", "here"), NODE.replace("NAME", "there")
+    local = SERVICE.replace("spec:", "spec:\n  externalTrafficPolicy: Local\n  externalIPs: [203.0.113.1]")
+    at_home = SLICE.replace("addresses: [10.0.0.1]", "addresses: [10.0.0.1], nodeName: here")
+    names = write(a__yaml=f"{node}---\n{local}---\n{at_home}")
+    config = load_config(names)
+    outside = {str(vip.key.prefix): vip.outside_pods for vip in config.vips if vip.outside_pods is not None}
+    assert {prefix: list(map(str, pods)) for prefix, pods in outside.items()} == {
+        "203.0.113.1/32": ["10.0.0.1:8080"],
+        "0.0.0.0/32": ["10.0.0.1:8080"],
+    }
+    assert list(map(str, config.settings.pod_ranges)) == ["10.1.0.0/16", "fd01::/64"]
+    assert list(map(str, config.node_addresses)) == ["192.0.2.1"]
+    assert not config.notes
+
+    said = load_config([*names, *write(z__ku="ku conf pod-ranges 10.0.0.0/8")])
+    assert list(map(str, said.settings.pod_ranges)) == ["10.0.0.0/8"]
+    assert said.vips == config.vips
+
+    two = load_config(write(b__yaml=f"{node}---\n{other}---\n{local}---\n{at_home}"))
+    assert all(vip.outside_pods is None for vip in two.vips)
+    assert "of 2 nodes none is called" in str(two.notes[0])
+    this = socket.gethostname().lower()
+    mine = load_config(write(c__yaml=f"{node}---\n{other.replace('there', this)}---\n{local}---\n{at_home}"))
+    assert [vip.outside_pods for vip in mine.vips if vip.node_port] == [()]
 
 
 def test_the_fixtures_load() -> None:

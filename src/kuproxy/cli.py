@@ -24,10 +24,10 @@ SUBCOMMANDS = {
     "run": Subcommand(
         "kuproxy.daemon.foreground", "forward live traffic in this network namespace until interrupted"
     ),
-    "daemon": Subcommand(
-        "kuproxy.daemon.service", "the same as a service, with commands, an API and a memory"
-    ),
+    "daemon": Subcommand("kuproxy.keeper", "the same as a service, with commands, an API and a memory"),
+    "upgrade": Subcommand("kuproxy.upgrade", "have the installed version take over from the running daemon"),
     "shell": Subcommand("kuproxy.shell", "type commands to the daemon, with completion and history"),
+    "top": Subcommand("kuproxy.top", "watch services, pods, flows and drops on a terminal"),
     "completion": Subcommand("kuproxy.completion", "print what makes a shell complete `ku`"),
     "replay": Subcommand("kuproxy.replay", "run a capture file through the data plane"),
     "ring": Subcommand("kuproxy.ring", "print the new-flow table of some pods"),

@@ -74,8 +74,12 @@ class VipFlag(IntFlag):
 
     USED = 1  # cleared when the VIP is deleted: its flows are then forgotten
     REJECT = 2  # without pods, answer with TCP RST or ICMP port unreachable instead of dropping silently
-    MASQUERADE = 256  # pods see an address of the node as the source, never the client's
-    RESET = 512  # TCP flows of flushed pods are answered with a reset instead of moving to another pod
+    # Pods see an address of the node as the source, not the client's: clients of one origin, Origin << 8, or all.
+    MASQUERADE_POD = 256
+    MASQUERADE_NODE = 512
+    MASQUERADE_OUTSIDE = 1024
+    MASQUERADE = 1792
+    RESET = 2048  # TCP flows of flushed pods are answered with a reset instead of moving to another pod
 
 
 class Origin(IntFlag):
@@ -92,6 +96,9 @@ class PodFlag(IntFlag):
 
     USED = 1  # gets new flows; cleared when the pod is removed from its VIP or weighs 0 (drain)
     FLUSHED = 2  # not even its old flows are its own any more
+    # Of VIPs with two rings: new flows of some clients only.
+    NOT_INSIDE = 4  # none of pods and the node
+    NOT_OUTSIDE = 8  # none of clients from outside
 
 
 class HashMode(IntEnum):
@@ -233,6 +240,7 @@ class Reason(IntEnum):
     FRAGMENT_TIMEOUT = 27
     FRAGMENT_FIRST_TOO_SHORT = 28
     SCTP_FRAGMENT = 29
+    WORKER_ENDED = 30
     # --- ends in PASS ------------------------------------------------------------------------------------
     NOT_IP = 32
     NO_VIP = 33
@@ -313,6 +321,7 @@ REASON_TEXT = {
     Reason.FRAGMENT_TIMEOUT: "first fragment did not come in time",
     Reason.FRAGMENT_FIRST_TOO_SHORT: "first fragment does not hold the ports",
     Reason.SCTP_FRAGMENT: "fragment of an SCTP packet whose port must change: its CRC32C cannot be corrected",
+    Reason.WORKER_ENDED: "the worker's process ended while it had the packet",
     Reason.NOT_IP: "not an IP packet",
     Reason.NO_VIP: "no VIP matches",
     Reason.NO_TRANSLATION: "No translation",
@@ -359,6 +368,106 @@ REASON_TEXT = {
     Reason.PARAMETER_PROBLEM_SENT: "parameter problem sent: a routing header with segments left cannot be translated",
     Reason.PACKET_TOO_BIG_SENT: "packet too big or fragmentation needed sent",
     Reason.FRAGMENTED: "fragments made of translated packets, beside the first ones",
+}
+
+# How a packet ends that a node counts under the reason; see `end_of`.
+_ENDS = (
+    dict.fromkeys(
+        (
+            *(Reason(number) for number in range(Reason.TRUNCATED_ETHERNET, Reason.BAD_L4_LENGTH + 1)),
+            Reason.NO_POD,
+            Reason.REJECT_RATE_LIMITED,
+            Reason.REJECT_SUPPRESSED,
+            *(Reason(number) for number in range(Reason.FLOW_CLASH, Reason.SCTP_FRAGMENT + 1)),
+            Reason.ICMP_BAD_CHECKSUM,
+            Reason.ERROR_SUPPRESSED,
+            Reason.ERROR_RATE_LIMITED,
+            *(Reason(number) for number in range(Reason.FLOW_TABLE_FULL, Reason.ZERO_CHECKSUM_FRAGMENT + 1)),
+            Reason.MASQUERADE_EXHAUSTED,
+            Reason.NO_MASQUERADE_ADDRESS,
+            Reason.SOURCE_RANGE,
+            Reason.SESSION_CAP,
+            Reason.TUNNEL_NO_SOURCE,
+            Reason.TUNNEL_GSO,
+            Reason.TUNNEL_TOO_LONG,
+        ),
+        Outcome.DROP,
+    )
+    | dict.fromkeys(
+        (Reason.NOT_IP, Reason.NO_VIP, Reason.NO_TRANSLATION, Reason.UNSUPPORTED_PROTOCOL), Outcome.PASS
+    )
+    | dict.fromkeys(
+        (
+            Reason.FORWARDED,
+            Reason.IN2OUT,
+            Reason.REJECT_SENT,
+            Reason.ICMP_ERROR_TRANSLATED,
+            Reason.TIME_EXCEEDED_SENT,
+            Reason.ECHO_ANSWERED,
+            Reason.SOURCE_ROUTE_SENT,
+            Reason.PARAMETER_PROBLEM_SENT,
+            Reason.PACKET_TOO_BIG_SENT,
+            Reason.ENCAPSULATED,
+        ),
+        Outcome.TRANSMIT,
+    )
+    | {Reason.FRAGMENT_HELD: Outcome.HELD}
+)
+
+
+def end_of(node: Node, reason: Reason) -> Outcome:
+    """What became of packets that `node` counted under `reason`; NONE for an event beside the outcome."""
+    if reason is Reason.TTL_EXPIRED:  # kp-icmp answers, unless it expired on an ICMP error
+        return Outcome.DROP if node is Node.ICMP_ERROR else Outcome.NONE
+    return _ENDS.get(reason, Outcome.NONE)
+
+
+# Where a node may send a packet on; whatever it does not send on ends there.
+NODE_NEXT = {
+    Node.INPUT: (Node.FRAGMENT, Node.LOOKUP),
+    Node.FRAGMENT: (Node.LOOKUP,),
+    Node.LOOKUP: (
+        Node.ICMP_ERROR,
+        Node.NODEPORT4,
+        Node.NODEPORT6,
+        Node.BALANCE,
+        Node.NAT4_IN2OUT,
+        Node.NAT6_IN2OUT,
+        Node.NAT46_IN2OUT,
+        Node.NAT64_IN2OUT,
+        Node.ICMP,
+    ),
+    Node.ICMP_ERROR: (Node.GRE, Node.IPIP, Node.GUE, Node.L3DSR),
+    Node.NODEPORT4: (Node.BALANCE,),
+    Node.NODEPORT6: (Node.BALANCE,),
+    Node.BALANCE: (
+        Node.MASQUERADE,
+        Node.NAT44,
+        Node.NAT66,
+        Node.NAT46,
+        Node.NAT64,
+        Node.REJECT,
+        Node.GRE,
+        Node.IPIP,
+        Node.GUE,
+        Node.L3DSR,
+        Node.ICMP,
+    ),
+    Node.MASQUERADE: (Node.NAT44, Node.NAT66),
+    Node.NAT44: (),
+    Node.NAT66: (),
+    Node.NAT46: (Node.ICMP,),
+    Node.NAT64: (Node.ICMP,),
+    Node.NAT4_IN2OUT: (Node.ICMP,),
+    Node.NAT6_IN2OUT: (Node.ICMP,),
+    Node.NAT46_IN2OUT: (Node.ICMP,),
+    Node.NAT64_IN2OUT: (Node.ICMP,),
+    Node.REJECT: (),
+    Node.GRE: (),
+    Node.IPIP: (),
+    Node.GUE: (),
+    Node.L3DSR: (),
+    Node.ICMP: (),
 }
 
 

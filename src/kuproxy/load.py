@@ -9,6 +9,7 @@ problems of all files.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +21,10 @@ from kuproxy.errors import ConfigError, ConflictError, Problem
 from kuproxy.kube.manifest import Manifest, read_manifest
 from kuproxy.kube.reader import Finding
 from kuproxy.kube.reader import Path as FieldPath
-from kuproxy.model.config import Config
+from kuproxy.model.config import Config, Settings
+from kuproxy.model.node import DetectLocalMode, NodeInfo, NodeView, ProxySettings
 from kuproxy.model.service import EndpointSlice, Service
-from kuproxy.model.vip import Vip
+from kuproxy.model.vip import Prefix, Vip
 from kuproxy.vppcli.apply import Desired
 
 __all__ = ["MANIFEST_SUFFIXES", "SCRIPT_SUFFIX", "load_config"]
@@ -56,6 +58,8 @@ class _Objects:
 
     services: dict[str, tuple[Service, _Place]] = field(default_factory=dict)
     slices: dict[str, tuple[EndpointSlice, _Place]] = field(default_factory=dict)
+    nodes: dict[str, tuple[NodeInfo, _Place]] = field(default_factory=dict)
+    service_cidrs: list[Prefix] = field(default_factory=list)
 
 
 def load_config(paths: Sequence[Path | str]) -> Config:
@@ -70,11 +74,15 @@ def load_config(paths: Sequence[Path | str]) -> Config:
             _load_file(path, desired, objects, notes)
         except ConfigError as error:
             problems.extend(error.problems)
-    vips = _service_vips(objects, notes)
+    config = desired.config(tuple(map(str, paths)))
+    view = _view(objects, config.settings, notes)
+    vips = _service_vips(objects, view, notes)
     problems.extend(_conflicts(desired.vips, vips))
     if problems:
         raise ConfigError(problems)
-    config = desired.config(tuple(map(str, paths)))
+    if view is not None:
+        settings = _as_seen(config.settings, view.node)
+        config = replace(config, settings=settings, node_addresses=view.node.addresses)
     if not any(Path(name).suffix == SCRIPT_SUFFIX for name in paths):
         config = replace(config, settings=replace(config.settings, buckets=MANIFEST_BUCKETS))
     return replace(config, vips=config.vips + tuple(vips), notes=tuple(notes))
@@ -112,6 +120,9 @@ def _load_manifest(text: str, file: str, objects: _Objects, notes: list[Problem]
         name = f"{endpoint_slice.namespace}/{endpoint_slice.name}"
         place = _Place(manifest, f"EndpointSlice {name}", path)
         problems += _add_once(objects.slices, name, endpoint_slice, place)
+    for node, path in converted.nodes:
+        problems += _add_once(objects.nodes, node.name, node, _Place(manifest, f"Node {node.name}", path))
+    objects.service_cidrs += converted.service_cidrs
     if problems:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line))
 
@@ -124,14 +135,43 @@ def _add_once(known: dict[str, tuple[T, _Place]], name: str, item: T, place: _Pl
     return []
 
 
-def _service_vips(objects: _Objects, notes: list[Problem]) -> list[Vip]:
+def _view(objects: _Objects, settings: Settings, notes: list[Problem]) -> NodeView | None:
+    """From which node the manifests are looked at: the only Node among them, or the one that has this host's name.
+
+    Its pods are known by `ku conf pod-ranges`, else by its podCIDRs.
+    """
+    nodes = objects.nodes
+    host = socket.gethostname().lower()
+    if not nodes or (len(nodes) > 1 and host not in nodes):
+        for _, place in nodes.values():
+            notes.append(place.problem(f"skipped: of {len(nodes)} nodes none is called {host!r}, as this host"))
+        return None
+    node, _place = nodes[host] if len(nodes) > 1 else next(iter(nodes.values()))
+    by_prefix = DetectLocalMode.CLUSTER_CIDR if settings.pod_ranges else DetectLocalMode.NODE_CIDR
+    first = {prefix.version: prefix for prefix in reversed(settings.pod_ranges)}
+    proxy = ProxySettings(
+        detect_local_mode=by_prefix,
+        cluster_cidrs=tuple(first.values()),
+        service_cidrs=tuple(objects.service_cidrs),
+    )
+    return NodeView(node, proxy)
+
+
+def _as_seen(settings: Settings, node: NodeInfo) -> Settings:
+    """With what the node's object says and no script does: where its pods have their addresses."""
+    return settings if settings.pod_ranges else replace(settings, pod_ranges=node.pod_cidrs)
+
+
+def _service_vips(objects: _Objects, view: NodeView | None, notes: list[Problem]) -> list[Vip]:
     for service, place in objects.services.values():
         reason = policy.skip_reason(service)
-        texts = [f"skipped: {reason}"] if reason is not None else policy.not_honoured(service)
+        texts = [f"skipped: {reason}"] if reason is not None else []
+        if reason is None and view is None:
+            texts = policy.not_honoured(service)
         notes.extend(map(place.problem, texts))
-    return policy.vips_of(
-        (service for service, _place in objects.services.values()),
+    return policy.vips_of(        (service for service, _place in objects.services.values()),
         (endpoint_slice for endpoint_slice, _place in objects.slices.values()),
+        view,
     )
 
 

@@ -13,6 +13,7 @@ from kuproxy.control.report import Baselines, build_report
 from kuproxy.control.store import Changes, Store
 from kuproxy.control.trace import build_trace
 from kuproxy.engine.contract import Engine
+from kuproxy.engine.flows import flow_rows
 from kuproxy.engine.memory import (
     Totals,
     flows_by_state,
@@ -24,8 +25,8 @@ from kuproxy.engine.memory import (
 )
 from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
-from kuproxy.model.config import Config, InterfaceMark, Settings
-from kuproxy.model.report import Report, WorkerReport
+from kuproxy.model.config import Config, FlowFilter, InterfaceMark, Settings, Show, ShowKind
+from kuproxy.model.report import FlowList, FlowReport, Report, WorkerReport
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
 
 Undo = tuple[list[Vip], list[VipKey]]
@@ -40,9 +41,15 @@ class Plane:
         self.compiler = Compiler(
             engine.tables, decrement_ttl=decrement_ttl, any_node_address=any_node_address
         )
-        self._baselines = Baselines()
+        self._baselines = Baselines(engine.baselines.vips, engine.baselines.pods)
         self._marks: tuple[InterfaceMark, ...] = ()
-        self.compiler.set_timeouts(self.store.settings.timeouts)
+        self.adopted = 0  # VIPs that another control process has left, and that are served
+        if self.compiler.inherited:
+            self.adopted = self.compiler.adopt(_sum_of_references(engine))
+            self._baselines.adopt(self.compiler.records())
+        else:
+            self.compiler.set_timeouts(self.store.settings.timeouts)
+        self._own_addresses: tuple[Address, ...] = ()
 
     @property
     def settings(self) -> Settings:
@@ -64,7 +71,8 @@ class Plane:
         self.store.settings = config.settings
         self._marks = config.interfaces
         self.compiler.set_timeouts(config.settings.timeouts)
-        self.compiler.set_masquerade(config.settings.masquerade)
+        self._set_masquerade(config.settings)
+        self.compiler.set_pod_ranges(config.settings.pod_ranges)
         self.compiler.set_tunnel_sources(config.settings.ip4_src_address, config.settings.ip6_src_address)
         self._set_translation(config.settings)
         self.compiler.apply(changes)
@@ -74,6 +82,24 @@ class Plane:
         self._baselines.note(self.compiler.records(), self._vip_counts)
         self.collect()
         return changes
+
+    def follow_node(
+        self, addresses: Iterable[Address], with_node_ports: Iterable[Address], primary: Iterable[Address]
+    ) -> None:
+        """The node has these addresses, answers node ports at those, and speaks with the primary one of each family.
+
+        The primary ones are also the source of masqueraded packets, in a family for which none was set.
+        """
+        self.compiler.set_node_ranges(addresses)
+        self.compiler.set_node_addresses(with_node_ports)
+        self._own_addresses = tuple(primary)
+        self.compiler.set_own_addresses(self._own_addresses)
+        self._set_masquerade(self.store.settings)
+
+    def _set_masquerade(self, settings: Settings) -> None:
+        said = {address.version: address for address in settings.masquerade}
+        own = {address.version: address for address in reversed(self._own_addresses)}
+        self.compiler.set_masquerade((own | said).values())
 
     def update(
         self,
@@ -108,7 +134,7 @@ class Plane:
     def set_masquerade(self, addresses: tuple[Address, ...]) -> None:
         """Change the source of masqueraded packets alone."""
         self.store.settings = replace(self.store.settings, masquerade=addresses)
-        self.compiler.set_masquerade(addresses)
+        self._set_masquerade(self.store.settings)
 
     def end_stale(self, serving: Iterable[tuple[VipKey, frozenset[Pod]]]) -> int:
         """End the flows of pods that were removed and are not among those that serve their VIP; returns how many pods.
@@ -128,6 +154,12 @@ class Plane:
         self.compiler.set_translation(
             settings.nat46_prefix, settings.nat64_pool, settings.nat64_ports, settings.translation_mtu
         )
+
+    def finish_adoption(self) -> int:
+        """All sources have spoken: VIPs of a former control process that nobody asked for go. Returns how many."""
+        gone = self.compiler.finish_adoption()
+        self.collect()
+        return gone
 
     def collect(self) -> int:
         """Free removed pods that no flow refers to; returns how many."""
@@ -157,6 +189,44 @@ class Plane:
             trace=build_trace(self.compiler, trace_rows(self.engine.states)),
         )
 
+    def flows(self, wanted: FlowFilter) -> FlowList:
+        """The flows that fit, a page of them, read while the workers go on."""
+        records = list(self.compiler.records())
+        vips = pods = None
+        if wanted.vip is not None:
+            vips = {record.index for record in records if record.vip.key.prefix == wanted.vip}
+        if wanted.pod is not None:
+            pods = {
+                index
+                for record in records
+                for places in (record.pods, record.draining, {p: i for i, p in record.flushed.items()})
+                for pod, index in places.items()
+                if pod.address == wanted.pod
+            }
+        worker, slot = wanted.after or (0, -1)
+        rows = flow_rows(
+            self.engine.tables,
+            self.engine.states,
+            worker=worker,
+            slot=slot + 1,
+            vips=vips,
+            pods=pods,
+            clients=None if wanted.client is None else {wanted.client},
+            flow_states=None if wanted.state is None else {wanted.state},
+        )
+        found: list[FlowReport] = []
+        for row in rows:
+            if len(found) == wanted.limit:
+                return FlowList(tuple(found), (found[-1].worker, found[-1].slot))
+            record = self.compiler.record_at(row.pop("vip_index"))
+            del row["pod_index"]
+            found.append(FlowReport(vip=None if record is None else record.vip.key, **row))
+        return FlowList(tuple(found))
+
+    def told(self, report: Report, show: Show) -> Report:
+        """`report` with what only this `show` asks for."""
+        return replace(report, flows=self.flows(show.flows)) if show.kind is ShowKind.FLOWS else report
+
     def _note_pods(self) -> None:
         indices = self.compiler.take_new_pods()
         self._baselines.note_pods(indices, many_pod_counters(self.engine.states, indices))
@@ -175,3 +245,8 @@ class Plane:
 
     def _pod_flows(self, index: int) -> int:
         return pod_flows(self.engine.states, index)
+
+
+def _sum_of_references(engine: Engine) -> np.ndarray:
+    """int[MAX_PODS]: flows of all workers that refer to each pod."""
+    return np.add.reduce([state.pod_refs for state in engine.states])

@@ -37,6 +37,7 @@ class Replay:
         self.driver = driver
         self.notes: list[Problem] = list(config.notes)
         self._mark(config)
+        self.plane.follow_node(config.node_addresses, (), config.node_addresses)
         self.plane.apply(config)
         self.engine.trace(config.trace)
         self.packets = 0
@@ -105,11 +106,11 @@ def replay(configs: tuple[Path, ...], as_json: bool, source: Path, target: Path)
         print(f"note: {note}", file=sys.stderr)
     report = work.plane.report()
     if as_json:
-        shows = [render(report, show) for show in config.shows]
+        shows = [render(work.plane.told(report, show), show) for show in config.shows]
         print(json.dumps(work.summary() | {"shows": shows}))
     else:
         for show in config.shows or (Show(ShowKind.VIPS, verbose=True), Show(ShowKind.NODES)):
-            print(render(report, show), end="")
+            print(render(work.plane.told(report, show), show), end="")
     if driver.capture.error:
         raise ConfigError(str(driver.capture.error))
 

@@ -12,7 +12,7 @@ from differential.strategies import Config as PlaneConfig
 from kuproxy.codes import Outcome, Protocol, Reason, VipType
 from kuproxy.control.compile import Compiler, ring_owners
 from kuproxy.control.store import Store
-from kuproxy.dataplane.layout import T_GENERATION, W_ACK
+from kuproxy.dataplane.layout import T_GENERATION, T_POD_RANGES4, W_ACK
 from kuproxy.engine.local import LocalEngine
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config
@@ -192,15 +192,47 @@ def test_a_vip_of_node_ports_alone_has_no_address():
 
 def test_clients_from_outside_get_their_pods_and_all_come_off_again():
     world = World()
-    split = vip("90.0.0.1/32", "10.0.0.1", "10.0.0.2", outside_pods=(Pod(ip_address("10.0.0.2")),))
-    world.store_apply([split])
-    [record] = world.compiler.records()
-    assert [str(pod) for pod in record.pods] == ["10.0.0.2:80"]
+
+    def shares() -> dict[str, tuple[int, int | None]]:
+        """By pod: its share of the slots inside and outside, in eighths."""
+        [record] = world.compiler.records()
+        inside, outside = world.compiler.slots_of(record), world.compiler.outside_slots_of(record)
+        return {
+            str(pod.address): (
+                round(inside.get(index, 0) / 128),
+                None if outside is None else round(outside.get(index, 0) / 128),
+            )
+            for pod, index in sorted(record.pods.items())
+        }
+
+    def pods(*addresses: str) -> tuple[Pod, ...]:
+        return tuple(Pod(ip_address(address)) for address in addresses)
+
+    world.store_apply([vip("90.0.0.1/32", "10.0.0.1", "10.0.0.2", outside_pods=pods("10.0.0.2", "10.0.0.3"))])
+    assert shares() == {"10.0.0.1": (4, 0), "10.0.0.2": (4, 4), "10.0.0.3": (0, 4)}
+    assert world.in_use()["ring_slots"] == 2 * 1024
     world.store_apply([vip("90.0.0.1/32", "10.0.0.1", outside_pods=())])
-    [record] = world.compiler.records()
-    assert not record.pods
-    assert record.ring is None
+    assert shares() == {"10.0.0.1": (8, 0)}
+    assert world.in_use()["ring_slots"] == 1024, "nobody needs an empty ring"
+    world.store_apply([vip("90.0.0.1/32", outside_pods=pods("10.0.0.1", "10.0.0.3"))])
+    assert shares() == {"10.0.0.1": (0, 4), "10.0.0.3": (0, 4)}
+    world.store_apply([vip("90.0.0.1/32", "10.0.0.1")])
+    assert shares() == {"10.0.0.1": (8, None)}
     world.store_apply([])
+    assert world.in_use() == world.clean
+
+
+def test_who_is_a_pod_is_published_in_blocks_that_come_back():
+    world = World()
+    wide, narrow = parse_prefix("10.0.0.0/8"), parse_prefix("10.1.0.0/16")
+    for prefixes in ((wide, narrow, parse_prefix("fd00::/8")), (wide,), (), (narrow,), ()):
+        world.compiler.set_pod_ranges(prefixes)
+        world.compiler.set_node_ranges({prefix.network_address for prefix in prefixes})
+        world.collect()
+        assert bool(world.engine.tables.header[T_POD_RANGES4]) == bool(prefixes)
+        blocks = world.in_use()["source_ranges"]
+        world.compiler.set_pod_ranges(reversed(prefixes))
+        assert world.in_use()["source_ranges"] == blocks, "nothing new, nothing written"
     assert world.in_use() == world.clean
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from kuproxy.client import Client
-from kuproxy.daemon.api.app import make_app, make_metrics_app
+from kuproxy.daemon.api.app import make_app, make_metrics_app, make_web_app
 from kuproxy.daemon.api.auth import Access
 from kuproxy.daemon.api.server import Listener, bind_unix
 from kuproxy.daemon.control import Controller
@@ -57,6 +57,14 @@ class LocalNode:
 
     def check(self) -> None: ...
 
+    def take_over(self) -> list[str]:
+        return []
+
+    def processes(self) -> list[tuple[str, int]]:
+        return []
+
+    def leave(self) -> None: ...
+
     def stop(self) -> None: ...
 
 
@@ -91,10 +99,15 @@ def listening(
     context: ssl.SSLContext | None = None,
     *,
     metrics_alone: bool = False,
+    web: bool = False,
 ) -> Iterator[None]:
-    """Serve the API, or health and metrics alone, on a socket until the block ends."""
+    """Serve the API, health and metrics alone, or the page, on a socket until the block ends."""
     thread = ControlThread()
-    app = make_metrics_app(made, thread) if metrics_alone else make_app(made, access or Access(), thread)
+    app: Any = make_app(made, access or Access(), thread)
+    if metrics_alone:
+        app = make_metrics_app(made, thread)
+    elif web:
+        app = make_web_app(made, thread, ["kuproxy.example"])
     listener = Listener(app, opened, context)
     runner = threading.Thread(target=lambda: asyncio.run(listener.serve()), daemon=True)
     runner.start()

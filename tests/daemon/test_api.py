@@ -189,6 +189,7 @@ def test_health_metrics_and_description(client: Client) -> None:
     [slots] = families["kuproxy_pod_slots"].samples
     assert slots.labels == {"vip": "90.0.0.0/8 port 80", "pod": "10.0.0.1:8080"}
     assert slots.value == 1024
+    assert families["kuproxy_worker_idle_seconds"].samples[0].value == 0, "this engine never waits"
     assert families["kuproxy_config_generation"].samples[0].value > 0
     assert raw(client, b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").endswith("ready\n")
 
@@ -263,6 +264,12 @@ def test_counters_and_services_add_up(client: Client, made: Controller) -> None:
     assert counters["received"] == sum(counters["outcomes"].values()) == 9
     [first] = [each["count"] for each in counters["nodes"] if each["reason"] == "FIRST_PACKET"]
     assert first == 9
+    text = raw(client, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").partition("\r\n\r\n")[2]
+    families = {each.name: each for each in text_string_to_metric_families(text)}
+    events = {(each.labels["node"], each.labels["reason"]): each for each in families["kuproxy_node_events"].samples}
+    assert events["kp4-nat4", "FORWARDED"].labels["outcome"] == "transmit"
+    assert events["kp-balance", "FIRST_PACKET"].labels["outcome"] == "none"
+    assert sum(each.value for each in events.values() if each.labels["outcome"] != "none") == 9
     [service] = client.request("GET", "/v1/services")["services"]
     assert (service["name"], service["flows"], service["counters"]["first_packet"]) == ("ku", 9, 9)
     [pod] = client.request("GET", "/v1/pods")["pods"]

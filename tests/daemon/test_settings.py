@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from kuproxy.client import DEFAULT_SOCKET as CLIENT_SOCKET
 from kuproxy.daemon.notify import Notifier
-from kuproxy.daemon.settings import DEFAULT_SOCKET, DaemonSettings, Metrics, group_id, load_settings
+from kuproxy.daemon.settings import DEFAULT_SOCKET, DaemonSettings, Metrics, Web, group_id, load_settings
 from kuproxy.errors import ConfigError
+from kuproxy.keeper.vault import Vault
 
 
 def load(directory: Path, text: str) -> DaemonSettings:
@@ -67,7 +69,7 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         monkeypatch.setenv("WATCHDOG_USEC", "30000000")
         monkeypatch.delenv("WATCHDOG_PID", raising=False)
-        notifier = Notifier()
+        notifier = Notifier(Vault())
         assert notifier.watchdog_s == 15
         notifier.ready()
         notifier.reloading()
@@ -81,7 +83,21 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("NOTIFY_SOCKET")
     monkeypatch.setenv("WATCHDOG_USEC", "1")
     monkeypatch.setenv("WATCHDOG_PID", "1")
-    assert Notifier().watchdog_s is None, "the watchdog is another process's"
+    assert Notifier(Vault()).watchdog_s is None, "the watchdog is another process's"
+
+
+def test_a_manager_that_does_not_read_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        notifier = Notifier()
+        began = time.monotonic()
+        for _ in range(2000):  # the kernel queues net.unix.max_dgram_qlen of them, 10 or 512
+            notifier.alive()
+        notifier.stopping()
+        assert time.monotonic() - began < 5
 
 
 def test_the_example_holds_the_defaults(tmp_path: Path) -> None:
@@ -90,3 +106,4 @@ def test_the_example_holds_the_defaults(tmp_path: Path) -> None:
     assert load(tmp_path, text) == DaemonSettings()
     optional = re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.MULTILINE)
     assert load(tmp_path, optional).metrics == Metrics()
+    assert load(tmp_path, optional).web == Web()

@@ -2,7 +2,8 @@
 
     TestCompiled = machine_for(lambda config: CompiledPlane(config)).TestCase
 
-One plane is always the reference.  The other implements `Plane`.
+One plane is always the reference.  The other implements `Plane`.  Both have the same number of workers, and each packet
+goes to the worker that steering would give it to.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ import packets
 from differential import strategies
 from differential.strategies import INSIDE, Config
 from kuproxy.codes import Encap, Family, FlowState, Node, Outcome, PodCounter, Reason, VipCounter
-from kuproxy.model.vip import Address, Pod, Vip, VipKey
-from kuproxy.reference import LiveFlow, Reference, RefPacket, Result
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
+from kuproxy.reference import LiveFlow, Reference, RefPacket, Result, Workers
+from kuproxy.reference.ports import worker_of
+from steering.model import parse
+from steering.spread import Spread
 
 
 class Plane(Protocol):
@@ -37,14 +41,20 @@ class Plane(Protocol):
 
     def set_masquerade(self, addresses: tuple[Address, ...]) -> None: ...
 
+    def set_origins(self, pod_ranges: tuple[Prefix, ...], node_addresses: tuple[Address, ...]) -> None:
+        """Who is a pod, who is the node."""
+
     def flush(self, key: VipKey, address: Address, port: int = 0) -> None:
         """End the flows of removed pods with this address."""
 
     def set_buckets(self, buckets: int, now: int) -> None:
         """Raises ValueError if the live flows do not fit."""
 
-    def receive(self, packets: list[RefPacket], now: int) -> list[Result]:
-        """One vector: a result for each packet, then for each released fragment in the order of release."""
+    def receive(self, packets: list[RefPacket], now: int, workers: list[int]) -> list[Result]:
+        """One vector for each worker, in their order; `workers` says whose each packet is.
+
+        A result for each packet, then for each worker's released fragments in the order of release.
+        """
 
     def sweep(self, now: int) -> object:
         """Drop the fragments that were held too long."""
@@ -72,12 +82,13 @@ class ReferencePlane:
     kind: type[Reference] = Reference
 
     def __init__(self, config: Config):
-        self.reference = self.kind(**asdict(config))
+        self.reference = Workers(kind=self.kind, **asdict(config))
         self.set_vip = self.reference.set_vip
         self.del_vip = self.reference.del_vip
         self.mark_interface = self.reference.mark_interface
         self.set_timeout = self.reference.set_timeout
         self.set_masquerade = self.reference.set_masquerade
+        self.set_origins = self.reference.set_origins
         self.flush = self.reference.flush
         self.set_buckets = self.reference.set_buckets
         self.receive = self.reference.receive
@@ -123,7 +134,8 @@ class ForwardingMachine(RuleBasedStateMachine):
     )
     def start(self, config: Config, now: int, first: list[Vip], burst: list[RefPacket]) -> None:
         self.now = now
-        self.reference = Reference(**asdict(config))
+        self.reference = Workers(**asdict(config))
+        self.spread = Spread(config.workers)
         self.plane = type(self).make_plane(config)
         self.known: dict[VipKey, Vip] = {}
         self.sent: list[RefPacket] = []
@@ -155,19 +167,30 @@ class ForwardingMachine(RuleBasedStateMachine):
     def change_pods(self, data: st.DataObject) -> None:
         vip = data.draw(st.sampled_from(list(self.known.values())))
         version = 4 if vip.type.pod_family == Family.IPV4 else 6
-        change = data.draw(st.sampled_from(["remove one", "remove all", "others", "weigh"]))
-        if change == "remove one" and vip.pods:
-            gone = data.draw(st.sampled_from(vip.pods))
-            pods = tuple(pod for pod in vip.pods if pod != gone)
+        change = data.draw(st.sampled_from(["remove one", "remove all", "others", "weigh", "split"]))
+        drawn = strategies.pods[version, bool(vip.key.port) and vip.encap is Encap.NAT]
+        pods, outside = vip.pods, vip.outside_pods
+        if change == "remove one" and vip.all_pods:
+            gone = data.draw(st.sampled_from(vip.all_pods))
+            from_inside, from_outside = data.draw(st.sampled_from([(1, 1), (1, 0), (0, 1)]))
+            pods = tuple(pod for pod in pods if pod != gone or not from_inside)
+            if outside is not None:
+                outside = tuple(pod for pod in outside if pod != gone or not from_outside)
         elif change == "remove all":
-            pods = ()
+            pods, outside = (), data.draw(st.sampled_from([outside, None, () if outside else None]))
         elif change == "weigh":
-            pods = tuple(pod.weighing(data.draw(st.sampled_from([0, 1, 1, 3]))) for pod in vip.pods)
+            weights = {pod: data.draw(st.sampled_from([0, 1, 1, 3])) for pod in vip.all_pods}
+            pods = tuple(pod.weighing(weights[pod]) for pod in pods)
+            if outside is not None:
+                outside = tuple(pod.weighing(weights[pod]) for pod in outside)
+        elif change == "split" and vip.encap is Encap.NAT:
+            pods = tuple(pod.weighing(1) for pod in pods)
+            outside = data.draw(drawn)
         else:
-            pods = data.draw(strategies.pods[version, bool(vip.key.port) and vip.encap is Encap.NAT])
-        self._set_vip(replace(vip, pods=pods))
-        if vip.pods and change != "weigh" and data.draw(st.booleans()):
-            gone = data.draw(st.sampled_from(vip.pods))
+            pods, outside = data.draw(drawn), None
+        self._set_vip(replace(vip, pods=pods, outside_pods=outside))
+        if vip.all_pods and change != "weigh" and data.draw(st.booleans()):
+            gone = data.draw(st.sampled_from(vip.all_pods))
             for each in (self.reference, self.plane):
                 each.flush(vip.key, gone.address)
         self._receive(self.sent[-12:])  # whose flows drain now, or move
@@ -184,7 +207,9 @@ class ForwardingMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def configure(self, data: st.DataObject) -> None:
-        what = data.draw(st.sampled_from(["buckets", "timeout", "state timeout", "interface", "masquerade"]))
+        what = data.draw(
+            st.sampled_from(["buckets", "timeout", "state timeout", "interface", "masquerade", "origins"])
+        )
         if what == "buckets":
             self._set_buckets(data.draw(st.sampled_from([1, 2, 4, 8, 64])))
         elif what == "timeout":
@@ -196,6 +221,10 @@ class ForwardingMachine(RuleBasedStateMachine):
             state = data.draw(st.sampled_from(list(FlowState)))
             for each in (self.reference, self.plane):
                 each.set_timeout(ticks, state)
+        elif what == "origins":
+            origins = data.draw(st.sampled_from(strategies.ORIGINS))
+            for each in (self.reference, self.plane):
+                each.set_origins(*origins)
         elif what == "masquerade":
             addresses = data.draw(st.sampled_from(strategies.MASQUERADES))
             for each in (self.reference, self.plane):
@@ -218,9 +247,19 @@ class ForwardingMachine(RuleBasedStateMachine):
 
     # ---------------------------------------------------------------------------------------------- packets
 
+    def _worker_of(self, packet: RefPacket) -> int:
+        """From outside come clients' packets; from inside pods' replies, but for what is addressed to a VIP."""
+        frame = packets.untagged(packet.data)
+        about = parse(frame)
+        if about is None:
+            return 0
+        to_vip = any(about.destination in key.prefix for key in self.known)
+        return self.spread.worker_of(frame, packet.interface != INSIDE or to_vip, self.now / 10) or 0
+
     def _receive(self, vector: list[RefPacket]) -> None:
-        expected = self.reference.receive(vector, self.now)
-        results = self.plane.receive(vector, self.now)
+        workers = [self._worker_of(packet) for packet in vector]
+        expected = self.reference.receive(vector, self.now, workers)
+        results = self.plane.receive(vector, self.now, workers)
         note(f"{[(result.outcome.name, result.reason.name) for result in expected]}")
         assert len(results) == len(expected)
         for position, (result, wanted) in enumerate(zip(results, expected, strict=True)):
@@ -303,9 +342,25 @@ class ForwardingMachine(RuleBasedStateMachine):
     @invariant()
     def every_reply_tells_its_flow(self) -> None:
         direct = {key for key, vip in self.known.items() if vip.encap is not Encap.NAT}
-        flows = [flow for flow in self.reference.live_flows(self.now) if flow.vip not in direct]
-        replies = {(flow.pod, flow.pod_port, flow.source, flow.source_port, flow.protocol) for flow in flows}
-        assert len(replies) == len(flows)
+        for number, worker in enumerate(self.reference.workers):
+            flows = [flow for flow in worker.live_flows(self.now) if flow.vip not in direct]
+            replies = {
+                (flow.pod, flow.pod_port, flow.source, flow.source_port, flow.protocol) for flow in flows
+            }
+            assert len(replies) == len(flows)
+            for flow in flows:
+                if has_chosen_source(flow):
+                    came_to = worker_of(
+                        flow.source, flow.source_port, flow.protocol, len(self.reference.workers)
+                    )
+                    assert came_to == number, f"worker {number} gets no replies of {flow}"
+
+
+def has_chosen_source(flow: LiveFlow) -> bool:
+    """Does the pod see a source that a worker has chosen? The NAT46 prefix leaves no choice."""
+    if flow.client.version != flow.source.version:
+        return flow.client.version == 6
+    return (flow.client, flow.client_port) != (flow.source, flow.source_port)
 
 
 def machine_for(make_plane: Callable[[Config], Plane]) -> type[ForwardingMachine]:

@@ -13,14 +13,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from random import Random
 from typing import TypeVar
 
 from hypothesis import strategies as st
 
 import packets
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, HashMode, Protocol
+from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, HashMode, Origin, Protocol
 from kuproxy.model.config import NAT64_POOL, NAT64_PORTS
 from kuproxy.model.vip import ENCAP_WORDS, Pod, Vip, VipKey, encap_of, vip_type
 from kuproxy.reference import RefPacket
@@ -57,12 +57,29 @@ class Config:
     nat64_ports: tuple[int, int] = NAT64_PORTS
     translation_mtu: int = 0
     own_addresses: dict[Family, Address] = field(default_factory=dict)
+    pod_ranges: tuple[IPv4Network | IPv6Network, ...] = ()
+    all_node_addresses: tuple[Address, ...] = ()
+    workers: int = 1
 
 
 TUNNEL_SOURCES = (ip_address("40.0.0.250"), ip_address("4000::fa"))
 NODE_ADDRESSES = (ip_address("40.0.0.254"), ip_address("4000::fe"))
 
 MASQUERADES = [(), NODE_ADDRESSES, (ip_address("40.0.0.9"), ip_address("4000::9"))]
+
+# Of the clients, the third is a pod and the second the node; or nobody knows.
+POD_RANGES = tuple(map(ip_network, ("10.0.0.0/8", "40.0.1.0/24", "2001::/16", "4001::/16")))
+ALL_NODE_ADDRESSES = (*NODE_ADDRESSES, ip_address("40.0.0.2"), ip_address("4000::2"))
+ORIGINS = [
+    *[(POD_RANGES, ALL_NODE_ADDRESSES)] * 3,
+    (POD_RANGES[1:2], ALL_NODE_ADDRESSES),
+    (
+        tuple(map(ip_network, ("40.0.0.0/16", "4000::/64"))),
+        ALL_NODE_ADDRESSES,
+    ),  # the node lies in the pods' range
+    ((), ALL_NODE_ADDRESSES),
+    ((), ()),
+]
 
 configs = st.builds(
     Config,
@@ -78,7 +95,10 @@ configs = st.builds(
     nat64_pool=st.sampled_from([IPv4Network("192.0.0.0/29"), IPv4Network("192.0.0.0/31"), None]),
     nat64_ports=st.sampled_from([(1024, 65535), (1, 1), (7, 8)]),
     translation_mtu=st.sampled_from([0, 1280, 1280, 1500]),
+    pod_ranges=st.just(POD_RANGES),
+    all_node_addresses=st.just(ALL_NODE_ADDRESSES),
     own_addresses=st.sampled_from([{}, dict(zip((Family.IPV4, Family.IPV6), NODE_ADDRESSES, strict=True))]),
+    workers=st.sampled_from([1, 1, 2, 3]),
 )
 start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
 
@@ -124,15 +144,18 @@ def make_vip(rng: Random) -> Vip:
     if not other_family and one_in(rng, 4):
         return make_direct_vip(rng, VipKey(prefix, protocol, port))
     kind = vip_type(prefix, f"nat{'64' if version == 6 else '46'}" if other_family else None)
+    pod_family = 4 if kind.pod_family == Family.IPV4 else 6
     return Vip(
         VipKey(prefix, protocol, port),
         kind,
         target_port=rng.choice([0, 80, 8080, 8080]) if port else 0,
         node_port=rng.choice(NODE_PORTS) if has_ports and one_in(rng, 2) else 0,
         new_len=rng.choice([1, 2, 16, 128]),
-        pods=make_pods(rng, 4 if kind.pod_family == Family.IPV4 else 6, bool(port)),
+        pods=make_pods(rng, pod_family, bool(port)),
+        outside_pods=make_pods(rng, pod_family, bool(port)) if one_in(rng, 4) else None,
         reject=one_in(rng, 2),
         masquerade=one_in(rng, 8),
+        masquerade_from=Origin(rng.randrange(8)) if one_in(rng, 4) else Origin(0),
         reset=one_in(rng, 2),
         affinity_s=rng.choice([1.0, 6.0, 40.0]) if one_in(rng, 8) else 0.0,
         source_ranges=tuple(map(ip_network, SOURCE_RANGES[version])) if one_in(rng, 8) else (),
@@ -369,7 +392,6 @@ bursts = st.lists(made_by(make_packets), min_size=1, max_size=12).map(_joined)
 durations = st.sampled_from([1, 2, 4, 5, 6, 10, 49, 50, 51, 59, 60, 61, 399, 400, 401])
 
 
-
 def make_complaint(rng: Random, about: bytes) -> RefPacket:
     """An ICMP error about a frame that went out, from its receiver or from a router on the way."""
     l3, l4, _, _ = packets.headers(about)
@@ -382,7 +404,20 @@ def make_complaint(rng: Random, about: bytes) -> RefPacket:
     quote = bytearray(about[l3:][: rng.choice([l4 - l3 + 8, l4 - l3 + 4, 64, 576, 1232])])
     if one_in(rng, 8):
         quote[rng.randrange(len(quote))] ^= 1 << rng.randrange(8)
-    kinds4 = [(3, 0), (3, 2), (3, 3), (3, 4), (3, 4), (3, 9), (3, 14), (4, 0), (5, 0), (11, 0), (12, 0), (12, 1)]
+    kinds4 = [
+        (3, 0),
+        (3, 2),
+        (3, 3),
+        (3, 4),
+        (3, 4),
+        (3, 9),
+        (3, 14),
+        (4, 0),
+        (5, 0),
+        (11, 0),
+        (12, 0),
+        (12, 1),
+    ]
     kinds6 = [(1, 0), (1, 1), (1, 4), (1, 5), (2, 0), (2, 0), (3, 0), (4, 0), (4, 1), (4, 2)]
     kind, code = rng.choice(kinds4 if version == 4 else kinds6)
     rest = struct.pack(">I", rng.choice([0, 6, 20, 1280, 1400, 0x08000000, 0x0C000000, 0x02000000, 66000]))

@@ -176,8 +176,8 @@ def test_other_kinds_are_noted_with_their_line() -> None:
     manifest = read_manifest(text, "ns.yaml")
     assert manifest.converted.problems == []
     assert notes(manifest) == [
-        "ns.yaml:1: Namespace shop: skipped: only Services and EndpointSlices are read",
-        "ns.yaml:5: Namespace edge: skipped: only Services and EndpointSlices are read",
+        "ns.yaml:1: Namespace shop: skipped: only Services, EndpointSlices, Nodes and ServiceCIDRs are read",
+        "ns.yaml:5: Namespace edge: skipped: only Services, EndpointSlices, Nodes and ServiceCIDRs are read",
     ]
 
 
@@ -186,7 +186,7 @@ def test_another_groups_service_is_another_kind() -> None:
         "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: x}\n", "k.yaml"
     )
     assert manifest.converted.services == []
-    assert notes(manifest) == ["k.yaml:1: Service x: skipped: only Services and EndpointSlices are read"]
+    assert notes(manifest) == ["k.yaml:1: Service x: skipped: only Services, EndpointSlices, Nodes and ServiceCIDRs are read"]
 
 
 SERVICE = """\

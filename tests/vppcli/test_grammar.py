@@ -189,7 +189,7 @@ def test_abbreviations(line, action) -> None:
         ),
         (
             "ku conf",
-            "nothing to set; say one of buckets, buckets-log2, timeout, masquerade, ip4-src-address, "
+            "nothing to set; say one of buckets, buckets-log2, timeout, masquerade, pod-ranges, ip4-src-address, "
             "ip6-src-address, nat46-prefix, nat64-pool, nat64-ports, nat-mtu",
         ),
         ("ku conf buckets-log2 25", "buckets-log2: 25 is too high; it is 0 to 24"),
@@ -340,6 +340,8 @@ class TestPolicyWords:
             ("ku conf timeout udp", "the value is missing"),
             ("ku conf timeout udp 0", "0 is not a timeout"),
             ("ku conf masquerade here", "'here' is not an IP address"),
+            ("ku conf pod-ranges 10.1.0.0/16,10.2.0.1/16", "'10.2.0.1/16' has bits set beyond its length"),
+            ("ku vip 90.0.0.1 masquerade_from node,inside", "'inside' is not known here"),
             ("ku pod 90.0.0.1 10.0.0.1 weight 101", "101 is not a weight"),
             ("ku pod 90.0.0.1 10.0.0.1 flush", "flush without del"),
             ("ku vip 90.0.0.1 affinity 100000", "100000 is not an affinity timeout"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from ipaddress import ip_address, ip_network
 
-from kuproxy.codes import Node, PodCounter, Protocol, Reason, VipCounter, VipType
+from kuproxy.codes import Node, Origin, PodCounter, Protocol, Reason, VipCounter, VipType
 from kuproxy.model.config import InterfaceMark, Settings, Show, ShowKind
 from kuproxy.model.report import NodeCount, PodReport, Report, VipReport, WorkerReport
-from kuproxy.model.vip import Vip, VipKey
+from kuproxy.model.vip import Pod, Vip, VipKey
 from kuproxy.vppcli.show import render, to_json
 
 REPORT = Report(
@@ -138,6 +138,29 @@ def test_nothing_to_show() -> None:
         assert render(Report(), show) == ""
 
 
+def test_clients_of_two_origins_are_told_apart() -> None:
+    def report(outside: tuple[Pod, ...], slots: int) -> Report:
+        here = ip_address("10.0.0.1")
+        vip = Vip(
+            VipKey(ip_network("90.0.0.1/32"), Protocol.TCP, 80),
+            VipType.IP4_NAT44,
+            pods=(Pod(here), Pod(ip_address("10.0.0.2"))),
+            outside_pods=outside,
+            masquerade_from=Origin.NODE | Origin.OUTSIDE,
+        )
+        return Report(vips=(VipReport(1, vip, pods=(PodReport(here, 0, 512, 0, outside_slots=slots),)),))
+
+    local = report((Pod(ip_address("10.0.0.1")),), 1024)
+    text = render(local, Show(ShowKind.VIPS, verbose=True))
+    assert "  masquerade:node,outside\n" in text
+    assert "    10.0.0.1 512 buckets inside, 1024 outside   0 flows  used\n" in text
+    [told] = to_json(local)["vips"]
+    assert told["masquerade_from"] == ["node", "outside"]
+    assert told["pods"][0]["outside_buckets"] == 1024
+    text = render(report((), 0), Show(ShowKind.VIPS, verbose=True))
+    assert "    nobody for clients from outside: they are dropped\n" in text
+
+
 def test_json_has_the_same_and_is_json() -> None:
     told = json.loads(json.dumps(to_json(REPORT)))
     assert (told["settings"]["buckets"], told["settings"]["timeout"]) == (1024, 40.0)
@@ -153,6 +176,7 @@ def test_json_has_the_same_and_is_json() -> None:
     }
     assert told["vips"][0]["pods"][1] == {
         "address": "10.0.0.2", "port": 9090, "buckets": 512, "flows": 0, "removed": False, "weight": 1,
+        "outside_buckets": None,
         "counters": dict.fromkeys(
             ("to_pod_packets", "to_pod_bytes", "from_pod_packets", "from_pod_bytes", "flows"), 0
         ),
@@ -169,6 +193,7 @@ def test_json_has_the_same_and_is_json() -> None:
         "new_len": 2048,
         "reject": True,
         "masquerade": False,
+        "masquerade_from": [],
         "reset": False,
         "affinity": 0.0,
         "source_ranges": [],

@@ -12,7 +12,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0, generate_latest
 
 from kuproxy import __version__
-from kuproxy.codes import POD_COUNTER_TEXT, REASON_TEXT, VIP_COUNTER_TEXT, Outcome, PodCounter, VipCounter
+from kuproxy.codes import (
+    POD_COUNTER_TEXT,
+    REASON_TEXT,
+    VIP_COUNTER_TEXT,
+    Outcome,
+    PodCounter,
+    VipCounter,
+    end_of,
+)
 from kuproxy.daemon.control import Controller
 from kuproxy.engine.memory import worker_activity
 from kuproxy.model.report import Report
@@ -37,7 +45,7 @@ _POD_NAMES = {
     PodCounter.FLOWS: "new_flows",
 }
 _ACTIVITY_TEXT = {
-    "vectors": "vectors of packets that went through the graph",
+    "vectors": "vectors of packets that went through the graph; received packets by vectors is their size",
     "polls": "times that there was no packet to receive",
     "received_packets": "packets that the driver received",
     "transmitted_packets": "packets that the driver handed on",
@@ -57,11 +65,14 @@ class _Collector:
         yield from _pods(report)
         nodes = CounterMetricFamily(
             "kuproxy_node_events",
-            "What the nodes of the graph counted; `text` says it in words",
-            labels=["node", "reason", "text"],
+            "What the nodes of the graph counted; `text` says it in words, `outcome` what became of the packets, none: "
+            "an event beside that",
+            labels=["node", "reason", "outcome", "text"],
         )
         for each in report.nodes:
-            nodes.add_metric([each.node.label, each.reason.name, REASON_TEXT[each.reason]], each.count)
+            outcome = end_of(each.node, each.reason).name.lower()
+            labels = [each.node.label, each.reason.name, outcome, REASON_TEXT[each.reason]]
+            nodes.add_metric(labels, each.count)
         yield nodes
         yield from self._workers(report)
 
@@ -103,6 +114,12 @@ class _Collector:
             for number, each in enumerate(activity):
                 metric.add_metric([str(number)], each[name])
             yield metric
+        idle = CounterMetricFamily(
+            "kuproxy_worker_idle_seconds", "Per worker: time that it waited for packets", labels=["worker"]
+        )
+        for number, each in enumerate(activity):
+            idle.add_metric([str(number)], each["idle_ns"] / 1e9)
+        yield idle
         flows = GaugeMetricFamily(
             "kuproxy_worker_flows", "Flows in a worker's table", labels=["worker", "state"]
         )

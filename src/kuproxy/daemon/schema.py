@@ -28,6 +28,7 @@ __all__ = [
     "Interface",
     "PodSpec",
     "State",
+    "VipRef",
     "VipSpec",
     "conf_with",
     "settings_over",
@@ -47,6 +48,14 @@ EncapWord = Literal["nat", "gre", "ipip", "gue", "l3dsr"]
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of everything that is read from outside."""
+
+
+class VipRef(Record, frozen=True):
+    """One VIP by its key."""
+
+    prefix: Text
+    protocol: ProtocolWord = "any"
+    port: Port = 0
 
 
 class PodSpec(Record, frozen=True):
@@ -89,6 +98,7 @@ class Conf(Record, frozen=True):
     timeout: float | UnsetType = UNSET
     timeouts: dict[str, float] | UnsetType = UNSET
     masquerade: list[Text] | UnsetType = UNSET
+    pod_ranges: list[Text] | UnsetType = UNSET
     ip4_src_address: Text | UnsetType = UNSET
     ip6_src_address: Text | UnsetType = UNSET
     nat46_prefix: Text | UnsetType = UNSET
@@ -213,6 +223,8 @@ def conf_with(conf: Conf, action: SetConf) -> Conf:
         before = conf.masquerade if conf.masquerade is not UNSET else []
         others = [text for text in before if ip_address(text).version != action.masquerade.version]
         changes["masquerade"] = [*others, str(action.masquerade)]
+    if action.pod_ranges is not None:
+        changes["pod_ranges"] = [str(prefix) for prefix in action.pod_ranges]
     for name in ("ip4_src_address", "ip6_src_address", "nat46_prefix", "nat64_pool"):
         value = getattr(action, name)
         if value is not None:
@@ -241,6 +253,10 @@ def settings_over(base: Settings, conf: Conf) -> Settings:
         families = {address.version for address in said}
         masquerade = (*(each for each in masquerade if each.version not in families), *said)
 
+    pod_ranges = base.pod_ranges
+    if conf.pod_ranges is not UNSET:
+        pod_ranges = tuple(_parsed("pod_ranges", parse_prefix, text) for text in conf.pod_ranges)
+
     def said_as(name: str, parse: Callable[[str], object]) -> object:
         text = getattr(conf, name)
         return getattr(base, name) if text is UNSET else _parsed(name, parse, text)
@@ -250,6 +266,7 @@ def settings_over(base: Settings, conf: Conf) -> Settings:
         timeout_s=base.timeout_s if conf.timeout is UNSET else conf.timeout,
         timeouts_s=tuple(sorted(timeouts.items())),
         masquerade=masquerade,
+        pod_ranges=pod_ranges,
         ip4_src_address=said_as("ip4_src_address", parse_address),  # type: ignore[arg-type]
         ip6_src_address=said_as("ip6_src_address", parse_address),  # type: ignore[arg-type]
         nat46_prefix=said_as("nat46_prefix", prefix_parser(6)),  # type: ignore[arg-type]

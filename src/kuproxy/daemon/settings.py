@@ -6,6 +6,7 @@ It says how the daemon runs, never what it forwards: that comes from the files i
 from __future__ import annotations
 
 import grp
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,16 +53,30 @@ class Metrics(_Table, frozen=True):
     port: Port = 9153
 
 
+class Web(_Table, frozen=True):
+    """`[web]`: the page and what it reads, for everybody who can reach it; nothing can be changed there."""
+
+    address: str = "127.0.0.1"
+    port: Port = 9154
+    names: list[str] = []  # under which browsers reach it, beside addresses and localhost
+
+
 class DaemonSettings(_Table, frozen=True):
     """The whole file."""
 
     files: list[str] = []
     state_directory: str = "/var/lib/kuproxy"
     interfaces: list[str] = []
+    workers: Annotated[int, Meta(ge=0, le=64)] = 0  # 0: one for each core that the process may use
     log_format: LogFormat = "auto"
+    worker_filter: bool = True  # of workers' system calls: seccomp.py
     api: Api = Api()
     tcp: Tcp | None = None
     metrics: Metrics | None = None
+    web: Web | None = None
+
+    def worker_count(self) -> int:
+        return self.workers or min(64, len(os.sched_getaffinity(0)))
 
     def paths(self) -> tuple[Path, ...]:
         return tuple(map(Path, self.files))
@@ -106,7 +121,7 @@ def load_settings(path: Path | None) -> DaemonSettings:
     return msgspec.structs.replace(settings, files=[str(here / name) for name in settings.files])
 
 
-_TABLES: dict[str, type[_Table]] = {"api": Api, "tcp": Tcp, "metrics": Metrics}
+_TABLES: dict[str, type[_Table]] = {"api": Api, "tcp": Tcp, "metrics": Metrics, "web": Web}
 
 
 def _unknown(content: dict[str, Any], kind: type[_Table], prefix: str) -> list[Problem]:

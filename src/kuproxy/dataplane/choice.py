@@ -1,15 +1,20 @@
-"""Which pod a VIP gives to a client, apart from what the flow table remembers: affinity, then the ring."""
+"""Which pod a VIP gives to a client, apart from what the flow table remembers: affinity, then its origin's ring."""
 
 import numpy as np
 
-from kuproxy.codes import HashMode, VipFlag
+from kuproxy.codes import HashMode, Origin, PodFlag, VipFlag
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.affinity import pod_of
 from kuproxy.dataplane.hash import hash_words
+from kuproxy.dataplane.layout import RING_INSIDE, RING_LOG2, RING_OUTSIDE, RING_SPLIT
 
 _ZERO = np.uint64(0)
 _SOURCE = int(HashMode.SOURCE)
-_MASQUERADE = int(VipFlag.MASQUERADE)
+_OUTSIDE = int(Origin.OUTSIDE)
+_USED = int(PodFlag.USED)
+_NOT_INSIDE = int(PodFlag.NOT_INSIDE)
+_NOT_OUTSIDE = int(PodFlag.NOT_OUTSIDE)
+_MASQUERADE_SHIFT = int(VipFlag.MASQUERADE_POD).bit_length() - 1
 
 
 @helper
@@ -21,10 +26,18 @@ def ring_hash(vip, flow_hash, family, client_hi, client_lo):
 
 
 @helper
-def owner_of(tables, vip, slot_hash):
-    """Pod index of the ring's slot; the VIP must have a ring."""
-    mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
-    return np.int64(tables.rings[np.int64(vip["ring"] >> np.uint64(8)) + (slot_hash & mask)])
+def ring_of(vip, origin):
+    """(offset, size - 1) of the ring for clients of this origin; offset 0: it has no pods."""
+    word = np.int64(vip["ring"])
+    size = np.int64(1) << (word & RING_LOG2)
+    offset = word >> 8
+    kind = word & RING_SPLIT
+    if kind != 0:
+        if kind & (RING_OUTSIDE if origin == _OUTSIDE else RING_INSIDE) == 0:
+            offset = np.int64(0)
+        elif kind == RING_SPLIT and origin == _OUTSIDE:
+            offset += size
+    return offset, size - 1
 
 
 @helper
@@ -34,17 +47,27 @@ def is_bound(vip):
 
 
 @helper
-def must_masquerade(vip, pod, client_hi, client_lo):
+def serves(pod_flags, origin):
+    """Does the pod get new flows of clients of this origin?"""
+    excluded = _NOT_OUTSIDE if origin == _OUTSIDE else _NOT_INSIDE
+    return pod_flags & (_USED | excluded) == _USED
+
+
+@helper
+def must_masquerade(vip, pod, origin, client_hi, client_lo):
     """By the VIP's wish, or because the client is the pod: its own reply would never come back here."""
-    return np.int64(vip["flags"]) & _MASQUERADE != 0 or (pod["lo"] == client_lo and pod["hi"] == client_hi)
+    wished = np.int64(vip["flags"]) >> _MASQUERADE_SHIFT & origin
+    return wished != 0 or (pod["lo"] == client_lo and pod["hi"] == client_hi)
 
 
 @kernel
-def candidate(tables, state, vip_index, flow_hash, family, client_hi, client_lo, now):
-    """(pod index, whether affinity chose it); the VIP must have a ring."""
+def candidate(tables, state, vip_index, origin, flow_hash, family, client_hi, client_lo, now):
+    """(pod index, whether affinity chose it); there must be a ring for this origin."""
     vip = tables.vips[vip_index]
     if vip["affinity"] != 0:
         index = pod_of(tables, state, vip_index, client_hi, client_lo, now)
-        if index != 0:
+        if index != 0 and serves(np.int64(tables.pods[index]["flags"]), origin):
             return index, True
-    return owner_of(tables, vip, ring_hash(vip, flow_hash, family, client_hi, client_lo)), False
+    offset, mask = ring_of(vip, origin)
+    slot = ring_hash(vip, flow_hash, family, client_hi, client_lo) & mask
+    return np.int64(tables.rings[offset + slot]), False

@@ -9,7 +9,7 @@ import numpy as np
 from kuproxy.codes import Node
 from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.flow_table import sweep
-from kuproxy.dataplane.layout import N_NODES, W_NOW, W_VECTORS
+from kuproxy.dataplane.layout import META_COUNT, N_NODES, W_NOW, W_VECTORS, W_VISITS
 from kuproxy.dataplane.nodes.balance import kp_balance
 from kuproxy.dataplane.nodes.fragment import expire_held, kp_fragment, recycle_held
 from kuproxy.dataplane.nodes.gre import kp_gre
@@ -95,6 +95,7 @@ def run_graph(frame, tables, state, now):
         frame.queued[node] = 0
     recycle_held(state)
     traced = begin_trace(frame, state)
+    state.header[W_VISITS + _INPUT] += frame.meta[META_COUNT]
     kp_input(frame, tables, state, now)
     if traced:
         trace_node(frame, tables, state, now, _INPUT)
@@ -182,6 +183,9 @@ def run_graph(frame, tables, state, now):
         kp_icmp(frame, tables, state, now)
         if traced:
             trace_node(frame, tables, state, now, _ICMP)
+    # A node's queue stays as it was filled: here they are counted all at once, whichever were visited.
+    for node in range(N_NODES):
+        state.header[W_VISITS + node] += frame.queued[node]
 
 
 @kernel

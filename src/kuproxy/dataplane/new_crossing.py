@@ -9,6 +9,7 @@ from kuproxy.dataplane.addresses import source
 from kuproxy.dataplane.entry import enter, port_at_pod
 from kuproxy.dataplane.graph_queue import SEND_PARAMETER_PROBLEM, SEND_SOURCE_ROUTE, answer, count, finish
 from kuproxy.dataplane.layout import T_NAT46_HI
+from kuproxy.dataplane.origin import origin_for
 
 _NODE = int(Node.BALANCE)
 _DROP = int(Outcome.DROP)
@@ -39,11 +40,10 @@ def cannot_cross(frame, state, packet, number):
 
 
 @kernel
-def _choose_of_ipv4(tables, state, frame, packet, candidate, now):
+def _choose_of_ipv4(tables, state, frame, packet, candidate, origin, now):
     """(pod, line hash) of a new flow of an IPv4 client to IPv6 pods; pod 0 if every reply would be ambiguous."""
     vip = tables.vips[packet["vip"]]
-    ring = np.int64(vip["ring"] >> np.uint64(8))
-    mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
+    ring, mask = choice.ring_of(vip, origin)
     first = np.int64(packet["hash"])
     _, client_lo = source(frame.data, packet)
     far_hi, far_lo = tables.header[T_NAT46_HI], translated.mapped_lo(tables, client_lo)
@@ -77,7 +77,10 @@ def new_crossing_flow(tables, state, frame, packet, now):
     vip_index = np.int64(packet["vip"])
     vip = tables.vips[vip_index]
     flow_hash = np.int64(packet["hash"])
-    if vip["ring"] == 0:
+    family = np.int64(packet["family"])
+    client_hi, client_lo = source(frame.data, packet)
+    origin = origin_for(tables, vip, family, client_hi, client_lo)
+    if choice.ring_of(vip, origin)[0] == 0:
         state.vip_counters[vip_index, _NO_SERVER] += _ONE
         return Reason.NO_POD.value
     cap = np.int64(vip["session_cap"])
@@ -86,16 +89,15 @@ def new_crossing_flow(tables, state, frame, packet, now):
     slot = flow_table.way_for(tables, state, flow_hash, packet["protocol"] == _TCP, now)
     if slot < 0:
         return Reason.FLOW_TABLE_FULL.value
-    client_hi, client_lo = source(frame.data, packet)
     index, kept = choice.candidate(
-        tables, state, vip_index, flow_hash, np.int64(packet["family"]), client_hi, client_lo, now
+        tables, state, vip_index, origin, flow_hash, family, client_hi, client_lo, now
     )
     if kept:
         count(state, _NODE, Reason.AFFINITY.value, 1)
     address = np.int64(0)
     port = np.int64(packet["src_port"])
     if vip["type"] == _NAT46:
-        index, line_hash = _choose_of_ipv4(tables, state, frame, packet, index, now)
+        index, line_hash = _choose_of_ipv4(tables, state, frame, packet, index, origin, now)
         if index == 0:
             return Reason.FLOW_CLASH.value
         back = flow_table.free_reverse(tables, state, line_hash, now)

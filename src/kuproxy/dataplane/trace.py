@@ -7,11 +7,12 @@ time nobody asks for packets: then it costs one comparison a node and vector.
 
 import numpy as np
 
-from kuproxy.codes import Node, PacketFlag
+from kuproxy.codes import Node, PacketFlag, Reason
 from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.addresses import destination, source
 from kuproxy.dataplane.layout import (
     META_COUNT,
+    RING_LOG2,
     TRACE_SLOTS,
     W_TRACE_LEFT,
     W_TRACE_NEXT,
@@ -106,8 +107,8 @@ def _write(frame, tables, state, now, node, index):
     row["vip"] = packet["vip"]
     row["vip_generation"] = vip["generation"]
     row["ring_slots"] = 0
-    if node == _BALANCE and vip["ring"] != _ZERO:
-        slots = np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))
+    if node == _BALANCE and vip["ring"] != _ZERO and packet["reason"] != Reason.NO_POD.value:
+        slots = np.int64(1) << (np.int64(vip["ring"]) & RING_LOG2)
         row["ring_slots"] = slots
         row["ring_slot"] = np.int64(packet["hash"]) & (slots - 1)
     pod = tables.pods[packet["pod"]]

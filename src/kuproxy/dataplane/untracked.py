@@ -9,16 +9,16 @@ import numpy as np
 
 from kuproxy.codes import VipCounter, VipFlag
 from kuproxy.dataplane._jit import kernel
-from kuproxy.dataplane.choice import candidate
+from kuproxy.dataplane.choice import candidate, must_masquerade, ring_of
 from kuproxy.dataplane.hash import hash_words, ports_word
 from kuproxy.dataplane.layout import KIND_POD, T_MATCH
 from kuproxy.dataplane.match import HOST, match_find, match_key
+from kuproxy.dataplane.origin import origin_for
 from kuproxy.wire import l4
 
 _UNTRACKED = int(VipCounter.UNTRACKED_PACKET)
 _EVICTED = int(VipCounter.EVICTED)
 _USED = int(VipFlag.USED)
-_MASQUERADE = int(VipFlag.MASQUERADE)
 _ZERO = np.uint64(0)
 
 
@@ -27,14 +27,17 @@ def _would_choose(tables, state, packet, vip_index, pod_index, client_hi, client
     """Does the ring lead the client's packet to this pod (address and port)? Returns (yes, the VIP's port)."""
     vip = tables.vips[vip_index]
     pod = tables.pods[pod_index]
+    family = np.int64(packet["family"])
+    origin = origin_for(tables, vip, family, client_hi, client_lo)
+    if ring_of(vip, origin)[0] == 0 or must_masquerade(vip, pod, origin, client_hi, client_lo):
+        return False, np.int64(0)
     ported = l4.has_ports(packet["protocol"])
     vip_port = np.int64(vip["port"])
     if ported and vip_port == 0:
         vip_port = np.int64(packet["src_port"])
     word = ports_word(np.int64(packet["dst_port"]), vip_port) if ported else _ZERO
-    family = np.int64(packet["family"])
     flow_hash = np.int64(hash_words(family, client_hi, client_lo, vip["hi"], vip["lo"], word))
-    owner, _ = candidate(tables, state, vip_index, flow_hash, family, client_hi, client_lo, now)
+    owner, _ = candidate(tables, state, vip_index, origin, flow_hash, family, client_hi, client_lo, now)
     chosen = tables.pods[owner]
     same = chosen["hi"] == pod["hi"] and chosen["lo"] == pod["lo"] and chosen["port"] == pod["port"]
     return same, vip_port
@@ -60,10 +63,9 @@ def find_untracked(tables, state, packet, pod_hi, pod_lo, client_hi, client_lo, 
             vip_index = np.int64(tables.pods[index]["vip"])
             vip = tables.vips[vip_index]
             if (
-                np.int64(vip["flags"]) & (_USED | _MASQUERADE) == _USED
+                np.int64(vip["flags"]) & _USED
                 and vip["plen"] == HOST
                 and vip["family"] == family
-                and vip["ring"] != _ZERO
                 and vip["encap"] == 0
                 and (vip["protocol"] == 0 or vip["protocol"] == protocol)
                 and (state.vip_counters[vip_index, _UNTRACKED] | state.vip_counters[vip_index, _EVICTED])

@@ -11,6 +11,7 @@ from kuproxy.dataplane.layout import (
     TICK_MASK,
     TICKS_PER_SECOND,
     W_ACK,
+    W_IDLE_NS,
     W_POLLS,
     W_RECEIVE_DROPPED,
     W_TRANSMIT_FAILED,
@@ -36,12 +37,15 @@ def tick_now():
 
 
 @kernel
-def forward_af_packet(frame, tables, state, ring, worker):
-    """Forward until the worker's command word changes (returns it) or the interface breaks (BROKEN)."""
+def forward_af_packet(frame, tables, state, ring, worker, served):
+    """Forward until the worker's command word says otherwise (returns it) or the interface breaks (BROKEN).
+
+    `served` is the word that the worker has dealt with already: the number of a call, or COMMAND_RUN.
+    """
     header = state.header
     while True:
         command = np.int64(acquire64(tables.header, T_COMMAND + worker))
-        if command != COMMAND_RUN:
+        if command != COMMAND_RUN and command != served:
             return command
         header[W_ACK] = np.int64(acquire64(tables.header, T_GENERATION))
         received = af_packet.receive(ring, frame)
@@ -56,7 +60,9 @@ def forward_af_packet(frame, tables, state, ring, worker):
             continue
         run_maintenance(tables, state, now, _BUSY_SWEEP)
         header[W_POLLS] += 1
+        asleep = np.int64(af_packet.now_ns())
         event = af_packet.wait(ring, _IDLE_MS)
+        header[W_IDLE_NS] += np.int64(af_packet.now_ns()) - asleep
         if event == af_packet.BROKEN:
             return BROKEN
         if event == af_packet.NOTHING:

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kuproxy.codes import Family, Protocol
+from kuproxy.kube.node import convert_node, convert_service_cidr
 from kuproxy.kube.reader import Finding, Path, Reader
+from kuproxy.model.node import NodeInfo
 from kuproxy.model.service import (
     DEFAULT_AFFINITY_TIMEOUT_S,
     Endpoint,
@@ -29,7 +31,7 @@ from kuproxy.model.service import (
     SessionAffinity,
     TrafficPolicy,
 )
-from kuproxy.model.vip import MAX_PORT, Address, parse_address
+from kuproxy.model.vip import MAX_PORT, Address, Prefix, parse_address
 
 __all__ = ["Converted", "convert_document", "convert_endpoint_slice", "convert_service"]
 
@@ -51,6 +53,8 @@ class Converted:
 
     services: list[tuple[Service, Path]] = field(default_factory=list)
     slices: list[tuple[EndpointSlice, Path]] = field(default_factory=list)
+    nodes: list[tuple[NodeInfo, Path]] = field(default_factory=list)
+    service_cidrs: list[Prefix] = field(default_factory=list)
     problems: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)  # skipped, and why
 
@@ -98,11 +102,16 @@ def _convert(document: object, into: Converted, path: Path, kind_of_items: str) 
         endpoint_slice = convert_endpoint_slice(document, into.problems, into.notes, path)
         if endpoint_slice is not None:
             into.slices.append((endpoint_slice, path))
+    elif kind == "Node" and not group:
+        node = convert_node(document, into.problems, path)
+        if node is not None:
+            into.nodes.append((node, path))
+    elif kind == "ServiceCIDR" and group in ("", "networking.k8s.io"):
+        into.service_cidrs += convert_service_cidr(document, into.problems, path) or ()
     else:
         subject = _subject(kind, Reader(document.get("metadata"), (*path, "metadata"), []))
-        into.notes.append(
-            Finding(subject, path, "skipped: only Services and EndpointSlices are read", depth=len(path))
-        )
+        text = "skipped: only Services, EndpointSlices, Nodes and ServiceCIDRs are read"
+        into.notes.append(Finding(subject, path, text, depth=len(path)))
 
 
 def _subject(kind: str, metadata: Reader) -> str:

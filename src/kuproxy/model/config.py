@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from kuproxy.codes import FlowState
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.vip import Address, Pod, Vip, VipKey, is_power_of_two
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey, is_power_of_two
 
 __all__ = [
     "DEFAULT_TIMEOUTS_S",
@@ -23,6 +23,7 @@ __all__ = [
     "NAT64_POOL",
     "NAT64_PORTS",
     "Config",
+    "FlowFilter",
     "InterfaceMark",
     "Settings",
     "Show",
@@ -61,6 +62,7 @@ class Settings:
     )
     timeouts_s: tuple[tuple[FlowState, float], ...] = ()  # of single states, before both
     masquerade: tuple[Address, ...] = ()  # source of masqueraded packets, at most one of each family
+    pod_ranges: tuple[Prefix, ...] = ()  # whose packets come from pods, where VIPs treat clients unlike
     ip4_src_address: Address | None = None  # outer source of tunnels to IPv4 pods
     ip6_src_address: Address | None = None
     nat46_prefix: IPv6Network = NAT46_PREFIX  # IPv4 clients towards IPv6 pods
@@ -151,6 +153,19 @@ class ShowKind(enum.Enum):
     VIPS = "vips"
     NODES = "nodes"
     TRACE = "trace"
+    FLOWS = "flows"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowFilter:
+    """Which flows; None stands for all.  A page begins behind `after`, a worker and a slot of its table."""
+
+    vip: Prefix | None = None
+    pod: Address | None = None
+    client: Address | None = None
+    state: FlowState | None = None
+    limit: int = 100
+    after: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +174,7 @@ class Show:
 
     kind: ShowKind = ShowKind.GENERAL
     verbose: bool = False
+    flows: FlowFilter = FlowFilter()  # of ShowKind.FLOWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +190,4 @@ class Config:
     trace: int = 0  # packets to trace
     sources: tuple[str, ...] = ()  # the files, as they were named
     notes: tuple[Problem, ...] = ()  # what was skipped, or is not honoured yet; never an error
+    node_addresses: tuple[Address, ...] = ()  # as a Node object names them, the primary ones first

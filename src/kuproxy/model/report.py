@@ -12,18 +12,22 @@ from kuproxy.codes import FlowState, Node, Outcome, PodCounter, Reason, VipCount
 from kuproxy.model.config import InterfaceMark, Settings
 from kuproxy.model.vip import DEFAULT_WEIGHT, Address, Vip, VipKey
 
-__all__ = ["NodeCount", "PodReport", "Report", "TraceStep", "TracedPacket", "VipReport", "WorkerReport"]
+__all__ = [
+    "FlowList", "FlowReport", "NodeCount", "PodReport", "Report", "TraceStep", "TracedPacket", "VipReport",
+    "WorkerReport",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class PodReport:
     address: Address
     port: int  # 0: the VIP's target port
-    slots: int  # of the VIP's new-flow table
+    slots: int  # of the VIP's new-flow table; where clients from outside have one of their own, of the other
     flows: int  # that the workers remember
     draining: bool = False  # removed from the VIP, serving its remaining flows
     counters: Mapping[PodCounter, int] = field(default_factory=dict)  # absent: 0
     weight: int = DEFAULT_WEIGHT
+    outside_slots: int | None = None  # of the table for clients from outside; None: there is but one table
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,34 @@ class WorkerReport:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowReport:
+    """One remembered flow; `source_port` is the client's as the pod sees it."""
+
+    worker: int
+    slot: int
+    vip: VipKey | None  # None: deleted meanwhile
+    protocol: int
+    client: Address
+    client_port: int
+    destination: Address
+    destination_port: int
+    pod: Address
+    pod_port: int
+    source_port: int
+    state: FlowState
+    age_s: float
+    expires_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FlowList:
+    """A page of flows, and behind which worker and slot the next one begins; None: there is no more."""
+
+    flows: tuple[FlowReport, ...] = ()
+    next: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     settings: Settings = Settings()
     vips: tuple[VipReport, ...] = ()
@@ -94,3 +126,4 @@ class Report:
     workers: tuple[WorkerReport, ...] = ()
     interfaces: tuple[InterfaceMark, ...] = ()
     trace: tuple[TracedPacket, ...] = ()
+    flows: FlowList = FlowList()  # those that one `show flows` asks for

@@ -485,11 +485,6 @@ class Vip:
         """The pods for clients of one origin."""
         return self.outside_pods if origin is Origin.OUTSIDE and self.outside_pods is not None else self.pods
 
-    @property
-    def served_pods(self) -> tuple[Pod, ...]:
-        """The pods that tables get which cannot tell origins apart: those for clients from outside (ADR 010)."""
-        return self.pods_for(Origin.OUTSIDE)
-
     def masquerades(self, origin: Origin) -> bool:
         """Do pods see the node's address instead of that of a client of this origin?"""
         return self.masquerade or bool(self.masquerade_from & origin)
@@ -526,7 +521,7 @@ class Vip:
         if self.masquerade:
             parts.append("masquerade")
         elif self.masquerade_from:
-            parts += [f"masquerade_from {origin}" for origin in self.origins_masqueraded]
+            parts.append(f"masquerade_from {','.join(self.origins_masqueraded)}")
         if self.reset:
             parts.append("reset")
         if self.affinity_s:

@@ -26,12 +26,14 @@ from kuproxy.codes import (
     VipType,
 )
 from kuproxy.model.config import NAT46_PREFIX, NAT64_POOL, NAT64_PORTS
-from kuproxy.model.vip import Address, Pod, Vip, VipKey
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 from kuproxy.reference import direct, icmp, ports, reject, rewrite, translate
 from kuproxy.reference.crossing import CROSSING, Crossing, crosses
 from kuproxy.reference.flows import TICK_MASK, Flow, FlowTable, reply_of
 from kuproxy.reference.fragments import FRAGMENT_TICKS, HOLD_BYTES, Fragments
 from kuproxy.reference.life import Life, begins, state_of, tcp_flags
+from kuproxy.reference.numbers import Numbers
+from kuproxy.reference.origins import Origins
 from kuproxy.reference.packet import Endpoints, Packet, Refused, parse
 from kuproxy.reference.passage import LiveFlow, Passage, RefPacket, Result
 from kuproxy.reference.vips import Vips, VipState
@@ -51,6 +53,8 @@ class Reference(Crossing):
     timeout_ticks: int = 400
     decrement_ttl: bool = True
     any_node_address: bool = True
+    pod_ranges: Iterable[Prefix] = ()
+    all_node_addresses: Iterable[Address] = ()  # addresses of the node, at which node ports need not answer
     node_addresses: Iterable[Address] = ()
     reject_rate: int = 1000
     masquerade: Iterable[Address] = ()
@@ -61,6 +65,8 @@ class Reference(Crossing):
     nat64_ports: tuple[int, int] = NAT64_PORTS
     translation_mtu: int = 0  # 0: the routing behind us knows
     own_addresses: dict[Family, Address] = field(default_factory=dict)  # sources of our ICMP errors
+    workers: int = 1  # among which this is the one of that number
+    number: int = 0
 
     counters: Counter[tuple[Node, Reason]] = field(default_factory=Counter)
     outcomes: Counter[Outcome] = field(default_factory=Counter)  # add up to `received`; HELD: waiting now
@@ -70,12 +76,17 @@ class Reference(Crossing):
         self.node_addresses = frozenset(self.node_addresses)
         self._timeouts: dict[FlowState, int] = {}
         self.far = translate.Far(self.nat46_prefix, self.nat64_pool, self.nat64_ports)
-        self._vips = Vips()
+        self._origins = Origins()
+        self._origins.set(self.pod_ranges, self.all_node_addresses)
+        self._vips = Vips(self._origins)
         self._flows = FlowTable(self.buckets)
         self._interfaces: dict[int, InterfaceFlag] = {}
         self._fragments = Fragments()
         self._reject_limit = reject.RateLimit(self.reject_rate)
-        self._tunnels = direct.Tunnels(self.ip4_src_address, self.ip6_src_address)
+        self._tunnels = direct.Tunnels(
+            self.ip4_src_address, self.ip6_src_address, Numbers(self.workers, self.number)
+        )
+        self._identifications = Numbers(self.workers, self.number)
         self._queues: dict[Node, list[Passage]] = {node: [] for node in Node}
         self._released: list[Passage] = []
         self._now = 0
@@ -120,10 +131,22 @@ class Reference(Crossing):
         """At most one of each family."""
         self.masquerade = tuple(addresses)
 
+    def set_origins(self, pod_ranges: Iterable[Prefix], node_addresses: Iterable[Address]) -> None:
+        """Who is a pod, and which addresses are the node's own."""
+        self._origins.set(pod_ranges, node_addresses)
+
     def set_buckets(self, buckets: int, now: int) -> None:
         """All live flows are kept.  Raises ValueError, and nothing changes, if they do not fit."""
         self._flows = self._flows.resized(buckets, now)
         self.buckets = buckets
+
+    def check_buckets(self, buckets: int, now: int) -> None:
+        """Raises ValueError if `set_buckets` would."""
+        self._flows.resized(buckets, now)
+
+    def share_affinity(self, key: VipKey, other: Reference) -> None:
+        """From now on both remember the clients' pods of this VIP together."""
+        self._vips.by_key[key].affinity = other._vips.by_key[key].affinity
 
     # ------------------------------------------------------------------------------------------------ looking
 
@@ -170,14 +193,18 @@ class Reference(Crossing):
         self._flows.forget_dead(now)
         return results
 
-    def collect(self, now: int) -> None:
-        """Removed pods without live flows stop being pods."""
-        for state in self._vips.by_key.values():
-            kept = state.serving | {flow.pod for flow in self._flows.live(now) if flow.vip is state}
-            for pod in state.pod_counters.keys() - kept:
+    def used_pods(self, now: int) -> set[tuple[VipKey, Pod]]:
+        """Those that live flows refer to."""
+        return {(flow.vip.key, flow.pod) for flow in self._flows.live(now)}
+
+    def collect(self, now: int, used: frozenset[tuple[VipKey, Pod]] = frozenset()) -> None:
+        """Removed pods without live flows, here or among those `used` elsewhere, stop being pods."""
+        everywhere = self.used_pods(now) | used
+        for key, state in self._vips.by_key.items():
+            with_flows = {pod for of, pod in everywhere if of == key}
+            for pod in state.pod_counters.keys() - (state.serving | with_flows):
                 del state.pod_counters[pod]
-            serving = {flow.pod.address for flow in self._flows.live(now) if flow.vip is state}
-            state.removed_pods &= serving
+            state.removed_pods &= {pod.address for pod in with_flows}
 
     # ---------------------------------------------------------------------------------------------- the graph
 
@@ -391,7 +418,7 @@ class Reference(Crossing):
                 self._send(passage, Node.REJECT)
                 return
         over = flow is not None and (
-            flow.life.state == FlowState.TCP_CLOSING or not state.gets_new_flows(flow.pod)
+            flow.life.state == FlowState.TCP_CLOSING or not state.gets_new_flows(flow.pod, forward.source)
         )
         if flow is not None and over and begins(flags):
             self._flows.remove(flow, self._now)
@@ -414,7 +441,7 @@ class Reference(Crossing):
             flow.expires = self._after(self.timeout_of(flow.life.state))
 
     def _new_flow(self, passage: Passage, state: VipState, forward: Endpoints, flags: int | None) -> None:
-        if not state.ring:
+        if not state.ring_for(forward.source):
             state.counters[VipCounter.NO_SERVER] += 1
             if state.vip.reject:
                 self._send(passage, Node.REJECT)
@@ -485,6 +512,10 @@ class Reference(Crossing):
     def _allocate(self, state: VipState, forward: Endpoints, pod: Pod, source: Address) -> int | None:
         """A source port towards this pod that no live flow has, and whose reply finds room."""
 
+        def is_ours(port: int) -> bool:
+            comes_back = self._comes_back(source, port, forward.protocol)
+            return comes_back and not self._looks_like_node_port(source, port, forward.protocol)
+
         def is_free(port: int) -> bool:
             pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
             reply = reply_of(forward, pod, pod_port, source, port)
@@ -493,8 +524,18 @@ class Reference(Crossing):
             )
 
         if forward.protocol not in PROTOCOLS_WITH_PORTS:
-            return 0 if is_free(0) else None
-        return ports.allocate(forward.source_port, forward.hash, is_free)
+            return 0 if is_ours(0) and is_free(0) else None
+        return ports.allocate(forward.source_port, forward.hash, is_ours, is_free)
+
+    def _comes_back(self, source: Address, port: int, protocol: int) -> bool:
+        """Do replies to this address and port come to this worker?"""
+        return ports.worker_of(source, port, protocol, self.workers) == self.number
+
+    def _looks_like_node_port(self, address: Address, port: int, protocol: int) -> bool:
+        """Steering looks for node ports first; to one worker all is brought anyhow."""
+        if self.workers == 1 or not self._is_node_address(address):
+            return False
+        return self._vips.match_node_port(Family(address.version), protocol, port) is not None
 
     def _reply_is_free(
         self, state: VipState, forward: Endpoints, pod: Pod, source: Address, source_port: int
@@ -517,7 +558,11 @@ class Reference(Crossing):
     def _follow(self, passage: Passage, flow: Flow) -> None:
         passage.flow = flow
         passage.pod, passage.pod_port = flow.pod, flow.pod_port
-        if not crosses(flow.vip.vip) and flow.is_translated and rewrite.port_is_fixed(passage.packet, flow.source_port):
+        if (
+            not crosses(flow.vip.vip)
+            and flow.is_translated
+            and rewrite.port_is_fixed(passage.packet, flow.source_port)
+        ):
             self._end(passage, Node.BALANCE, Outcome.DROP, Reason.SCTP_FRAGMENT)
             return
         self._to_pod(passage, flow.pod, flow.pod_port)

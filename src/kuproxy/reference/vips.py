@@ -6,13 +6,24 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Family, HashMode, PodCounter, Protocol, VipCounter
+from kuproxy.codes import (
+    PROTOCOLS_WITH_PORTS,
+    Encap,
+    Family,
+    HashMode,
+    Origin,
+    PodCounter,
+    Protocol,
+    VipCounter,
+)
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
 from kuproxy.reference.hashes import flow_hash
 from kuproxy.reference.maglev import in_ring_order, maglev_ring
+from kuproxy.reference.origins import Origins
 from kuproxy.reference.packet import Endpoints
 
 MOST_SLOTS_FURTHER = 64  # looked at when the reply of the first candidate would be ambiguous
+ORIGINS = (Origin.POD, Origin.NODE, Origin.OUTSIDE)
 
 
 @dataclass(frozen=True)
@@ -26,13 +37,15 @@ class Kept:
 class VipState:
     """One life of a VIP. Changed in place; deleted and made again under the same key, it is another object."""
 
-    def __init__(self, vip: Vip):
+    def __init__(self, vip: Vip, origins: Origins):
+        self.origins = origins
         self.deleted = False
         self.counters: Counter[VipCounter] = Counter()
         self.pod_counters: defaultdict[Pod, Counter[PodCounter]] = defaultdict(Counter)  # drained pods' too
         self.removed_pods: set[Address] = set()  # and perhaps serving flows still
         self.vip = vip
-        self.ring: list[Pod] = []  # one pod a slot
+        self.rings: dict[Origin, list[Pod]] = {}  # for clients of each origin, one pod a slot
+        self.getting_new_flows: dict[Origin, frozenset[Pod]] = {}
         self.pods: dict[Pod, int] = {}  # as flows name them, and their weights
         self.drained: set[Pod] = set()  # removed, with flows of their own
         self.affinity: dict[Address, Kept] = {}  # by client
@@ -40,18 +53,25 @@ class VipState:
 
     def change(self, vip: Vip) -> None:
         """Pods, ports, size of the ring. Flows and counters stay."""
-        self.removed_pods |= {pod.address for pod in self.vip.served_pods}
-        self.removed_pods -= {pod.address for pod in vip.served_pods}
-        weights = {Pod(pod.address, vip.pod_port(pod)): pod.weight for pod in vip.served_pods}
+        self.removed_pods |= {pod.address for pod in self.vip.all_pods}
+        self.removed_pods -= {pod.address for pod in vip.all_pods}
+        weights = {Pod(pod.address, vip.pod_port(pod)): pod.weight for pod in vip.all_pods}
         self.drained |= set(self.pods)
         self.drained -= set(weights)
         self.pods = weights
         self.serving = set(weights)
+        for origin in ORIGINS:
+            self._fill(origin, vip)
+        for client in [client for client, kept in self.affinity.items() if kept.pod not in weights]:
+            del self.affinity[client]  # in place: workers share it
+        self.vip = vip
+
+    def _fill(self, origin: Origin, vip: Vip) -> None:
+        weights = {Pod(pod.address, vip.pod_port(pod)): pod.weight for pod in vip.pods_for(origin)}
         ordered = in_ring_order(pod for pod, weight in weights.items() if weight)
         slots = maglev_ring(ordered, vip.new_len, [weights[pod] for pod in ordered])
-        self.ring = [ordered[position] for position in slots]
-        self.affinity = {client: kept for client, kept in self.affinity.items() if kept.pod in weights}
-        self.vip = vip
+        self.rings[origin] = [ordered[position] for position in slots]
+        self.getting_new_flows[origin] = frozenset(ordered)  # also those that a small ring has no slot for
 
     def flush(self, address: Address, port: int) -> list[Pod]:
         """The removed pods that are meant; if they come back, they are others."""
@@ -59,12 +79,16 @@ class VipState:
         self.drained -= set(meant)
         return meant
 
-    def gets_new_flows(self, pod: Pod) -> bool:
-        return self.pods.get(pod, 0) > 0
+    def gets_new_flows(self, pod: Pod, client: Address) -> bool:
+        return pod in self.getting_new_flows[self.origins.of(client)]
+
+    def ring_for(self, client: Address) -> list[Pod]:
+        """The new-flow table for clients of this one's origin; empty without pods for them."""
+        return self.rings[self.origins.of(client)]
 
     def must_masquerade(self, pod: Pod, client: Address) -> bool:
         """By the VIP's wish, or because the client is the pod: its own reply would never come back here."""
-        return self.vip.masquerade or pod.address == client
+        return self.vip.masquerades(self.origins.of(client)) or pod.address == client
 
     def lets_in(self, client: Address) -> bool:
         return not self.vip.source_ranges or any(client in prefix for prefix in self.vip.source_ranges)
@@ -78,7 +102,7 @@ class VipState:
         kept = self.affinity.get(client)
         if not self.affinity_ticks or kept is None or not 0 < (kept.expires - now) & 0xFFFFFFFF < 1 << 31:
             return None
-        return kept.pod if self.gets_new_flows(kept.pod) else None
+        return kept.pod if self.gets_new_flows(kept.pod, client) else None
 
     def remember(self, client: Address, pod: Pod, expires: int) -> None:
         if self.affinity_ticks:
@@ -90,7 +114,7 @@ class VipState:
 
     def has_pod_address(self, address: Address) -> bool:
         """Also that of a removed pod, until nothing refers to it any more."""
-        return address in self.removed_pods or any(pod.address == address for pod in self.vip.served_pods)
+        return address in self.removed_pods or any(pod.address == address for pod in self.vip.all_pods)
 
     def pod_port(self, pod: Pod, packet_port: int, protocol: int) -> int:
         """The pod's own port, else the target port, else the packet's; 0 for protocols without ports."""
@@ -103,18 +127,19 @@ class VipState:
         kept = self.kept_pod(forward.source, now)
         if kept is not None:
             return kept
+        ring = self.ring_for(forward.source)
         if self.vip.hash_mode == HashMode.SOURCE:
             nobody = type(forward.source)(0)
-            return self.ring[flow_hash(forward.source, nobody) % len(self.ring)]
-        return self.ring[forward.hash % len(self.ring)]
+            return ring[flow_hash(forward.source, nobody) % len(ring)]
+        return ring[forward.hash % len(ring)]
 
     def further_candidates(self, forward: Endpoints) -> Iterator[Pod]:
         """The pods of the following slots, not beyond once around; none if the client's address alone decides."""
-        slots = len(self.ring)
+        ring = self.ring_for(forward.source)
         if self.affinity_ticks or self.vip.hash_mode == HashMode.SOURCE:
             return
-        for step in range(1, min(MOST_SLOTS_FURTHER, slots - 1) + 1):
-            yield self.ring[(forward.hash + step) % slots]
+        for step in range(1, min(MOST_SLOTS_FURTHER, len(ring) - 1) + 1):
+            yield ring[(forward.hash + step) % len(ring)]
 
     def addressed_by_client(self, reply: Endpoints, now: int) -> Endpoints | None:
         """What a client must have written for this reply, if this VIP's ring would give it to this very pod.
@@ -126,12 +151,13 @@ class VipState:
             key.prefix.num_addresses != 1
             or self.vip.on_node_only
             or key.family != reply.source.version
-            or not self.ring
+            or not self.ring_for(reply.destination)
         ):
             return None
         if not accepts_protocol(key, reply.protocol) or self.vip.encap is not Encap.NAT:
             return None
-        if self.vip.masquerade or reply.source == reply.destination:
+        masquerades = self.vip.masquerades(self.origins.of(reply.destination))
+        if masquerades or reply.source == reply.destination:
             return None  # masqueraded, so never untracked
         addressed = Endpoints(
             reply.destination,
@@ -169,7 +195,8 @@ def preference(key: VipKey) -> tuple[int, bool, bool]:
 class Vips:
     """All VIPs that exist."""
 
-    def __init__(self) -> None:
+    def __init__(self, origins: Origins) -> None:
+        self.origins = origins
         self.by_key: dict[VipKey, VipState] = {}
 
     def set(self, vip: Vip) -> None:
@@ -182,7 +209,7 @@ class Vips:
         if vip.key in self.by_key:
             self.by_key[vip.key].change(vip)
         else:
-            self.by_key[vip.key] = VipState(vip)
+            self.by_key[vip.key] = VipState(vip, self.origins)
 
     def delete(self, key: VipKey) -> None:
         self.by_key.pop(key).deleted = True

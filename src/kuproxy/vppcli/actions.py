@@ -79,6 +79,7 @@ class SetConf(Action):
     timeout_s: float | None = None  # of every state
     timeouts_s: tuple[tuple[FlowState, float], ...] = ()  # of single states
     masquerade: Address | None = None  # in the place of the former one of its family
+    pod_ranges: tuple[Prefix, ...] | None = None  # in the place of all former ones
     ip4_src_address: Address | None = None
     ip6_src_address: Address | None = None
     nat46_prefix: IPv6Network | None = None

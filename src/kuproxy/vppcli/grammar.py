@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from ipaddress import IPv4Address, IPv6Address
+from operator import or_
 
-from kuproxy.codes import Encap, Family, FlowState, HashMode, Protocol
+from kuproxy.codes import Encap, Family, FlowState, HashMode, Origin, Protocol
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.config import Settings, Show, ShowKind
+from kuproxy.model.config import FlowFilter, Settings, Show, ShowKind
 from kuproxy.model.vip import (
     DEFAULT_NEW_LEN,
     DEFAULT_WEIGHT,
@@ -87,7 +89,12 @@ def _narrowed(selector: VipSelector, options: OptionReader) -> VipSelector:
     return VipSelector(selector.prefix, port, protocol)
 
 
+def _to_ranges(text: str) -> tuple[Prefix, ...]:
+    return tuple(parse_prefix(part) for part in text.split(","))
+
+
 _ADDRESSING: dict[str, Callable[[str], object]] = {
+    "pod-ranges": _to_ranges,
     "ip4-src-address": to_address,
     "ip6-src-address": to_address,
     "nat46-prefix": prefix_parser(6),
@@ -140,6 +147,8 @@ def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> A
 
 
 TIMEOUT_WORDS = {state.label: state for state in FlowState}
+ORIGIN_WORDS = {str(each.name).lower(): each for each in (Origin.POD, Origin.NODE, Origin.OUTSIDE)}
+MOST_FLOWS = 10000  # of one page, as the API has it
 HASH_WORDS = {mode.name.lower(): mode for mode in HashMode}
 
 
@@ -147,8 +156,8 @@ def _to_hash_mode(text: str) -> HashMode:
     return HASH_WORDS[match_keyword(text, HASH_WORDS)]
 
 
-def _to_ranges(text: str) -> tuple[Prefix, ...]:
-    return tuple(parse_prefix(part) for part in text.split(","))
+def _to_origins(text: str) -> Origin:
+    return reduce(or_, (ORIGIN_WORDS[match_keyword(word, ORIGIN_WORDS)] for word in text.split(",")))
 
 
 _NAT_WORDS = tuple(VIP_TYPE_WORDS)
@@ -159,6 +168,7 @@ def _read_vip(_path: tuple[str, ...], options: OptionReader, where: Where) -> Ac
     ports = dict.fromkeys(("port", "target_port", "node_port", "new_len", "dscp", "gue_port"), to_int)
     policy = {
         "affinity": to_seconds,
+        "masquerade_from": _to_origins,
         "source_ranges": _to_ranges,
         "hash": _to_hash_mode,
         "sessions": to_int,
@@ -206,6 +216,7 @@ def _read_vip(_path: tuple[str, ...], options: OptionReader, where: Where) -> Ac
             dscp=options.get("dscp", int, 0),
             gue_port=options.get("gue_port", int, 0),
             masquerade=options.get("masquerade", bool, False),
+            masquerade_from=options.get("masquerade_from", Origin, Origin(0)),
             reset=options.get("reset", bool, False),
             affinity_s=options.get("affinity", float, 0.0),
             source_ranges=options.get("source_ranges", tuple, ()),
@@ -271,6 +282,41 @@ def _read_show(kind: ShowKind) -> Callable[[tuple[str, ...], OptionReader, Where
     return read
 
 
+def _to_place(text: str) -> tuple[int, int]:
+    """`0:4711`, as a page of flows tells it."""
+    worker, colon, slot = text.partition(":")
+    if not colon:
+        raise WordError(
+            f"{text!r} is no place in the flow tables", "write WORKER:SLOT, as the page before says"
+        )
+    return to_int(worker), to_int(slot)
+
+
+def _to_state(text: str) -> FlowState:
+    return TIMEOUT_WORDS[match_keyword(text, TIMEOUT_WORDS)]
+
+
+def _read_show_flows(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
+    options.read(
+        {
+            "vip": parse_prefix,
+            "pod": parse_address,
+            "client": parse_address,
+            "state": _to_state,
+            "limit": to_int,
+            "after": _to_place,
+        }
+    )
+    limit = options.get("limit", int, FlowFilter().limit)
+    if not 1 <= limit <= MOST_FLOWS:
+        line = options.line_of("limit", where.line)
+        options.problem(f"{limit} is no length of a page", line, "limit", f"it is 1 to {MOST_FLOWS}")
+    if options.problems:
+        return None
+    wanted = FlowFilter(**{**options.values, "limit": limit})  # type: ignore[arg-type]
+    return ShowAction(Show(ShowKind.FLOWS, flows=wanted), where=where)
+
+
 def _read_trace(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
     packets = options.take("add", to_int)
     options.read({})
@@ -295,6 +341,23 @@ def _table() -> tuple[Command, ...]:
     trace = "record the way of the next n packets through the graph"
     show_trace = "the recorded packets: their nodes, what was decided, what became of them"
     mark = "translate back what comes from pods on this interface"
+    show_flows = (
+        "a line for each remembered flow that fits: of one VIP's prefix, to a pod, of a client, in a state "
+        f"({', '.join(TIMEOUT_WORDS)}); a page of 100 unless limit says otherwise, its last line says where the next "
+        "one begins"
+    )
+    flow_options = (
+        "[vip <prefix>] [pod <address>] [client <address>] [state <state>] [limit <n>] [after <place>]"
+    )
+    flows = [
+        Command(path, flow_options, show_flows, _read_show_flows, hidden)
+        for path, hidden in (
+            (("show", "kube-proxy", "flows"), False),
+            (("show", "flows"), True),
+            (("kube-proxy", "show", "flows"), True),
+            (("kube-proxy", "show", "kube-proxy", "flows"), True),
+        )
+    ]
     marks = []
     for nat in ("nat4", "nat6"):
         for path, hidden in (
@@ -307,11 +370,13 @@ def _table() -> tuple[Command, ...]:
         Command(
             ("kube-proxy", "conf"),
             "[buckets <n>] [buckets-log2 <n>] [timeout <s>] [timeout <state> <s>] [masquerade <address>] "
+            "[pod-ranges <prefix>[,<prefix>...]] "
             "[ip4-src-address <addr>] [ip6-src-address <addr>] "
             "[nat46-prefix <prefix>] [nat64-pool <prefix>] [nat64-ports <low>-<high>] [nat-mtu <n>]",
             "size of the established-flow table of each worker, how long a silent flow is remembered (in any "
-            f"state, or in one of {', '.join(TIMEOUT_WORDS)}), the source of masqueraded packets, the outer source "
-            "addresses of tunnels, and what clients are called at pods of the other family",
+            f"state, or in one of {', '.join(TIMEOUT_WORDS)}), the source of masqueraded packets, where pods have "
+            "their addresses (for VIPs that treat pods and others unlike), the outer source addresses of tunnels, "
+            "and what clients are called at pods of the other family",
             _read_conf,
         ),
         Command(
@@ -319,7 +384,7 @@ def _table() -> tuple[Command, ...]:
             "<prefix> [protocol any|tcp|udp|sctp] [port <n>] [target_port <n>] [node_port <n>] "
             "[nat4|nat6|nat44|nat46|nat64|nat66] "
             "[encap gre4|gre6|l3dsr|ipip|ipip4|ipip6|gue|gue4|gue6|nat4|nat6] [dscp <n>] [gue_port <n>] "
-            "[new_len <n>] [masquerade] [reset] [affinity <s>] "
+            "[new_len <n>] [masquerade] [masquerade_from pod|node|outside[,...]] [reset] [affinity <s>] "
             "[source_ranges <prefix>[,<prefix>...]] [hash flow|source] [sessions <n>] [del]",
             "add a VIP, or delete it with its pods",
             _read_vip,
@@ -335,6 +400,7 @@ def _table() -> tuple[Command, ...]:
         *marks,
         Command(("show", "kube-proxy"), "", show_all, _read_show(ShowKind.GENERAL)),
         Command(("show", "kube-proxy", "vips"), "[verbose]", show_vips, _read_show(ShowKind.VIPS)),
+        *flows,
         Command(("show", "node", "counters"), "", show_nodes, _read_show(ShowKind.NODES)),
         Command(("kube-proxy", "show"), "", show_all, _read_show(ShowKind.GENERAL), hidden=True),
         Command(

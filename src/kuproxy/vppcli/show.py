@@ -22,6 +22,7 @@ from kuproxy.codes import (
 from kuproxy.model.config import Settings, Show, ShowKind
 from kuproxy.model.report import NodeCount, PodReport, Report, VipReport
 from kuproxy.model.vip import DEFAULT_WEIGHT, Vip, address_text
+from kuproxy.vppcli.flows import show_flows
 from kuproxy.vppcli.trace import show_trace, trace_json
 
 __all__ = ["render", "show_general", "show_nodes", "show_vips", "show_vips_verbose", "to_json"]
@@ -33,6 +34,8 @@ def render(report: Report, show: Show) -> str:
         return show_nodes(report)
     if show.kind is ShowKind.TRACE:
         return show_trace(report.trace)
+    if show.kind is ShowKind.FLOWS:
+        return show_flows(report.flows)
     if show.kind is ShowKind.VIPS:
         return show_vips_verbose(report) if show.verbose else show_vips(report)
     return show_general(report)
@@ -103,21 +106,32 @@ def _vip_lines(entry: VipReport) -> Iterable[str]:
         yield f"  gue_port:{vip.gue_port}"
     if vip.owner != "ku":
         yield f"  owner:{vip.owner}"
+    if vip.masquerade or vip.masquerade_from:
+        yield f"  masquerade:{','.join(vip.origins_masqueraded) or 'everybody'}"
     yield "  counters:"
     for counter in VipCounter:
         if counter == VipCounter.EVICTED and not entry.counters.get(counter):
             continue  # a flood is news
         yield f"    {VIP_COUNTER_TEXT[counter]}: {entry.counters.get(counter, 0)}"
     yield f"  #pod:{len(_live_pods(entry))}"
+    if vip.outside_pods == () and vip.pods:
+        yield f"    nobody for clients from outside: they are {'refused' if vip.reject else 'dropped'}"
     for pod in entry.pods:
         state = "removed" if pod.draining else "used"
         weight = "" if pod.weight == DEFAULT_WEIGHT else f"  weight {pod.weight}"
-        yield f"    {address_text(pod.address, pod.port)} {pod.slots} buckets   {pod.flows} flows  {state}{weight}"
+        yield f"    {address_text(pod.address, pod.port)} {_buckets(pod)}   {pod.flows} flows  {state}{weight}"
         counted = [
             f"{POD_COUNTER_TEXT[each]}: {pod.counters[each]}" for each in PodCounter if pod.counters.get(each)
         ]
         if counted:
             yield f"      {', '.join(counted)}"
+
+
+def _buckets(pod: PodReport) -> str:
+    """Slots of the new-flow table; where there are two, of that for pods and the node, and of that for the others."""
+    if pod.outside_slots is None:
+        return f"{pod.slots} buckets"
+    return f"{pod.slots} buckets inside, {pod.outside_slots} outside"
 
 
 def show_nodes(report: Report) -> str:
@@ -149,6 +163,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "timeout": report.settings.timeout_s,
             "timeouts": {state.label: seconds for state, seconds in report.settings.timeouts.items()},
             "masquerade": [str(address) for address in report.settings.masquerade],
+            "pod_ranges": [str(prefix) for prefix in report.settings.pod_ranges],
         }
         | {
             f"ip{version}_src_address": str(address)
@@ -201,6 +216,7 @@ def _vip_json(entry: VipReport) -> dict[str, Any]:
         "new_len": vip.new_len,
         "reject": vip.reject,
         "masquerade": vip.masquerade,
+        "masquerade_from": list(vip.origins_masqueraded),
         "reset": vip.reset,
         "affinity": vip.affinity_s,
         "source_ranges": [str(prefix) for prefix in vip.source_ranges],
@@ -214,6 +230,7 @@ def _vip_json(entry: VipReport) -> dict[str, Any]:
                 "address": str(pod.address),
                 "port": pod.port,
                 "buckets": pod.slots,
+                "outside_buckets": pod.outside_slots,
                 "flows": pod.flows,
                 "removed": pod.draining,
                 "counters": {each.name.lower(): pod.counters.get(each, 0) for each in PodCounter},

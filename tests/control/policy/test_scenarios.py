@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kuproxy.codes import Origin
 from kuproxy.control.compile import Compiler
 from kuproxy.control.policy import vips_of
 from kuproxy.control.store import Store
@@ -63,7 +64,7 @@ def line(vip: Vip) -> str:
         parts.append(f"affinity {vip.affinity_s:g}")
     if vip.source_ranges:
         parts.append("from " + " ".join(map(str, vip.source_ranges)))
-    if not vip.served_pods:
+    if not vip.pods_for(Origin.OUTSIDE):
         parts.append("reject" if vip.reject else "drop")
     return "; ".join(parts)
 

@@ -1,7 +1,7 @@
 """Pods and rings: who gets new flows, whose old flows still run, and when an index is free again."""
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter, is_, lt
+from operator import attrgetter, lt
 
 import numpy as np
 
@@ -10,14 +10,24 @@ from kuproxy.control.compile.entries import MatchEntries, reference_place
 from kuproxy.control.compile.records import Draining, Ring, VipRecord
 from kuproxy.control.compile.rings import fill, fill_equal
 from kuproxy.control.compile.words import HOST, Words, address_words, key_word, word_columns
-from kuproxy.dataplane.layout import KIND_POD, KIND_POD_ADDRESS, MAX_PODS, RING_ARENA, Tables
+from kuproxy.control.rings import RingHistory
+from kuproxy.dataplane.layout import (
+    KIND_POD,
+    KIND_POD_ADDRESS,
+    MAX_PODS,
+    RING_ARENA,
+    RING_INSIDE,
+    RING_OUTSIDE,
+    RING_SPLIT,
+    Tables,
+)
 from kuproxy.dataplane.writer import Arena, IndexPool
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
 
 _POD_ID = attrgetter("id")
 
 
-def _reply_place(pod: Pod) -> int:
+def reply_place(pod: Pod) -> int:
     """Address, port and version in one number: a tenth of a tuple's memory, a hundred thousand times."""
     number, port, version, _ = pod.id
     return number << 24 | port << 8 | version
@@ -28,6 +38,19 @@ def _pod_key(kind: int, family: np.ndarray) -> np.ndarray:
     return np.uint64(key_word(kind, 0, HOST, 0, 0)) | family.astype(np.uint64) << np.uint64(48)
 
 
+def pod_flags(vip: Vip) -> list[int]:
+    """Whose new flows each of `vip.all_pods` gets."""
+    flags = [int(PodFlag.USED) if pod.weight else 0 for pod in vip.all_pods]
+    if vip.outside_pods is not None:
+        inside, outside = set(vip.pods), set(vip.outside_pods)
+        for number, pod in enumerate(vip.all_pods):
+            if pod.weight and pod not in inside:
+                flags[number] |= PodFlag.NOT_INSIDE
+            if pod.weight and pod not in outside:
+                flags[number] |= PodFlag.NOT_OUTSIDE
+    return flags
+
+
 class PodRows(MatchEntries):
     """Gives pods their indices and keeps them as long as flows need them."""
 
@@ -36,9 +59,10 @@ class PodRows(MatchEntries):
         self._rings = Arena(RING_ARENA, "ring slots")
         self._pod_indices = IndexPool(MAX_PODS, "pods")
         self._draining: dict[int, Draining] = {}  # by pod index
-        # Pods with the same replies by `_reply_place`: mostly one, and a list where they are several, the newest last.
+        # Pods with the same replies by `reply_place`: mostly one, and a list where they are several, the newest last.
         self._chains: dict[int, int | list[int]] = {}
         self._new_pods: list[int] = []
+        self.former_rings = RingHistory()
         self._in_bulk = False
         self._waiting_pods: list[tuple[int, int, Pod, int]] = []  # index, VIP's index, pod, flags
         self._waiting_rings: list[tuple[VipRecord, Sequence[Pod], list[int]]] = []
@@ -67,45 +91,64 @@ class PodRows(MatchEntries):
         return taken
 
     def slots_of(self, record: VipRecord) -> dict[int, int]:
-        """Ring slots by pod index."""
-        if record.ring is None:
+        """Ring slots by pod index; with two rings, those of the inside's."""
+        return self._slots(record, RING_INSIDE)
+
+    def outside_slots_of(self, record: VipRecord) -> dict[int, int] | None:
+        """The same of the ring for clients from outside; None where they share the one ring."""
+        if record.vip.outside_pods is None:
+            return None
+        return self._slots(record, RING_OUTSIDE)
+
+    def _slots(self, record: VipRecord, which: int) -> dict[int, int]:
+        ring = record.ring
+        if ring is None or (ring.kind and not ring.kind & which):
             return {}
-        ring = self._ring_view(record.ring)
-        owners, counts = np.unique(ring, return_counts=True)
+        owners, counts = np.unique(self._ring_view(ring, which), return_counts=True)
         return dict(zip(owners.tolist(), counts.tolist(), strict=True))
 
+    def owners_of(self, record: VipRecord) -> np.ndarray:
+        """uint32[slots]: the pod index of each slot of the new-flow table, of the inside's with two; 0 without pods."""
+        ring = record.ring
+        if ring is None or ring.kind == RING_OUTSIDE:
+            return np.zeros(record.vip.new_len, np.uint32)
+        return self._ring_view(ring, RING_INSIDE).copy()
+
+    def bounds(self) -> tuple[int, int]:
+        """One more than the highest index of a VIP, and of a pod, that was ever given out."""
+        return self._vip_indices.bound, self._pod_indices.bound
+
     def _set_pods(self, record: VipRecord, vip: Vip) -> None:
-        if not (vip.served_pods or record.pods or record.ring):
+        if not (vip.all_pods or record.pods or record.ring):
             return
         # In the records a pod is its address and port; its weight may change while it stays the same pod.
-        weights = {Pod(pod.address, pod.port or vip.target_port): pod.weight for pod in vip.served_pods}
+        named = [Pod(pod.address, vip.pod_port(pod)) for pod in vip.all_pods]
+        flags = dict(zip(named, pod_flags(vip), strict=True))
         if not (record.pods or record.draining):
-            record.pods = self._add_pods(record, list(weights), weights)
-            self._set_ring(record, weights)
+            record.pods = self._add_pods(record, named, flags)
+            self._set_rings(record, vip)
             return
-        for pod in weights:
+        for pod in named:
             if pod in record.draining:
                 record.pods[pod] = self._revive(record, pod)
-        new = [pod for pod in weights if pod not in record.pods]
-        record.pods.update(self._add_pods(record, new, weights))
-        for pod, weight in weights.items():
-            if weight:
-                self.tables.pods[record.pods[pod]]["flags"] = int(PodFlag.USED)
-        # The new ring goes live before the pods that left it are marked.
-        self._set_ring(record, weights)
-        for pod in [pod for pod in record.pods if pod not in weights]:
+        new = [pod for pod in named if pod not in record.pods]
+        record.pods.update(self._add_pods(record, new, flags))
+        for pod, wanted in flags.items():
+            if wanted:
+                row = self.tables.pods[record.pods[pod]]
+                row["flags"] = wanted & (int(row["flags"]) | PodFlag.USED)
+        # The new rings go live before the pods that left one are marked.
+        self._set_rings(record, vip)
+        for pod in [pod for pod in record.pods if pod not in flags]:
             self._drain(record, pod)
-        for pod, weight in weights.items():
-            if not weight:
-                self.tables.pods[record.pods[pod]]["flags"] = 0
+        for pod, wanted in flags.items():
+            self.tables.pods[record.pods[pod]]["flags"] = wanted
 
-    def _add_pods(self, record: VipRecord, pods: Sequence[Pod], weights: Mapping[Pod, int]) -> dict[Pod, int]:
+    def _add_pods(self, record: VipRecord, pods: Sequence[Pod], flags: Mapping[Pod, int]) -> dict[Pod, int]:
         """Give them indices, rows and entries, those in one go."""
         indices = [self._pod_indices.allocate() for _ in pods]
-        used = int(PodFlag.USED)
         self._waiting_pods += [
-            (index, record.index, pod, used if weights[pod] else 0)
-            for index, pod in zip(indices, pods, strict=True)
+            (index, record.index, pod, flags[pod]) for index, pod in zip(indices, pods, strict=True)
         ]
         self._new_pods += indices
         if not self._in_bulk:
@@ -141,7 +184,7 @@ class PodRows(MatchEntries):
 
     def _join_chain(self, pod: Pod, index: int) -> int:
         """Make a pod the first of those with the same replies; returns the one that was, or 0."""
-        place = _reply_place(pod)
+        place = reply_place(pod)
         present = self._chains.setdefault(place, index)
         if present == index:
             return 0
@@ -198,7 +241,7 @@ class PodRows(MatchEntries):
 
     def _leave_chain(self, pod: Pod, index: int) -> None:
         (hi, lo), word = self._reply_key(pod)
-        place = _reply_place(pod)
+        place = reply_place(pod)
         present = self._chains[place]
         if not isinstance(present, list):
             del self._chains[place]
@@ -215,33 +258,54 @@ class PodRows(MatchEntries):
 
     # ------------------------------------------------------------------------------------------------- rings
 
-    def _ring_view(self, ring: Ring) -> np.ndarray:
-        return self.tables.rings[ring.offset : ring.offset + (1 << ring.log2)]
+    def _ring_view(self, ring: Ring, which: int) -> np.ndarray:
+        """`which`: RING_INSIDE or RING_OUTSIDE, where there are two."""
+        start = ring.offset
+        if ring.kind == RING_SPLIT and which == RING_OUTSIDE:
+            start += 1 << ring.log2
+        return self.tables.rings[start : start + (1 << ring.log2)]
 
-    def _set_ring(self, record: VipRecord, weights: Mapping[Pod, int]) -> None:
-        """For pods that are all in record.pods; those of weight 0 get no slot."""
+    @staticmethod
+    def _in_order(record: VipRecord, pods: Sequence[Pod]) -> tuple[list[Pod], list[int]]:
+        """Those of a VIP's pods that get slots, in the ring's order, with their ports and indices."""
+        port = record.vip.target_port
+        weighing = [pod for pod in pods if pod.weight]
+        if len(weighing) == len(record.pods) and not any(pod.port for pod in weighing):
+            named = list(record.pods)
+            ids = [pod.id for pod in named]
+            same = [pod.id[0] for pod in weighing] == [each[0] for each in ids]
+            if same and all(pod.weight == 1 for pod in weighing) and all(map(lt, ids, ids[1:])):
+                return named, list(record.pods.values())  # nearly always
+        placed = [Pod(pod.address, pod.port or port, pod.weight) for pod in weighing]
+        placed.sort(key=_POD_ID)
+        return placed, [record.pods[pod.weighing(1)] for pod in placed]
+
+    def _set_rings(self, record: VipRecord, vip: Vip | None) -> None:
+        """The ring for everybody, or that of pods and the node and that of clients from outside: one word.
+
+        The pods of `vip` (None: there are none) are all in record.pods; those of weight 0 get no slot.
+        """
         old = record.ring
-        word = 0
+        former = None if old is None or old.kind == RING_OUTSIDE else self._ring_view(old, RING_INSIDE)
+        self.former_rings.note(record.vip.key, former, record.pods.items())
         record.ring = None
-        pods = [pod.weighing(weight) for pod, weight in weights.items() if weight]
-        if pods:
+        outside = vip.outside_pods if vip is not None else None
+        groups = {RING_INSIDE: vip.pods if vip is not None else (), RING_OUTSIDE: outside or ()}
+        placed = {which: self._in_order(record, each) for which, each in groups.items()}
+        members = {which: each for which, each in placed.items() if each[0]}
+        if members:
             log2 = record.vip.new_len.bit_length() - 1
-            record.ring = Ring(self._rings.allocate(log2), log2)
-            ids = [pod.id for pod in pods]
-            in_order = len(pods) == len(record.pods) and all(map(is_, record.pods, weights))
-            if in_order and all(map(lt, ids, ids[1:])):
-                owners = list(record.pods.values())
-            else:
-                pods.sort(key=_POD_ID)
-                owners = [record.pods[pod.weighing(1)] for pod in pods]
-            if self._in_bulk and all(pod.weight == pods[0].weight for pod in pods):
+            ring = record.ring = Ring(0, log2, 0 if outside is None else sum(members))
+            ring.offset = self._rings.allocate(ring.block_log2)
+            pods, owners = placed[RING_INSIDE]
+            if self._in_bulk and outside is None and all(pod.weight == pods[0].weight for pod in pods):
                 self._waiting_rings.append((record, pods, owners))
                 return  # a new VIP, which has no former ring
-            fill(pods, np.array(owners, np.uint32), self._ring_view(record.ring))
-            word = record.ring.offset << 8 | log2
-        self.tables.vips[record.index]["ring"] = word
+            for which, (pods, owners) in members.items():
+                fill(pods, np.array(owners, np.uint32), self._ring_view(ring, which))
+        self.tables.vips[record.index]["ring"] = record.ring.word if record.ring else 0
         if old is not None:
-            self._retire(lambda: self._rings.free(old.offset, old.log2))
+            self._retire(lambda: self._rings.free(old.offset, old.block_log2))
 
     # -------------------------------------------------------------------------------------------------- bulk
 
@@ -267,7 +331,7 @@ class PodRows(MatchEntries):
             records, pods, owners = zip(*waiting, strict=True)
             rings = [record.ring for record in records]
             fill_equal(pods, owners, self.tables.rings, rings)
-            words = [ring.offset << 8 | ring.log2 for ring in rings]
+            words = [ring.word for ring in rings]
             self.tables.vips["ring"][[record.index for record in records]] = words
         self._match.release()
         self._vip_match.release()

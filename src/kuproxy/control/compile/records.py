@@ -2,18 +2,31 @@
 
 from dataclasses import dataclass, field
 
+from kuproxy.dataplane.layout import RING_SPLIT
 from kuproxy.model.vip import Pod, Vip
 
 
 @dataclass(slots=True)
 class Ring:
+    """The block of a VIP's ring, or of its two, the inside's first."""
+
     offset: int
-    log2: int
+    log2: int  # of each ring
+    kind: int = 0  # RING_INSIDE and RING_OUTSIDE, as in VIP["ring"]
+
+    @property
+    def block_log2(self) -> int:
+        return self.log2 + (self.kind == RING_SPLIT)
+
+    @property
+    def word(self) -> int:
+        """VIP["ring"]."""
+        return self.offset << 8 | self.kind | self.log2
 
 
 @dataclass(slots=True)
 class Block:
-    """A block of source ranges."""
+    """A block of prefixes."""
 
     offset: int
     log2: int
@@ -25,11 +38,12 @@ class VipRecord:
 
     index: int
     vip: Vip
-    pods: dict[Pod, int] = field(default_factory=dict)  # in the ring; Pod with its port resolved
+    pods: dict[Pod, int] = field(default_factory=dict)  # in a ring; Pod with its port resolved
     draining: dict[Pod, int] = field(default_factory=dict)
     flushed: dict[int, Pod] = field(default_factory=dict)  # removed, by index; their flows end
     ring: Ring | None = None
     ranges: Block | None = None
+    node_port: int = 0  # that is entered
     removed: bool = False
 
 

@@ -1,13 +1,14 @@
 """What the tables hold beside VIPs and pods: the words of the header, marks of interfaces, sources by number."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
 
 import numpy as np
 
 from kuproxy.codes import FlowState
-from kuproxy.control.compile.state import TableState
-from kuproxy.control.compile.words import address_words
+from kuproxy.control.compile.ranges import RangeBlocks
+from kuproxy.control.compile.records import Block
+from kuproxy.control.compile.words import address_words, words_address
 from kuproxy.dataplane.layout import (
     MAX_SOURCES,
     T_ANY_NODE_ADDRESS,
@@ -20,9 +21,13 @@ from kuproxy.dataplane.layout import (
     T_NAT64_BASE,
     T_NAT64_COUNT,
     T_NAT64_PORTS,
+    T_NODE_RANGES4,
+    T_NODE_RANGES6,
     T_OWN4,
     T_OWN6_HI,
     T_OWN6_LO,
+    T_POD_RANGES4,
+    T_POD_RANGES6,
     T_REJECT_RATE,
     T_TRANSLATION_MTU,
     T_TUNNEL_SOURCE,
@@ -30,22 +35,27 @@ from kuproxy.dataplane.layout import (
     Tables,
 )
 from kuproxy.model.config import NAT46_PREFIX, NAT64_POOL, NAT64_PORTS
-from kuproxy.model.vip import Address
+from kuproxy.model.vip import Address, Prefix, host_prefix
 
 DEFAULT_REJECT_RATE = 1000  # ICMP answers per second and worker, as Linux' icmp_msgs_per_sec
 
 
-class SettingsWords(TableState):
+class SettingsWords(RangeBlocks):
     """Each setting takes effect with its publication; flows that began before keep what they began with."""
 
     def __init__(self, tables: Tables, *, decrement_ttl: bool, any_node_address: bool):
         super().__init__(tables)
         self._sources: list[Address] = []  # of IPv6, in the order of their indices
         self._next_source = 0
+        self._origins: dict[int, tuple[tuple[Prefix, ...], Block | None]] = {}  # by word of the header
         tables.header[T_DECREMENT_TTL] = int(decrement_ttl)
         tables.header[T_ANY_NODE_ADDRESS] = int(any_node_address)
         tables.header[T_REJECT_RATE] = DEFAULT_REJECT_RATE
-        self.set_translation(NAT46_PREFIX, NAT64_POOL, NAT64_PORTS, 0)
+        if self.inherited:
+            self._sources = list(_sources(tables))
+            self._next_source = len(self._sources)
+        else:
+            self.set_translation(NAT46_PREFIX, NAT64_POOL, NAT64_PORTS, 0)
 
     def set_timeout(self, seconds: float) -> int:
         """One flow timeout for all states, from the next packet of each flow on."""
@@ -111,7 +121,35 @@ class SettingsWords(TableState):
         self.tables.header[T_OWN6_HI], self.tables.header[T_OWN6_LO] = own.get(6, (0, 0))
         return self._publish()
 
+    def set_pod_ranges(self, prefixes: Iterable[Prefix]) -> int:
+        """Whose packets count as a pod's (Origin.POD), wherever VIPs treat clients unlike. No flow that runs moves."""
+        return self._set_origin(T_POD_RANGES4, T_POD_RANGES6, prefixes)
+
+    def set_node_ranges(self, addresses: Iterable[Address]) -> int:
+        """The node's own addresses, all of them: a client with one of them is the node itself (Origin.NODE)."""
+        return self._set_origin(T_NODE_RANGES4, T_NODE_RANGES6, map(host_prefix, addresses))
+
+    def _set_origin(self, word4: int, word6: int, prefixes: Iterable[Prefix]) -> int:
+        every = set(prefixes)
+        for version, word in ((4, word4), (6, word6)):
+            wanted = tuple(sorted(each for each in every if each.version == version))
+            known, old = self._origins.get(word, ((), None))
+            if wanted != known:
+                block = self._write_block(wanted)
+                self._origins[word] = wanted, block
+                self.tables.header[word] = block.offset if block else 0
+                self._give_up_block(old)
+        return self._publish()
+
     def set_interface(self, index: int, flags: int) -> int:
         """Mark an interface (InterfaceFlag)."""
         self.tables.interfaces[index] = flags
         return self._publish()
+
+
+def _sources(tables: Tables) -> Iterator[Address]:
+    """The sources that have a number, in the order of their numbers."""
+    for row in tables.sources[1:]:
+        if row["hi"] == 0 and row["lo"] == 0:
+            return
+        yield words_address(6, int(row["hi"]), int(row["lo"]))

@@ -46,6 +46,7 @@ MAX_NEW_LEN = 65536
 SLOTS_PER_POD = 100
 ANY_ADDRESS = {Family.IPV4: ip_network("0.0.0.0/32"), Family.IPV6: ip_network("::/128")}
 RANGE_OWNER = "ServiceCIDR"
+_WITHOUT_NODE = ": which node this is, no Node object says"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,9 @@ def not_honoured(service: Service) -> list[str]:
     """What a service asks for and does not get without a node's view: said aloud, traffic goes elsewhere."""
     texts = []
     if service.external_traffic_policy is TrafficPolicy.LOCAL:
-        texts.append("externalTrafficPolicy: Local is treated as Cluster")
+        texts.append(f"externalTrafficPolicy: Local is treated as Cluster{_WITHOUT_NODE}")
     if service.internal_traffic_policy is TrafficPolicy.LOCAL:
-        texts.append("internalTrafficPolicy: Local is treated as Cluster")
+        texts.append(f"internalTrafficPolicy: Local is treated as Cluster{_WITHOUT_NODE}")
     return texts
 
 

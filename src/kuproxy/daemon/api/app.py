@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import msgspec
@@ -12,18 +12,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
+from starlette.types import ASGIApp
 
 from kuproxy.daemon.api.auth import Access, Peer
-from kuproxy.daemon.api.openapi import describe
+from kuproxy.daemon.api.openapi import SVG, describe
 from kuproxy.daemon.api.routes import ROUTES, Lines, Route, writes
-from kuproxy.daemon.api.views import Error, Fault, error_of
+from kuproxy.daemon.api.views import Error, Fault, Picture, error_of
+from kuproxy.daemon.api.web import HEADERS, Guarded, page_routes
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.metrics import exposition
 from kuproxy.daemon.persist import StateFileError
 from kuproxy.daemon.thread import ControlThread
+from kuproxy.daemon.upgrade import UpgradeError
 from kuproxy.errors import ConflictError, DriverError, KuError, SteeringError, TableFullError
 
-__all__ = ["BODY_LIMIT", "make_app", "make_metrics_app"]
+__all__ = ["BODY_LIMIT", "make_app", "make_metrics_app", "make_web_app"]
 
 BODY_LIMIT = 32 << 20  # a state of 100,000 VIPs with three pods each takes 29 MB
 BODY_TIMEOUT_S = 10.0
@@ -43,6 +46,8 @@ class Refused(Exception):
 
 
 def _json(record: Any, status: int = 200) -> Response:
+    if isinstance(record, Picture):
+        return Response(record.svg, media_type=SVG, headers=HEADERS)
     return Response(msgspec.json.encode(record), status, media_type="application/json")
 
 
@@ -56,7 +61,7 @@ def _refusal(error: Exception) -> Response:
         return response
     assert isinstance(error, KuError)
     status = 503 if isinstance(error, StateFileError | DriverError | SteeringError) else 422
-    if isinstance(error, ConflictError | TableFullError):
+    if isinstance(error, ConflictError | TableFullError | UpgradeError):
         status = 409
     return _json(error_of(error), status)
 
@@ -123,7 +128,8 @@ def _endpoint(
             if not access.may_read(peer, authorization):
                 raise Refused(401, access.refusal(peer))
             may_write = access.may_write(peer, authorization)
-            if route.write and not may_write:
+            changes = route.write or (access.read_only and route.method != "GET")
+            if changes and not may_write:
                 raise Refused(403, access.refusal(peer))
             query = _query(request, route.query)
             body = await _decoded(request, route.body)
@@ -193,7 +199,7 @@ def make_metrics_app(controller: Controller, thread: ControlThread) -> Starlette
 
 
 def make_app(controller: Controller, access: Access, thread: ControlThread) -> Starlette:
-    """Everything."""
+    """Everything: the API, health and metrics, the page."""
     description = msgspec.json.encode(describe(ROUTES, TEXTS))
 
     async def openapi(_request: Request) -> Response:
@@ -205,4 +211,10 @@ def make_app(controller: Controller, access: Access, thread: ControlThread) -> S
         for path in dict.fromkeys(route.path for route in ROUTES)
     ]
     routes += [*_text_routes(controller, thread), StarletteRoute("/openapi.json", openapi, methods=["GET"])]
+    routes += page_routes()
     return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+
+
+def make_web_app(controller: Controller, thread: ControlThread, names: Collection[str] = ()) -> ASGIApp:
+    """The page and what it reads, for everybody who can reach it; `names`: under which, beside addresses."""
+    return Guarded(make_app(controller, Access(read_only=True), thread), names)

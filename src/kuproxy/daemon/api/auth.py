@@ -48,13 +48,16 @@ class Access:
 
     group: int | None = None
     tokens: frozenset[bytes] = frozenset()
+    read_only: bool = False  # the page's listener: everybody may read, nobody may write
     owner: int = field(default_factory=os.geteuid)
 
     def may_read(self, peer: Peer, authorization: str) -> bool:
         """Whoever could open the Unix socket may read: its mode is the gate.  Others need what writing needs."""
-        return peer.uid >= 0 or peer.certified or self._has_token(authorization)
+        return self.read_only or peer.uid >= 0 or peer.certified or self._has_token(authorization)
 
     def may_write(self, peer: Peer, authorization: str) -> bool:
+        if self.read_only:
+            return False
         if peer.uid in (0, self.owner) or (self.group is not None and self.group in peer.groups):
             return True
         return peer.certified or self._has_token(authorization)
@@ -67,6 +70,8 @@ class Access:
 
     def refusal(self, peer: Peer) -> str:
         """One line that says which right is missing."""
+        if self.read_only:
+            return "nothing can be changed here: that needs the daemon's Unix socket (`ku`), or [tcp] with a token"
         if peer.uid < 0:
             return "this needs the daemon's token (Authorization: Bearer ...) or a client certificate that it trusts"
         needed = "root" if self.owner == 0 else f"root or user {self.owner}"

@@ -8,9 +8,11 @@ import msgspec
 
 from kuproxy import __version__
 from kuproxy.daemon.api.routes import Nothing, Route
-from kuproxy.daemon.api.views import Error
+from kuproxy.daemon.api.views import Error, Picture
 
-__all__ = ["REFUSALS", "describe"]
+__all__ = ["REFUSALS", "SVG", "describe"]
+
+SVG = "image/svg+xml"
 
 REFUSALS = {
     400: "the request cannot be read",
@@ -59,12 +61,16 @@ def describe(routes: tuple[Route, ...], texts: dict[str, str]) -> dict[str, Any]
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {}
     for route in routes:
-        answers: dict[str, Any] = {"200": {"description": "done", "content": _content(route.reply.__name__)}}
+        content: dict[str, Any] = _content(route.reply.__name__)
+        if route.reply is Picture:
+            content = {SVG: {"schema": {"type": "string"}}}
+        answers: dict[str, Any] = {"200": {"description": "done", "content": content}}
         for status, text in REFUSALS.items():
             answers[str(status)] = {"description": text, "content": _content("Error")}
+        place = route.path.removeprefix("/v1/").replace("/", "_").replace(".", "_")
         operation: dict[str, Any] = {
             "summary": route.summary,
-            "operationId": f"{route.method.lower()}{route.path.replace('/v1/', '_').replace('/', '_')}",
+            "operationId": f"{route.method.lower()}_{place}",
             "parameters": _parameters(route, schemas),
             "responses": answers,
         }
@@ -83,7 +89,7 @@ def describe(routes: tuple[Route, ...], texts: dict[str, str]) -> dict[str, Any]
                 },
             }
         }
-    used = {name: schema for name, schema in schemas.items() if name != "Nothing"}
+    used = {name: schema for name, schema in schemas.items() if name not in ("Nothing", "Picture")}
     return {
         "openapi": "3.1.0",
         "info": {"title": "kuproxy", "version": __version__, "summary": "services to pods, by Maglev"},

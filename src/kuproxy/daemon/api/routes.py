@@ -16,28 +16,40 @@ from msgspec import Meta
 from kuproxy import __version__
 from kuproxy.codes import FlowState
 from kuproxy.daemon.api import views
+from kuproxy.daemon.api.graph import Graph, get_graph, get_graph_picture
+from kuproxy.daemon.api.rates import (
+    Overview,
+    PodRatesOfVip,
+    RatesQuery,
+    VipRatesPage,
+    get_overview,
+    get_pod_rates,
+    get_rates,
+)
+from kuproxy.daemon.api.ring import Ring, RingQuery, get_ring, get_ring_picture
 from kuproxy.daemon.control import Answer, Controller
 from kuproxy.daemon.schema import (
     Conf,
     Interface,
     PodSpec,
     Port,
-    ProtocolWord,
     Record,
     State,
     Text,
+    VipRef,
     VipSpec,
     key_of,
     pod_of,
     vip_of,
 )
-from kuproxy.engine.flows import flow_rows
+from kuproxy.daemon.upgrade import UpgradeError, ask_installed
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.config import MAX_TRACED, Show, ShowKind
+from kuproxy.model.config import MAX_TRACED, FlowFilter, Show, ShowKind
 from kuproxy.model.report import Report
 from kuproxy.model.vip import parse_address
 from kuproxy.vppcli.actions import AddPods, DelPods, DelVip, ShowAction, VipSelector
 from kuproxy.vppcli.apply import Desired
+from kuproxy.vppcli.flows import flows_json
 from kuproxy.vppcli.grammar import scan_script
 from kuproxy.vppcli.show import render, to_json
 from kuproxy.vppcli.trace import trace_json
@@ -54,14 +66,6 @@ class Nothing(Record, frozen=True):
 class Page(Record, frozen=True):
     limit: Limit = 1000
     after: Annotated[int, Meta(ge=0, le=1 << 32)] = 0  # index of the last VIP that is known already
-
-
-class VipRef(Record, frozen=True):
-    """One VIP by its key."""
-
-    prefix: Text
-    protocol: ProtocolWord = "any"
-    port: Port = 0
 
 
 class PodsOf(VipRef, frozen=True, kw_only=True):
@@ -100,6 +104,13 @@ class FlowQuery(Record, frozen=True):
 
 class TraceRequest(Record, frozen=True):
     packets: Annotated[int, Meta(ge=1, le=MAX_TRACED)]
+
+
+class UpgradeRequest(Record, frozen=True):
+    """`check`: only say what would happen; `accept_loss`: go on although something will be forgotten."""
+
+    check: bool = False
+    accept_loss: bool = False
 
 
 class Lines(Record, frozen=True):
@@ -231,39 +242,16 @@ def _address(field: str, text: str) -> Any:
 
 
 def _get_flows(controller: Controller, query: FlowQuery, _body: None) -> views.FlowPage:
-    vips = pods = None
-    records = list(controller.plane.compiler.records())
-    if query.vip is not None:
-        prefix = key_of(query.vip).prefix
-        vips = {record.index for record in records if record.vip.key.prefix == prefix}
-    if query.pod is not None:
-        address = _address("pod", query.pod)
-        pods = {
-            index
-            for record in records
-            for places in (record.pods, record.draining, {p: i for i, p in record.flushed.items()})
-            for pod, index in places.items()
-            if pod.address == address
-        }
     worker, slot = map(int, query.after.split(":")) if query.after else (0, -1)
-    engine = controller.plane.engine
-    rows = flow_rows(
-        engine.tables,
-        engine.states,
-        worker=worker,
-        slot=slot + 1,
-        vips=vips,
-        pods=pods,
-        clients=None if query.client is None else {_address("client", query.client)},
-        flow_states=None if query.state is None else {FlowState[query.state.upper().replace("-", "_")]},
+    wanted = FlowFilter(
+        vip=None if query.vip is None else key_of(query.vip).prefix,
+        pod=None if query.pod is None else _address("pod", query.pod),
+        client=None if query.client is None else _address("client", query.client),
+        state=None if query.state is None else FlowState[query.state.upper().replace("-", "_")],
+        limit=query.limit,
+        after=(worker, slot) if query.after else None,
     )
-    found: list[views.FlowView] = []
-    for row in rows:
-        if len(found) == query.limit:
-            last = found[-1]
-            return views.FlowPage(flows=found, next=f"{last.worker}:{last.slot}")
-        found.append(views.flow_view(controller, row))
-    return views.FlowPage(flows=found, next=None)
+    return views.flow_page(controller.plane.flows(wanted))
 
 
 def _flush(controller: Controller, _query: Nothing, _body: None) -> views.Flushed:
@@ -288,22 +276,38 @@ _SHOWN = {
     ShowKind.VIPS: ("vips",),
     ShowKind.NODES: ("nodes",),
     ShowKind.TRACE: ("trace",),
+    ShowKind.FLOWS: ("flows", "next"),
 }
 
 
 def _show_json(report: Report, show: Show) -> dict[str, Any]:
-    content = to_json(report)
+    content = flows_json(report.flows) if show.kind is ShowKind.FLOWS else to_json(report)
     return {name: content[name] for name in _SHOWN[show.kind]}
 
 
 def _run_lines(controller: Controller, _query: Nothing, body: Lines) -> views.Output:
     answer = controller.run(body.lines)
     report = controller.plane.report() if answer.shows else None
-    text = "".join(render(report, show) for show in answer.shows if report is not None)
+    told = [(controller.plane.told(report, show), show) for show in answer.shows if report is not None]
+    text = "".join(render(each, show) for each, show in told)
     if answer.flushed is not None:
         text = f"{answer.flushed} flows forgotten\n{text}"
-    shows = [_show_json(report, show) for show in answer.shows if report is not None]
+    shows = [_show_json(each, show) for each, show in told]
     return views.Output(changed=_changed(answer), output=text, shows=shows)
+
+
+def _upgrade(controller: Controller, _query: Nothing, body: UpgradeRequest) -> views.Upgrade:
+    installed = ask_installed(len(controller.plane.engine.states))
+    if installed.losses and not (body.check or body.accept_loss):
+        raise UpgradeError(f"version {installed.version} would forget: {'; '.join(installed.losses)}")
+    if not body.check:
+        controller.replace()
+    return views.Upgrade(
+        running=__version__,
+        version=installed.version,
+        same_layout=installed.same_layout,
+        losses=installed.losses,
+    )
 
 
 def _reload(controller: Controller, _query: Nothing, _body: None) -> views.Changed:
@@ -341,6 +345,13 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/v1/counters", "what was counted, by node and reason", _get_counters, views.Counters),
     Route("GET", "/v1/flows", "remembered flows", _get_flows, views.FlowPage, FlowQuery),
+    Route("GET", "/v1/overview", "rates, drops and workers at a glance", get_overview, Overview),
+    Route("GET", "/v1/rates", "VIPs by what happens now", get_rates, VipRatesPage, RatesQuery),
+    Route("GET", "/v1/rates/pods", "the pods of a VIP, with rates", get_pod_rates, PodRatesOfVip, VipRef),
+    Route("GET", "/v1/ring", "who owns the slots of a VIP, now and before", get_ring, Ring, RingQuery),
+    Route("GET", "/v1/ring.svg", "the same as a picture", get_ring_picture, views.Picture, VipRef),
+    Route("GET", "/v1/graph", "the way of packets, with counters", get_graph, Graph),
+    Route("GET", "/v1/graph.svg", "the same as a picture", get_graph_picture, views.Picture),
     Route("POST", "/v1/flows/flush", "forget every flow", _flush, views.Flushed, write=True),
     Route("GET", "/v1/trace", "the traced packets", _get_trace, views.Trace),
     Route(
@@ -348,5 +359,9 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/v1/health", "whether it forwards what was asked for", _get_health, views.Health),
     Route("POST", "/v1/ku", "carry out command lines", _run_lines, views.Output, body=Lines),
+    Route(
+        "POST", "/v1/upgrade", "have the installed version take over", _upgrade, views.Upgrade,
+        body=UpgradeRequest, write=True,
+    ),
     Route("POST", "/v1/reload", "read the files again", _reload, views.Changed, write=True),
 )  # fmt: skip

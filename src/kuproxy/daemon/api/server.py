@@ -1,8 +1,8 @@
 """Sockets and connections: who is at the other end, and how long anybody may keep us waiting.
 
 uvicorn does HTTP.  Ours are the sockets (bound here, with their mode and group), the peer's credentials in the
-request's state, and one deadline: from the opening of a connection, or the end of the answer before, until all headers
-are here.
+request's state, and a deadline at all times: from the opening of a connection, or the end of the answer before, until
+all headers are here, and from there to the end of the answer.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from kuproxy.errors import ConfigError, KuError, Problem
 __all__ = ["Listener", "bind_unix"]
 
 HEADERS_WITHIN_S = 10.0
+# From the headers to the end of the answer, body and work included. Whoever asks twice and reads nothing waits in vain.
+ANSWER_WITHIN_S = 120.0
 KEEP_ALIVE_S = 10
 MOST_HEADER_BYTES = 32 << 10
 MOST_CONNECTIONS = 4096
@@ -39,6 +41,7 @@ class _Connection(H11Protocol):
     """One connection."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _answering: Any = None  # the request that the deadline is for; None: it is for headers
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -54,8 +57,15 @@ class _Connection(H11Protocol):
         self._arm()
 
     def _arm(self) -> None:
+        """For whatever comes next: the headers of a request, or the end of the answer to one that is here."""
+        cycle: Any = self.cycle  # None before the first request
+        answering = cycle is not None and not cycle.response_complete
+        if answering and self._answering is cycle:
+            return  # more of the same request, or the next one already: no reason to wait longer
         self._disarm()
-        self._deadline = self.loop.call_later(HEADERS_WITHIN_S, self.transport.abort)
+        self._answering = cycle if answering else None
+        seconds = ANSWER_WITHIN_S if answering else HEADERS_WITHIN_S
+        self._deadline = self.loop.call_later(seconds, self.transport.abort)
 
     def _disarm(self) -> None:
         if self._deadline is not None:
@@ -64,9 +74,9 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        cycle: Any = self.cycle  # None before the first request
+        cycle: Any = self.cycle
         if cycle is not None and not cycle.response_complete:
-            self._disarm()
+            self._arm()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is refused in the shape of every other refusal."""

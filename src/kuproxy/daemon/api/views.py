@@ -14,13 +14,21 @@ from kuproxy.codes import REASON_TEXT, Outcome
 from kuproxy.daemon.control import Answer, Controller
 from kuproxy.daemon.schema import Conf, Interface, VipSpec, spec_of
 from kuproxy.errors import KuError, Problem
-from kuproxy.model.report import Report, VipReport
+from kuproxy.model.report import FlowList, Report, VipReport
 
-__all__ = ["Counter", "Counters", "Error", "Fault", "Health", "SettingsView", "error_of", "faults_of"]
+__all__ = [
+    "Counter", "Counters", "Error", "Fault", "Health", "Picture", "SettingsView", "View", "error_of", "faults_of",
+]  # fmt: skip
 
 
 class View(msgspec.Struct, kw_only=True):
     """Base of everything that is only ever written."""
+
+
+class Picture(View):
+    """An SVG document."""
+
+    svg: str
 
 
 class Fault(View):
@@ -60,6 +68,7 @@ class PodView(View):
     port: int  # as the pod sees it
     weight: int
     slots: int  # of the VIP's new-flow table
+    outside_slots: int | None  # of that for clients from outside; null: there is but one
     flows: int
     draining: bool
     counters: dict[str, int]
@@ -181,6 +190,20 @@ class Output(View):
     shows: list[dict[str, Any]]
 
 
+class ProcessView(View):
+    role: str  # keeper, control, nursery, worker
+    pid: int
+
+
+class Upgrade(View):
+    """What the installed version would be, or is about to take over."""
+
+    running: str
+    version: str
+    same_layout: bool
+    losses: list[str]  # what is remembered and has no place there
+
+
 class Health(View):
     """`ready`: forwarding, and every worker has adopted what was published."""
 
@@ -191,6 +214,7 @@ class Health(View):
     adoption_s: float | None
     vips: int
     workers: int
+    processes: list[ProcessView]
 
 
 def faults_of(problems: Iterable[Problem]) -> list[Fault]:
@@ -210,6 +234,7 @@ def pod_views(entry: VipReport) -> list[PodView]:
             port=pod.port or entry.vip.target_port,
             weight=pod.weight,
             slots=pod.slots,
+            outside_slots=pod.outside_slots,
             flows=pod.flows,
             draining=pod.draining,
             counters={counter.name.lower(): count for counter, count in pod.counters.items()},
@@ -288,6 +313,7 @@ def effective_conf(controller: Controller) -> Conf:
         buckets=settings.buckets,
         timeouts={state.label: seconds for state, seconds in settings.timeouts.items()},
         masquerade=[str(address) for address in settings.masquerade],
+        pod_ranges=[str(prefix) for prefix in settings.pod_ranges],
         nat46_prefix=str(settings.nat46_prefix),
         nat64_pool=str(settings.nat64_pool),
         nat64_ports=settings.nat64_ports,
@@ -308,24 +334,28 @@ def health_view(controller: Controller, version: str) -> Health:
         adoption_s=controller.adoption_s,
         vips=len(controller.plane.store),
         workers=len(engine.states),
+        processes=[ProcessView(role=role, pid=pid) for role, pid in controller.forwarder.processes()],
     )
 
 
-def flow_view(controller: Controller, row: dict[str, Any]) -> FlowView:
-    record = controller.plane.compiler.record_at(row["vip_index"])
-    return FlowView(
-        worker=row["worker"],
-        slot=row["slot"],
-        vip=str(record.vip.key) if record is not None else "",
-        protocol=row["protocol"],
-        client=str(row["client"]),
-        client_port=row["client_port"],
-        destination=str(row["destination"]),
-        destination_port=row["destination_port"],
-        pod=str(row["pod"]),
-        pod_port=row["pod_port"],
-        source_port=row["source_port"],
-        state=row["state"].label,
-        age_s=row["age_s"],
-        expires_in_s=row["expires_in_s"],
-    )
+def flow_page(page: FlowList) -> FlowPage:
+    flows = [
+        FlowView(
+            worker=flow.worker,
+            slot=flow.slot,
+            vip=str(flow.vip) if flow.vip is not None else "",
+            protocol=flow.protocol,
+            client=str(flow.client),
+            client_port=flow.client_port,
+            destination=str(flow.destination),
+            destination_port=flow.destination_port,
+            pod=str(flow.pod),
+            pod_port=flow.pod_port,
+            source_port=flow.source_port,
+            state=flow.state.label,
+            age_s=flow.age_s,
+            expires_in_s=flow.expires_in_s,
+        )
+        for flow in page.flows
+    ]
+    return FlowPage(flows=flows, next=None if page.next is None else f"{page.next[0]}:{page.next[1]}")

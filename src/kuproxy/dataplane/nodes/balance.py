@@ -7,11 +7,9 @@ whose hash fits and fetches the flow's record (or the ring's slot), the second d
 import numpy as np
 
 from kuproxy.codes import (
-    FlowState,
     Node,
     Outcome,
     PacketFlag,
-    PodFlag,
     Protocol,
     Reason,
     VipCounter,
@@ -21,11 +19,20 @@ from kuproxy.dataplane import addresses, affinity, choice, flow_table
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, ttl_of
 from kuproxy.dataplane.entry import enter, port_at_pod
-from kuproxy.dataplane.flow_state import begins, tcp_bits, touch
+from kuproxy.dataplane.flow_state import tcp_bits, touch
 from kuproxy.dataplane.graph_queue import SEND_TIME_EXCEEDED, answer, count, enqueue, finish
-from kuproxy.dataplane.layout import REVERSE_WAYS, T_MASQUERADE4, T_MASQUERADE6, WAY_GUARDED, WAYS
+from kuproxy.dataplane.layout import (
+    REVERSE_WAYS,
+    RING_LOG2,
+    T_MASQUERADE4,
+    T_MASQUERADE6,
+    WAY_GUARDED,
+    WAYS,
+)
 from kuproxy.dataplane.memory import prefetch
 from kuproxy.dataplane.new_crossing import cannot_cross, new_crossing_flow
+from kuproxy.dataplane.origin import origin_for
+from kuproxy.dataplane.over import is_over, may_be_over
 from kuproxy.dataplane.ports import allocate
 from kuproxy.dataplane.rewrite import port_is_fixed
 from kuproxy.dataplane.source_ranges import is_allowed
@@ -44,10 +51,6 @@ _NAT46 = int(Node.NAT46)
 _NAT64 = int(Node.NAT64)
 _TRANSLATED = int(PacketFlag.TRANSLATED)
 _NODEPORT = int(PacketFlag.NODEPORT)
-_RESET = int(VipFlag.RESET)
-_POD_USED = int(PodFlag.USED)
-_FLUSHED = int(PodFlag.FLUSHED)
-_CLOSING = int(FlowState.TCP_CLOSING)
 _TCP = int(Protocol.TCP)
 _ONE = np.uint64(1)
 _CLASH_TRIES = 64  # further ring slots that are looked at when a reply would be ambiguous
@@ -151,10 +154,10 @@ def _translate(tables, state, frame, packet, index, source, now):
 
 
 @kernel
-def _choose_translated(tables, state, frame, packet, index, now):
+def _choose_translated(tables, state, frame, packet, index, origin, now):
     """(reason or 0, source, source port, line hash): pod `index` must not see the client's address and port."""
     client_hi, client_lo = addresses.source(frame.data, packet)
-    if choice.must_masquerade(tables.vips[packet["vip"]], tables.pods[index], client_hi, client_lo):
+    if choice.must_masquerade(tables.vips[packet["vip"]], tables.pods[index], origin, client_hi, client_lo):
         source = np.int64(tables.header[T_MASQUERADE4 if packet["family"] == 4 else T_MASQUERADE6])
         if source == 0:
             return Reason.NO_MASQUERADE_ADDRESS.value, source, np.int64(0), np.int64(0)
@@ -170,21 +173,20 @@ def _choose_translated(tables, state, frame, packet, index, now):
 
 
 @helper
-def _choose(tables, state, frame, packet, now):
+def _choose(tables, state, frame, packet, origin, now):
     """(reason or 0, pod, source, source port, line hash) of a new flow; a reason says why there is none."""
     vip = tables.vips[packet["vip"]]
-    ring = np.int64(vip["ring"] >> np.uint64(8))
-    mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
+    ring, mask = choice.ring_of(vip, origin)
     flow_hash = np.int64(packet["hash"])
     family = np.int64(packet["family"])
     port = np.int64(packet["src_port"])
     client_hi, client_lo = addresses.source(frame.data, packet)
     candidate, kept = choice.candidate(
-        tables, state, np.int64(packet["vip"]), flow_hash, family, client_hi, client_lo, now
+        tables, state, np.int64(packet["vip"]), origin, flow_hash, family, client_hi, client_lo, now
     )
     if kept:
         count(state, _NODE, Reason.AFFINITY.value, 1)
-    if not choice.must_masquerade(vip, tables.pods[candidate], client_hi, client_lo):
+    if not choice.must_masquerade(vip, tables.pods[candidate], origin, client_hi, client_lo):
         tries = 0 if choice.is_bound(vip) else min(mask, _CLASH_TRIES)
         index = candidate
         for step in range(tries + 1):
@@ -199,18 +201,18 @@ def _choose(tables, state, frame, packet, now):
                     packet["flags"] = np.int64(packet["flags"]) | _CLASH
                     count(state, _NODE, Reason.CLASH_AVOIDED.value, 1)
                 return 0, index, np.int64(0), port, line_hash
-    reason, source, port, line_hash = _choose_translated(tables, state, frame, packet, candidate, now)
+    reason, source, port, line_hash = _choose_translated(tables, state, frame, packet, candidate, origin, now)
     return reason, candidate, source, port, line_hash
 
 
 @kernel
-def _serve_untracked(tables, state, frame, packet, index):
+def _serve_untracked(tables, state, frame, packet, index, origin):
     """Send the packet to the pod without remembering its flow; returns the reason."""
     vip_index = np.int64(packet["vip"])
     client_hi, client_lo = addresses.source(frame.data, packet)
     pod = tables.pods[index]
     vip = tables.vips[vip_index]
-    if vip["encap"] == 0 and choice.must_masquerade(vip, pod, client_hi, client_lo):
+    if vip["encap"] == 0 and choice.must_masquerade(vip, pod, origin, client_hi, client_lo):
         return Reason.FLOW_TABLE_FULL.value
     packet["flags"] = np.int64(packet["flags"]) | _UNTRACKED
     packet["new_port"] = port_at_pod(pod, packet)
@@ -224,52 +226,38 @@ def _new_flow(tables, state, frame, packet, now):
     """Choose a pod and enter the flow; returns the reason that describes what happened, and fills the record."""
     vip_index = np.int64(packet["vip"])
     vip = tables.vips[vip_index]
-    if vip["ring"] == 0:
+    family = np.int64(packet["family"])
+    client_hi, client_lo = addresses.source(frame.data, packet)
+    origin = origin_for(tables, vip, family, client_hi, client_lo)
+    if choice.ring_of(vip, origin)[0] == 0:
         state.vip_counters[vip_index, _NO_SERVER] += _ONE
         return Reason.NO_POD.value
     cap = np.int64(vip["session_cap"])
     if cap != 0 and np.int64(state.vip_flows[vip_index]) >= cap:
         return Reason.SESSION_CAP.value
-    client_hi, client_lo = addresses.source(frame.data, packet)
     slot = flow_table.way_for(tables, state, np.int64(packet["hash"]), packet["protocol"] == _TCP, now)
     if slot < 0 or vip["encap"] != 0:
-        family = np.int64(packet["family"])
         index, kept = choice.candidate(
-            tables, state, vip_index, np.int64(packet["hash"]), family, client_hi, client_lo, now
+            tables, state, vip_index, origin, np.int64(packet["hash"]), family, client_hi, client_lo, now
         )
         if slot < 0:
-            return _serve_untracked(tables, state, frame, packet, index)
+            return _serve_untracked(tables, state, frame, packet, index, origin)
         if kept:
             count(state, _NODE, Reason.AFFINITY.value, 1)
         # Direct return: no reply comes by here that could be ambiguous.
         source, port = np.int64(0), np.int64(packet["src_port"])
         line_hash, back = np.int64(0), np.int64(-1)
     else:
-        reason, index, source, port, line_hash = _choose(tables, state, frame, packet, now)
+        reason, index, source, port, line_hash = _choose(tables, state, frame, packet, origin, now)
         if reason != 0:
             return reason
         back = flow_table.free_reverse(tables, state, line_hash, now)
         if back < 0:
-            return _serve_untracked(tables, state, frame, packet, index)
+            return _serve_untracked(tables, state, frame, packet, index, origin)
     enter(tables, state, frame, packet, slot, back, line_hash, index, source, port, now)
     if vip["affinity"] != 0:
         affinity.remember(tables, state, vip_index, client_hi, client_lo, index, now)
     return Reason.FIRST_PACKET.value
-
-
-@kernel
-def _is_over(tables, state, slot, bits):
-    """0: the flow goes on; 1: it was forgotten, and the packet begins another; 2: its client is to be reset."""
-    pod_flags = np.int64(tables.pods[state.entries[slot]["pod"]]["flags"])
-    if pod_flags & _FLUSHED:
-        reset = np.int64(tables.vips[state.entries[slot]["vip"]]["flags"]) & _RESET != 0
-        flow_table.release(state, slot)
-        return 2 if reset and bits >= 0 and not begins(bits) else 1
-    if begins(bits) and (pod_flags & _POD_USED == 0 or state.flows[slot]["state"] == _CLOSING):
-        flow_table.release(state, slot)
-        count(state, _NODE, Reason.CHOSEN_AFRESH.value, 1)
-        return 1
-    return 0
 
 
 @kernel
@@ -311,7 +299,8 @@ def _prepare(frame, tables, state):
                     break
             vip = tables.vips[packet["vip"]]
             if vip["ring"] != 0:
-                mask = (np.int64(1) << np.int64(vip["ring"] & np.uint64(0xFF))) - 1
+                # Of two rings it may be the wrong one: no harm in a guess.
+                mask = (np.int64(1) << (np.int64(vip["ring"]) & RING_LOG2)) - 1
                 index = np.int64(
                     tables.rings[np.int64(vip["ring"] >> np.uint64(8)) + (np.int64(flow_hash) & mask)]
                 )
@@ -342,11 +331,8 @@ def kp_balance(frame, tables, state, now):
             continue
         slot = _find(tables, state, frame, packet, np.int64(packet["slot"]) - 1, now)
         bits = tcp_bits(frame.data, packet)
-        if slot >= 0 and (
-            tables.pods[state.entries[slot]["pod"]]["flags"] != _POD_USED
-            or (begins(bits) and state.flows[slot]["state"] == _CLOSING)
-        ):
-            verdict = _is_over(tables, state, slot, bits)
+        if slot >= 0 and may_be_over(tables, state, slot, bits):
+            verdict = is_over(tables, state, frame, packet, slot, bits)
             if verdict != 0:
                 slot = np.int64(-1)
             if verdict == 2:

@@ -10,7 +10,7 @@ from kuproxy.codes import Encap, Node, Outcome, PacketFlag, Protocol, Reason, Vi
 from kuproxy.dataplane import embedded, flow_table, translated
 from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.addresses import destination, source, ttl_of
-from kuproxy.dataplane.choice import candidate, must_masquerade
+from kuproxy.dataplane.choice import candidate, must_masquerade, ring_of
 from kuproxy.dataplane.graph_queue import enqueue, finish
 from kuproxy.dataplane.hash import hash_words, ports_word
 from kuproxy.dataplane.layout import (
@@ -23,6 +23,8 @@ from kuproxy.dataplane.layout import (
 )
 from kuproxy.dataplane.match import find_vip, prepare_vip
 from kuproxy.dataplane.membership import find_nodeport, is_marked
+from kuproxy.dataplane.origin import origin_for
+from kuproxy.dataplane.worker_choice import next_identification
 
 _NODE = int(Node.ICMP_ERROR)
 _PASS = int(Outcome.PASS)
@@ -54,12 +56,6 @@ def _refusal(data, packet):
 
 
 @kernel
-def _next_identification(state):
-    state.header[W_IDENTIFICATION] = (state.header[W_IDENTIFICATION] + 1) & 0xFFFF
-    return state.header[W_IDENTIFICATION]
-
-
-@kernel
 def _pod_of(tables, state, data, packet, vip_index, at, protocol, sport, dport, identifier, now):
     """(slot or -1, pod or 0, port at the pod) for an error about what the VIP sent to a client.
 
@@ -82,11 +78,12 @@ def _pod_of(tables, state, data, packet, vip_index, at, protocol, sport, dport, 
     )  # fmt: skip
     if slot >= 0:
         return slot, np.int64(state.entries[slot]["pod"]), np.int64(state.flows[slot]["pod_port"])
-    if is_nat64 or vip["ring"] == _ZERO:
+    origin = origin_for(tables, vip, family, client_hi, client_lo)
+    if is_nat64 or ring_of(vip, origin)[0] == 0:
         return np.int64(-1), np.int64(0), np.int64(0)
-    pod, _ = candidate(tables, state, vip_index, flow_hash, family, client_hi, client_lo, now)
+    pod, _ = candidate(tables, state, vip_index, origin, flow_hash, family, client_hi, client_lo, now)
     hidden = vip["encap"] == 0 and vip["type"] != _NAT46
-    if hidden and must_masquerade(vip, tables.pods[pod], client_hi, client_lo):
+    if hidden and must_masquerade(vip, tables.pods[pod], origin, client_hi, client_lo):
         return np.int64(-1), np.int64(0), np.int64(0)
     port = np.int64(tables.pods[pod]["port"])
     return np.int64(-1), pod, port if port != 0 else vip_port
@@ -134,7 +131,8 @@ def _towards_pod(
     client_port = np.int64(flow["source_port"])
     embedded.error_6to4(
         data, packet, l4_at, protocol, kind, code, rest, client, pod["lo"], pod["lo"], client,
-        (client_port if is_icmp else pod_port, client_port), decrement, _next_identification(state),
+        (client_port if is_icmp else pod_port, client_port), decrement,
+        next_identification(tables, state, W_IDENTIFICATION),
     )  # fmt: skip
     return Reason.NONE.value
 
@@ -191,7 +189,7 @@ def _towards_client(tables, state, data, packet, slot, at, l4_at, protocol, spor
         embedded.error_6to4(
             data, packet, l4_at, protocol, kind, code, rest, outer, flow["client_lo"], flow["client_lo"],
             flow["vip_lo"], (np.int64(-1) if is_icmp else client_port, vip_port), decrement,
-            _next_identification(state),
+            next_identification(tables, state, W_IDENTIFICATION),
         )  # fmt: skip
         return Reason.NONE.value
     outer6 = (tables.header[T_NAT46_HI], translated.mapped_lo(tables, src_lo))

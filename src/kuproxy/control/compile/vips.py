@@ -1,24 +1,20 @@
 """VIPs: from the changes of the store to rows, entries, pods and rings."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from kuproxy.codes import Encap, Node, VipFlag, VipType
 from kuproxy.control.compile.pods import PodRows
-from kuproxy.control.compile.records import Block, VipRecord
+from kuproxy.control.compile.records import VipRecord
 from kuproxy.control.compile.words import address_words, prefix_length
 from kuproxy.control.store import Changes
 from kuproxy.dataplane.layout import (
     KIND_ADDRESS,
     KIND_POD_ADDRESS,
-    RANGE_ARENA,
     TICKS_PER_SECOND,
     WAY_GUARDED,
-    Tables,
 )
-from kuproxy.dataplane.writer import Arena
 from kuproxy.errors import TableFullError
 from kuproxy.model.vip import Prefix, Vip
 
@@ -33,12 +29,12 @@ _WAYS = {
 }
 
 
-class Compiler(PodRows):
-    """Keeps `tables` equal to what the store holds."""
+def _slots_needed(vip: Vip) -> int:
+    return vip.new_len * (bool(vip.pods) + bool(vip.outside_pods))
 
-    def __init__(self, tables: Tables, *, decrement_ttl: bool, any_node_address: bool):
-        super().__init__(tables, decrement_ttl=decrement_ttl, any_node_address=any_node_address)
-        self._ranges = Arena(RANGE_ARENA, "source ranges")
+
+class VipRows(PodRows):
+    """Keeps `tables` equal to what the store holds."""
 
     def apply(self, changes: Changes) -> int:
         """Publish; returns the generation that workers acknowledge when they have seen it."""
@@ -48,8 +44,7 @@ class Compiler(PodRows):
         for old, new in changes.changed:
             # All before any new one: two VIPs may swap their node ports.
             if old.node_port != new.node_port:
-                self._leave_node_port(self._records[old.key], old.node_port)
-                self._records[old.key].vip = replace(old, node_port=0)
+                self._leave_node_port(self._records[old.key])
         for old, new in changes.changed:
             if old.type != new.type or old.encap != new.encap:
                 self._remove(self._records[old.key].vip)
@@ -67,11 +62,11 @@ class Compiler(PodRows):
     def check(self, changes: Changes) -> None:
         """Raise TableFullError if the tables may not hold these changes, before any of them is made."""
         touched = [*changes.added, *(new for _, new in changes.changed)]
-        pods = sum(len(vip.served_pods) for vip in touched)
+        pods = sum(len(vip.all_pods) for vip in touched)
         needs = (
             (len(changes.added), self._vip_indices.room, "VIPs"),
             (pods, self._pod_indices.room, "pods"),
-            (sum(vip.new_len for vip in touched if vip.served_pods), self._rings.room, "ring slots"),
+            (sum(_slots_needed(vip) for vip in touched), self._rings.room, "ring slots"),
             (8 * len(touched) + 2 * pods, self._match.room, "match entries"),
             (2 * sum(len(vip.source_ranges) + 1 for vip in touched), self._ranges.room, "source ranges"),
         )
@@ -137,7 +132,8 @@ class Compiler(PodRows):
         self.touched[record.index] = record
         row = self.tables.vips[record.index]
         if (
-            old.served_pods != new.served_pods
+            old.pods != new.pods
+            or old.outside_pods != new.outside_pods
             or old.target_port != new.target_port
             or old.new_len != new.new_len
         ):
@@ -150,8 +146,8 @@ class Compiler(PodRows):
         row["session_cap"] = new.session_cap
         if old.source_ranges != new.source_ranges:
             self._set_ranges(record, new.source_ranges)
-        if old.node_port != new.node_port:
-            row["node_port"] = new.node_port
+        row["node_port"] = new.node_port
+        if record.node_port != new.node_port:
             self._enter_node_port(record, new.node_port)
 
     def _remove(self, vip: Vip) -> None:
@@ -161,11 +157,12 @@ class Compiler(PodRows):
         if not vip.on_node_only:
             self._leave_key(record)
             self._dereference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
-        self._leave_node_port(record, vip.node_port)
+        self._leave_node_port(record)
         row = self.tables.vips[record.index]
         row["generation"] = int(row["generation"]) + 1  # its flows are dead from here on
         row["flags"] = 0
-        self._set_ring(record, {})
+        self._set_rings(record, None)
+        self.former_rings.forget(vip.key)
         self._set_ranges(record, ())
         for pod in list(record.pods):
             self._drain(record, pod)
@@ -189,9 +186,12 @@ class Compiler(PodRows):
     @staticmethod
     def _flags(vip: Vip) -> int:
         flags = VipFlag.USED
+        if vip.masquerade:
+            flags |= VipFlag.MASQUERADE
+        else:
+            flags |= VipFlag(vip.masquerade_from * VipFlag.MASQUERADE_POD)
         for wanted, flag in (
             (vip.reject, VipFlag.REJECT),
-            (vip.masquerade, VipFlag.MASQUERADE),
             (vip.reset, VipFlag.RESET),
         ):
             if wanted:
@@ -199,19 +199,7 @@ class Compiler(PodRows):
         return int(flags)
 
     def _set_ranges(self, record: VipRecord, ranges: Sequence[Prefix]) -> None:
-        """A new block beside the old one, published with one store."""
-        old = record.ranges
-        record.ranges = None
-        if ranges:
-            log2 = len(ranges).bit_length()
-            record.ranges = Block(self._ranges.allocate(log2), log2)
-            rows = self.tables.ranges[record.ranges.offset : record.ranges.offset + len(ranges) + 1]
-            rows[0]["hi"] = len(ranges)
-            for row, prefix in zip(rows[1:], ranges, strict=True):
-                net_hi, net_lo = address_words(prefix.network_address)
-                mask_hi, mask_lo = address_words(prefix.netmask)
-                row["hi"], row["lo"], row["mask_hi"], row["mask_lo"] = net_hi, net_lo, mask_hi, mask_lo
+        old, record.ranges = record.ranges, self._write_block(ranges)
         self.tables.vips[record.index]["ranges"] = record.ranges.offset if record.ranges else 0
         self._set_way(record)
-        if old is not None:
-            self._retire(lambda: self._ranges.free(old.offset, old.log2))
+        self._give_up_block(old)

@@ -1,0 +1,1 @@
+"""`ku top`: what the running daemon does, live on a terminal."""
