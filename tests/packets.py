@@ -446,6 +446,13 @@ def headers(data: bytes) -> tuple[int, int, int, bool]:
     return l3, l4, kind, later
 
 
+def untagged(data: bytes) -> bytes:
+    """The frame without its VLAN tags."""
+    while data[12:14] in (b"\x81\x00", b"\x88\xa8"):
+        data = data[:12] + data[16:]
+    return data
+
+
 def _swap(data: bytearray, at: int, width: int) -> None:
     one, two = data[at : at + width], data[at + width : at + 2 * width]
     data[at : at + 2 * width] = two + one

@@ -24,10 +24,9 @@ SUBCOMMANDS = {
     "run": Subcommand(
         "kuproxy.daemon.foreground", "forward live traffic in this network namespace until interrupted"
     ),
-    "daemon": Subcommand(
-        "kuproxy.daemon.service", "the same as a service, with commands, an API and a memory"
-    ),
-    "kube-proxy": Subcommand("kuproxy.kubeproxy.service", "be the kube-proxy of this node"),
+    "daemon": Subcommand("kuproxy.keeper", "the same as a service, with commands, an API and a memory"),
+    "kube-proxy": Subcommand("kuproxy.kubeproxy", "be the kube-proxy of this node"),
+    "upgrade": Subcommand("kuproxy.upgrade", "have the installed version take over from the running daemon"),
     "shell": Subcommand("kuproxy.shell", "type commands to the daemon, with completion and history"),
     "completion": Subcommand("kuproxy.completion", "print what makes a shell complete `ku`"),
     "replay": Subcommand("kuproxy.replay", "run a capture file through the data plane"),

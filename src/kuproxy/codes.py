@@ -240,6 +240,7 @@ class Reason(IntEnum):
     FRAGMENT_TIMEOUT = 27
     FRAGMENT_FIRST_TOO_SHORT = 28
     SCTP_FRAGMENT = 29
+    WORKER_ENDED = 30
     # --- ends in PASS ------------------------------------------------------------------------------------
     NOT_IP = 32
     NO_VIP = 33
@@ -320,6 +321,7 @@ REASON_TEXT = {
     Reason.FRAGMENT_TIMEOUT: "first fragment did not come in time",
     Reason.FRAGMENT_FIRST_TOO_SHORT: "first fragment does not hold the ports",
     Reason.SCTP_FRAGMENT: "fragment of an SCTP packet whose port must change: its CRC32C cannot be corrected",
+    Reason.WORKER_ENDED: "the worker's process ended while it had the packet",
     Reason.NOT_IP: "not an IP packet",
     Reason.NO_VIP: "no VIP matches",
     Reason.NO_TRANSLATION: "No translation",

@@ -68,6 +68,10 @@ class ConflictError(ConfigError):
     """Two owners claim the same VIP or node port; each problem names both."""
 
 
+class HandoverError(KuError):
+    """What a former control process has left cannot be used."""
+
+
 class PrivilegeError(KuError):
     """The kernel refuses what needs a privilege; the message says which."""
 

@@ -31,12 +31,17 @@ class Plane:
         self.compiler = Compiler(
             engine.tables, decrement_ttl=decrement_ttl, any_node_address=any_node_address
         )
-        self._baselines = Baselines()
+        self._baselines = Baselines(engine.baselines.vips, engine.baselines.pods)
         self._marks: tuple[InterfaceMark, ...] = ()
         # Flows that ended because their pod stopped serving, as far as they were counted by then.
         self.ended_flows: dict[Family, int] = dict.fromkeys(Family, 0)
+        self.adopted = 0  # VIPs that another control process has left, and that are served
+        if self.compiler.inherited:
+            self.adopted = self.compiler.adopt(_sum_of_references(engine))
+            self._baselines.adopt(self.compiler.records())
+        else:
+            self.compiler.set_timeouts(self.store.settings.timeouts)
         self._own_addresses: tuple[Address, ...] = ()
-        self.compiler.set_timeouts(self.store.settings.timeouts)
 
     @property
     def settings(self) -> Settings:
@@ -154,6 +159,12 @@ class Plane:
             settings.nat46_prefix, settings.nat64_pool, settings.nat64_ports, settings.translation_mtu
         )
 
+    def finish_adoption(self) -> int:
+        """All sources have spoken: VIPs of a former control process that nobody asked for go. Returns how many."""
+        gone = self.compiler.finish_adoption()
+        self.collect()
+        return gone
+
     def collect(self) -> int:
         """Free removed pods that no flow refers to; returns how many."""
         return self.compiler.collect(self.engine.acknowledged(), self._pod_flows)
@@ -196,3 +207,8 @@ class Plane:
 
     def _pod_flows(self, index: int) -> int:
         return pod_flows(self.engine.states, index)
+
+
+def _sum_of_references(engine: Engine) -> np.ndarray:
+    """int[MAX_PODS]: flows of all workers that refer to each pod."""
+    return np.add.reduce([state.pod_refs for state in engine.states])

@@ -11,7 +11,7 @@ import numpy as np
 
 from kuproxy.codes import Protocol, VipType
 from kuproxy.dataplane._jit import COMPILED, cache_directory
-from kuproxy.dataplane.layout import COMMAND_STOP, T_COMMAND
+from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, T_COMMAND
 from kuproxy.drivers.af_packet import make_ring
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
@@ -41,7 +41,7 @@ def warm() -> None:
         # A worker that finds its command word at STOP returns at once, compiled and cached.
         ring = make_ring(np.zeros(1, np.int64), 2048, -1, -1, 0, bytes(12))
         engine.tables.header[T_COMMAND] = COMMAND_STOP
-        forward_af_packet(driver.frame, engine.tables, engine.state, ring, 0)
+        forward_af_packet(driver.frame, engine.tables, engine.state, ring, 0, COMMAND_RUN)
 
 
 def main() -> int:

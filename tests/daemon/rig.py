@@ -57,6 +57,14 @@ class LocalNode:
 
     def check(self) -> None: ...
 
+    def take_over(self) -> list[str]:
+        return []
+
+    def processes(self) -> list[tuple[str, int]]:
+        return []
+
+    def leave(self) -> None: ...
+
     def stop(self) -> None: ...
 
 

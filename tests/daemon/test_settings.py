@@ -12,6 +12,7 @@ from kuproxy.client import DEFAULT_SOCKET as CLIENT_SOCKET
 from kuproxy.daemon.notify import Notifier
 from kuproxy.daemon.settings import DEFAULT_SOCKET, DaemonSettings, Metrics, group_id, load_settings
 from kuproxy.errors import ConfigError
+from kuproxy.keeper.vault import Vault
 
 
 def load(directory: Path, text: str) -> DaemonSettings:
@@ -67,7 +68,7 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         monkeypatch.setenv("WATCHDOG_USEC", "30000000")
         monkeypatch.delenv("WATCHDOG_PID", raising=False)
-        notifier = Notifier()
+        notifier = Notifier(Vault())
         assert notifier.watchdog_s == 15
         notifier.ready()
         notifier.reloading()
@@ -81,7 +82,7 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("NOTIFY_SOCKET")
     monkeypatch.setenv("WATCHDOG_USEC", "1")
     monkeypatch.setenv("WATCHDOG_PID", "1")
-    assert Notifier().watchdog_s is None, "the watchdog is another process's"
+    assert Notifier(Vault()).watchdog_s is None, "the watchdog is another process's"
 
 
 def test_the_example_holds_the_defaults(tmp_path: Path) -> None:

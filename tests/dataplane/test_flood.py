@@ -7,29 +7,41 @@ from ipaddress import ip_address
 import numpy as np
 import pytest
 
-from kuproxy.codes import FlowState, InterfaceFlag, Node, Outcome, Reason
+from kuproxy.codes import FlowState, InterfaceFlag, Node, Outcome, Protocol, Reason
 from kuproxy.control.compile import Compiler
 from kuproxy.control.store import Store
-from kuproxy.dataplane.layout import BATCH, HOLD_ROOM, META_COUNT, W_FLOWS, W_STATES, make_frame
+from kuproxy.dataplane.layout import (
+    BATCH,
+    HOLD_ROOM,
+    META_COUNT,
+    W_FLOWS,
+    W_OUTCOMES,
+    W_STATES,
+    make_frame,
+)
+from kuproxy.dataplane.ports import COUNT, FIRST
 from kuproxy.engine.local import LocalEngine
 from kuproxy.model.config import DEFAULT_TIMEOUTS_S
 from kuproxy.model.vip import Vip
+from kuproxy.reference.ports import worker_of
 from packets import ACK, SYN, frame, tcp, udp
 from reference.worlds import vip
 
 STRIDE = 128
 INSIDE = 1
+MASQUERADE = ip_address("10.1.0.1")
 SOURCE_AT, PORTS_AT, FLAGS_AT = 26, 34, 47  # in an Ethernet frame with IPv4
 
 
 class World:
-    """One worker, and frames that are made by numbers."""
+    """Workers, and frames that are made by numbers. `worker` gets them."""
 
-    def __init__(self, log2_buckets: int, *vips: Vip):
-        self.engine = LocalEngine(log2_buckets)
+    def __init__(self, log2_buckets: int, *vips: Vip, workers: int = 1):
+        self.engine = LocalEngine(log2_buckets, workers)
+        self.worker = 0
         self.compiler = Compiler(self.engine.tables, decrement_ttl=False, any_node_address=False)
         self.compiler.set_timeouts(DEFAULT_TIMEOUTS_S)
-        self.compiler.set_masquerade([ip_address("10.1.0.1")])
+        self.compiler.set_masquerade([MASQUERADE])
         self.compiler.set_interface(INSIDE, int(InterfaceFlag.NAT4_IN))
         self.compiler.apply(Store().update("test", add=vips))
         self.frame = make_frame(np.zeros(BATCH * STRIDE + HOLD_ROOM, np.uint8))
@@ -57,7 +69,7 @@ class World:
         packets["start"] = np.arange(count) * STRIDE
         packets["length"], packets["room"], packets["interface"] = length, STRIDE, interface
         self.frame.meta[META_COUNT] = count
-        self.engine.process(self.frame, now)
+        self.engine.process(self.frame, now, self.worker)
 
     def answer(self, count: int, length: int, flags: int, now: int) -> None:
         """The pods' replies to what has just been sent."""
@@ -69,7 +81,7 @@ class World:
         self._run(count, length, INSIDE, now)
 
     def counted(self, node: Node, reason: Reason) -> int:
-        return int(self.engine.state.counters[node, reason])
+        return sum(int(state.counters[node, reason]) for state in self.engine.states)
 
     def in_state(self, state: FlowState) -> int:
         return int(self.engine.state.header[W_STATES + state])
@@ -126,16 +138,21 @@ def test_masqueraded_flows_have_unique_tuples(many):
     assert len(flows) == many - world.counted(Node.BALANCE, Reason.FLOW_TABLE_FULL)
     assert len(np.unique(flows["source_port"])) == len(flows) > many * 0.99
     assert flows["source_port"].min() >= 1024
-    assert (flows["source"] == int.from_bytes(ip_address("10.1.0.1").packed, "little")).all()
+    assert (flows["source"] == int.from_bytes(MASQUERADE.packed, "little")).all()
 
 
 def test_no_live_port_is_given_again_when_all_are_taken():
-    world = World(12, vip("90.0.0.1", ["10.0.0.1"], protocol="udp", port=80, masquerade=True))
-    world.engine.state.header[40:42] = 5000, 101
+    """Of the ports of one worker of 64, about a thousand."""
+    world = World(14, vip("90.0.0.1", ["10.0.0.1"], protocol="udp", port=80, masquerade=True), workers=64)
+    world.worker = 5
+    own = [port for port in range(FIRST, FIRST + COUNT) if worker_of(MASQUERADE, port, Protocol.UDP, 64) == 5]
+    assert 900 < len(own) < 1100
     template = frame(udp("40.0.0.1", "90.0.0.1", 1, 80))
-    numbers = np.arange(150)
-    world.send(template, (40 << 24) + numbers, numbers, 100)
-    flows = world.engine.state.flows[world.engine.state.entries["pod"] != 0]
-    assert sorted(flows["source_port"]) == list(range(5000, 5101))
-    assert world.counted(Node.BALANCE, Reason.MASQUERADE_EXHAUSTED) == 49
-    assert world.engine.state.header[8 + Outcome.DROP] == 49
+    for first in range(0, len(own) + 50, 10):
+        numbers = np.arange(first, min(first + 10, len(own) + 50))
+        world.send(template, (40 << 24) + numbers, numbers, 100)
+    state = world.engine.states[5]
+    flows = state.flows[state.entries["pod"] != 0]
+    assert sorted(flows["source_port"]) == own
+    assert world.counted(Node.BALANCE, Reason.MASQUERADE_EXHAUSTED) == 50
+    assert state.header[W_OUTCOMES + Outcome.DROP] == 50

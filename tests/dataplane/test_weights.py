@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
-from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kuproxy.control.compile import ring_owners
-from kuproxy.dataplane.ports import COUNT, FIRST, largest_prime, worker_ports
 from kuproxy.model.vip import Pod
 from kuproxy.reference import maglev_ring
 from kuproxy.reference.maglev import in_ring_order
@@ -31,12 +29,3 @@ def test_pods_of_weight_0_have_no_slot():
     one, other = Pod(ip_address("10.0.0.1"), weight=0), Pod(ip_address("10.0.0.2"))
     assert set(ring_owners([one, other], 16)) == {other}
     assert ring_owners([one], 16) == []
-
-
-def test_ports_of_workers():
-    assert worker_ports(0, 1) == (FIRST, COUNT)
-    for workers in (2, 3, 64):
-        ranges = [worker_ports(worker, workers) for worker in range(workers)]
-        assert all(first + count <= after for (first, count), (after, _) in pairwise(ranges))
-        assert ranges[-1][0] + ranges[-1][1] <= 65536
-        assert all(count == largest_prime(count) for _, count in ranges)

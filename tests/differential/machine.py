@@ -2,7 +2,8 @@
 
     TestCompiled = machine_for(lambda config: CompiledPlane(config)).TestCase
 
-One plane is always the reference.  The other implements `Plane`.
+One plane is always the reference.  The other implements `Plane`.  Both have the same number of workers, and each packet
+goes to the worker that steering would give it to.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from differential import strategies
 from differential.strategies import INSIDE, Config
 from kuproxy.codes import Encap, Family, FlowState, Node, Outcome, PodCounter, Reason, VipCounter
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
-from kuproxy.reference import LiveFlow, Reference, RefPacket, Result
+from kuproxy.reference import LiveFlow, Reference, RefPacket, Result, Workers
+from kuproxy.reference.ports import worker_of
+from steering.model import parse
+from steering.spread import Spread
 
 
 class Plane(Protocol):
@@ -46,8 +50,11 @@ class Plane(Protocol):
     def set_buckets(self, buckets: int, now: int) -> None:
         """Raises ValueError if the live flows do not fit."""
 
-    def receive(self, packets: list[RefPacket], now: int) -> list[Result]:
-        """One vector: a result for each packet, then for each released fragment in the order of release."""
+    def receive(self, packets: list[RefPacket], now: int, workers: list[int]) -> list[Result]:
+        """One vector for each worker, in their order; `workers` says whose each packet is.
+
+        A result for each packet, then for each worker's released fragments in the order of release.
+        """
 
     def sweep(self, now: int) -> object:
         """Drop the fragments that were held too long."""
@@ -75,7 +82,7 @@ class ReferencePlane:
     kind: type[Reference] = Reference
 
     def __init__(self, config: Config):
-        self.reference = self.kind(**asdict(config))
+        self.reference = Workers(kind=self.kind, **asdict(config))
         self.set_vip = self.reference.set_vip
         self.del_vip = self.reference.del_vip
         self.mark_interface = self.reference.mark_interface
@@ -127,7 +134,8 @@ class ForwardingMachine(RuleBasedStateMachine):
     )
     def start(self, config: Config, now: int, first: list[Vip], burst: list[RefPacket]) -> None:
         self.now = now
-        self.reference = Reference(**asdict(config))
+        self.reference = Workers(**asdict(config))
+        self.spread = Spread(config.workers)
         self.plane = type(self).make_plane(config)
         self.known: dict[VipKey, Vip] = {}
         self.sent: list[RefPacket] = []
@@ -239,9 +247,19 @@ class ForwardingMachine(RuleBasedStateMachine):
 
     # ---------------------------------------------------------------------------------------------- packets
 
+    def _worker_of(self, packet: RefPacket) -> int:
+        """From outside come clients' packets; from inside pods' replies, but for what is addressed to a VIP."""
+        frame = packets.untagged(packet.data)
+        about = parse(frame)
+        if about is None:
+            return 0
+        to_vip = any(about.destination in key.prefix for key in self.known)
+        return self.spread.worker_of(frame, packet.interface != INSIDE or to_vip, self.now / 10) or 0
+
     def _receive(self, vector: list[RefPacket]) -> None:
-        expected = self.reference.receive(vector, self.now)
-        results = self.plane.receive(vector, self.now)
+        workers = [self._worker_of(packet) for packet in vector]
+        expected = self.reference.receive(vector, self.now, workers)
+        results = self.plane.receive(vector, self.now, workers)
         note(f"{[(result.outcome.name, result.reason.name) for result in expected]}")
         assert len(results) == len(expected)
         for position, (result, wanted) in enumerate(zip(results, expected, strict=True)):
@@ -324,9 +342,25 @@ class ForwardingMachine(RuleBasedStateMachine):
     @invariant()
     def every_reply_tells_its_flow(self) -> None:
         direct = {key for key, vip in self.known.items() if vip.encap is not Encap.NAT}
-        flows = [flow for flow in self.reference.live_flows(self.now) if flow.vip not in direct]
-        replies = {(flow.pod, flow.pod_port, flow.source, flow.source_port, flow.protocol) for flow in flows}
-        assert len(replies) == len(flows)
+        for number, worker in enumerate(self.reference.workers):
+            flows = [flow for flow in worker.live_flows(self.now) if flow.vip not in direct]
+            replies = {
+                (flow.pod, flow.pod_port, flow.source, flow.source_port, flow.protocol) for flow in flows
+            }
+            assert len(replies) == len(flows)
+            for flow in flows:
+                if has_chosen_source(flow):
+                    came_to = worker_of(
+                        flow.source, flow.source_port, flow.protocol, len(self.reference.workers)
+                    )
+                    assert came_to == number, f"worker {number} gets no replies of {flow}"
+
+
+def has_chosen_source(flow: LiveFlow) -> bool:
+    """Does the pod see a source that a worker has chosen? The NAT46 prefix leaves no choice."""
+    if flow.client.version != flow.source.version:
+        return flow.client.version == 6
+    return (flow.client, flow.client_port) != (flow.source, flow.source_port)
 
 
 def machine_for(make_plane: Callable[[Config], Plane]) -> type[ForwardingMachine]:

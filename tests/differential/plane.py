@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 import numpy as np
@@ -21,6 +21,8 @@ from kuproxy.dataplane.layout import (
     T_FLOW_TIMEOUT,
     T_REJECT_RATE,
     VNET_BYTES,
+    Frame,
+    WorkerState,
     make_frame,
 )
 from kuproxy.engine.local import LocalEngine
@@ -43,7 +45,7 @@ class CompiledPlane:
     """`Plane` over a LocalEngine."""
 
     def __init__(self, config: Config):
-        self.engine = LocalEngine(config.buckets.bit_length() - 1)
+        self.engine = LocalEngine(config.buckets.bit_length() - 1, config.workers)
         self.store = Store()
         self.compiler = Compiler(
             self.engine.tables, decrement_ttl=config.decrement_ttl, any_node_address=config.any_node_address
@@ -59,7 +61,10 @@ class CompiledPlane:
             NAT46_PREFIX, config.nat64_pool, config.nat64_ports, config.translation_mtu
         )
         self.compiler.set_own_addresses(config.own_addresses.values())
-        self.frame = make_frame(np.zeros(BATCH * STRIDE + HOLD_ROOM, np.uint8))
+        # One for each worker: it keeps the fragments that the worker holds.
+        self.frames = [
+            make_frame(np.zeros(BATCH * STRIDE + HOLD_ROOM, np.uint8)) for _ in range(config.workers)
+        ]
 
     # -------------------------------------------------------------------------------------------- operators
 
@@ -76,8 +81,10 @@ class CompiledPlane:
         self._apply(self.store.update("test", remove=[key]))
 
     def close(self) -> None:
-        self.engine.worker.fixed.close()
-        self.engine.worker.flows.close()
+        for worker in self.engine.workers:
+            worker.fixed.close()
+            worker.flows.close()
+        self.engine.worker.shared.region.close()
         self.engine.memory.region.close()
 
     def mark_interface(self, index: int, nat4_in: bool, nat6_in: bool) -> None:
@@ -109,7 +116,8 @@ class CompiledPlane:
             raise ValueError(str(error)) from None
 
     def collect(self, now: int) -> None:
-        sweep(self.engine.tables, self.engine.state, now, len(self.engine.state.entries))
+        for state in self.engine.states:
+            sweep(self.engine.tables, state, now, len(state.entries))
         self.compiler.collect(self.engine.acknowledged(), lambda index: pod_flows(self.engine.states, index))
 
     def sweep(self, now: int) -> None:
@@ -117,13 +125,13 @@ class CompiledPlane:
 
     # ---------------------------------------------------------------------------------------------- packets
 
-    def _put(self, slot: int, packet: RefPacket) -> None:
+    def _put(self, frame: Frame, slot: int, packet: RefPacket) -> None:
         start = slot * STRIDE + HEADROOM
         size = len(packet.data)
         assert size + HEADROOM <= STRIDE
-        data = self.frame.data
+        data = frame.data
         data[start : start + size] = np.frombuffer(packet.data, np.uint8)
-        record = self.frame.packets[slot : slot + 1]
+        record = frame.packets[slot : slot + 1]
         record[:] = 0
         record["start"] = start
         record["vnet"] = start - VNET_BYTES
@@ -136,27 +144,42 @@ class CompiledPlane:
             record["flags"] |= int(PacketFlag.GSO)
             data[start - VNET_BYTES : start] = (1, 0, 0, 0, 0, 0, 34, 0, 6, 0)
 
-    def _result(self, slot: int, keys: dict[int, VipKey]) -> Result:
-        record = self.frame.packets[slot]
+    def _result(self, frame: Frame, slot: int, keys: dict[int, VipKey]) -> Result:
+        record = frame.packets[slot]
         start, length = int(record["start"]), int(record["length"])
         pod = self.engine.tables.pods[record["pod"]]
         return Result(
             Outcome(int(record["outcome"])),
             Reason(int(record["reason"])),
-            self.frame.data[start : start + length].tobytes(),
+            frame.data[start : start + length].tobytes(),
             keys.get(int(record["vip"])),
             address_of(int(pod["family"]), pod["hi"], pod["lo"]) if record["pod"] else None,
             bool(record["flags"] & PacketFlag.PARTIAL_CHECKSUM),
         )
 
-    def receive(self, packets: list[RefPacket], now: int) -> list[Result]:
+    def receive(
+        self, packets: list[RefPacket], now: int, workers: Sequence[int] | None = None
+    ) -> list[Result]:
+        """`workers`: whose each packet is; None: the first one's."""
         assert len(packets) <= BATCH
+        whose = list(workers or [0] * len(packets))
+        own: dict[int, Result] = {}
+        released: list[Result] = []
+        for worker in sorted(set(whose)):
+            places = [place for place, of in enumerate(whose) if of == worker]
+            results = self._receive_one([packets[place] for place in places], now, worker)
+            own |= zip(places, results, strict=False)
+            released += results[len(places) :]
+        return [own[place] for place in range(len(packets))] + released
+
+    def _receive_one(self, packets: list[RefPacket], now: int, worker: int) -> list[Result]:
+        frame = self.frames[worker]
         for slot, packet in enumerate(packets):
-            self._put(slot, packet)
-        self.frame.meta[META_COUNT] = len(packets)
-        self.engine.process(self.frame, now)
+            self._put(frame, slot, packet)
+        frame.meta[META_COUNT] = len(packets)
+        self.engine.process(frame, now, worker)
         keys = {record.index: record.vip.key for record in self.compiler.records()}
-        return [self._result(slot, keys) for slot in range(int(self.frame.meta[META_COUNT]))]
+        return [self._result(frame, slot, keys) for slot in range(int(frame.meta[META_COUNT]))]
 
     # ---------------------------------------------------------------------------------------- what is seen
 
@@ -164,7 +187,7 @@ class CompiledPlane:
         return vip_counters(self.engine.states, index)
 
     def counters(self) -> Mapping[tuple[Node, Reason], int]:
-        counters = self.engine.state.counters
+        counters = totals(self.engine.states).counters
         return {
             (Node(int(node)), Reason(int(reason))): int(counters[node, reason])
             for node, reason in zip(*np.nonzero(counters), strict=True)
@@ -206,7 +229,10 @@ class CompiledPlane:
         return IPv6Address(int(NAT46_PREFIX.network_address) + client)
 
     def live_flows(self, now: int) -> list[LiveFlow]:
-        state, tables = self.engine.state, self.engine.tables
+        return [flow for state in self.engine.states for flow in self._live_flows(state, now)]
+
+    def _live_flows(self, state: WorkerState, now: int) -> list[LiveFlow]:
+        tables = self.engine.tables
         keys = {record.index: record.vip.key for record in self.compiler.records() if not record.removed}
         flows = []
         for slot in np.nonzero(state.entries["pod"])[0].tolist():

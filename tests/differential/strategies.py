@@ -59,6 +59,7 @@ class Config:
     own_addresses: dict[Family, Address] = field(default_factory=dict)
     pod_ranges: tuple[IPv4Network | IPv6Network, ...] = ()
     all_node_addresses: tuple[Address, ...] = ()
+    workers: int = 1
 
 
 TUNNEL_SOURCES = (ip_address("40.0.0.250"), ip_address("4000::fa"))
@@ -97,6 +98,7 @@ configs = st.builds(
     pod_ranges=st.just(POD_RANGES),
     all_node_addresses=st.just(ALL_NODE_ADDRESSES),
     own_addresses=st.sampled_from([{}, dict(zip((Family.IPV4, Family.IPV6), NODE_ADDRESSES, strict=True))]),
+    workers=st.sampled_from([1, 1, 2, 3]),
 )
 start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
 

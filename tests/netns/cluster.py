@@ -71,7 +71,7 @@ class Node:
 
     def start(self, *words: str, before: Sequence[str] = (), **options: Any) -> None:
         """`ku kube-proxy`, by way of the command `before`; does not wait."""
-        command = [*before, sys.executable, "-m", "kuproxy.kubeproxy.service", *words]
+        command = [*before, sys.executable, "-m", "kuproxy.kubeproxy", *words]
         with (self.directory / "kube-proxy.log").open("ab") as log:
             self.process = self.host.start(
                 *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options

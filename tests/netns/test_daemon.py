@@ -41,6 +41,7 @@ class Daemon:
         self.notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notified.bind(str(self.directory / "notify.sock"))
         self.notified.settimeout(START_WITHIN_S)
+        self.command: tuple[str, ...] = (sys.executable, "-m", "kuproxy.keeper")
         self.configure()
 
     def configure(self, *files: str) -> None:
@@ -56,7 +57,7 @@ class Daemon:
             "WATCHDOG_USEC": "1000000",
         }
         with self.log_path.open("ab") as log:
-            words = (sys.executable, "-m", "kuproxy.daemon.service", "--settings", str(self.settings))
+            words = (*self.command, "--settings", str(self.settings))
             self.process = self.made.node.start(
                 *words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )

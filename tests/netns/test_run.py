@@ -323,15 +323,20 @@ def test_whatever_ends_it_nothing_stays(fresh: World, number: signal.Signals) ->
     assert web(fresh.client, WEB[1]) in PODS
 
 
-def test_a_worker_that_dies_ends_the_run_with_a_reason(fresh: World) -> None:
-    """Half a data plane would be worse than none: whoever started it can start it again."""
+def test_a_worker_that_dies_is_replaced(fresh: World) -> None:
+    """Another process goes on with its memory and its sockets: connections do not notice."""
     before = state(fresh.node)
     fresh.start()
+    kept = Kept(fresh.client, WEB[0], 80)
+    name, _ = kept.get()
     (worker,) = [word for word in fresh.plane.log.split() if word.startswith("worker=")]
     _kill(int(worker.split("=")[1]))
-    assert fresh.plane.process.wait(5) not in (0, -9)
-    assert "worker 0 ended with status -9" in fresh.plane.log
-    _eventually(lambda: state(fresh.node) == before)
+    assert kept.get()[0] == name
+    assert {web(fresh.client, WEB[0]) for _ in range(40)} == PODS
+    assert "has ended" in fresh.plane.log and "goes on in its place" in fresh.plane.log
+    kept.close()
+    fresh.stop()
+    assert state(fresh.node) == before
 
 
 def test_a_second_run_in_the_same_place_is_refused(shared: World) -> None:

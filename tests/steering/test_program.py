@@ -79,7 +79,7 @@ class Rig:
 
     def __init__(self, stack: ExitStack, targets: Targets, workers: int = 1) -> None:
         self.targets = targets
-        self.maps = SteeringMaps()
+        self.maps = SteeringMaps(workers)
         stack.callback(self.maps.close)
         self.writer = MapWriter(self.maps)
         self.writer.apply(
@@ -369,8 +369,10 @@ def test_errors_of_the_node_itself(stack: ExitStack) -> None:
 
 
 def test_the_guard_stops_circles(stack: ExitStack) -> None:
+    maps = SteeringMaps(workers=2)
+    stack.callback(maps.close)
     for workers in (1, 2):
-        guard: LoadedProgram = program.guard(1, workers).load()
+        guard: LoadedProgram = program.guard(1, workers).load(maps.by_name())
         stack.callback(guard.close)
         frame = frames.ipv4("198.51.100.1", "10.96.0.10", TCP, frames.l4(TCP, 40000, 80))
         assert guard.test_run(frame).verdict == Verdict.NEXT

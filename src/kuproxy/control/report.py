@@ -11,36 +11,36 @@ from kuproxy.model.report import NodeCount, PodReport, Report, TracedPacket, Vip
 
 
 class Baselines:
-    """What the workers had counted for a VIP index before its present owner came: indices are used again."""
+    """What the workers had counted for an index before its present owner came: indices are used again."""
 
-    def __init__(self) -> None:
+    def __init__(self, vips: np.ndarray, pods: np.ndarray) -> None:
+        """uint64[MAX_VIPS, 8] and uint64[MAX_PODS, 8]: the counts before, which may come from a former process."""
+        self._vips, self._pods = vips, pods
         self._owners: dict[int, VipRecord] = {}
-        self._before: dict[int, np.ndarray] = {}
-        self._pods_before: dict[int, np.ndarray] = {}
+
+    def adopt(self, records: Iterable[VipRecord]) -> None:
+        """These have been counted since before; what is known of them stays."""
+        self._owners = {record.index: record for record in records}
 
     def note(self, records: Iterable[VipRecord], counters: Callable[[int], np.ndarray]) -> None:
         """Call after each change: indices that have a new owner start from here."""
         for record in records:
             if self._owners.get(record.index) is not record:
                 self._owners[record.index] = record
-                self._before[record.index] = counters(record.index).copy()
+                self._vips[record.index] = counters(record.index)
 
     def since(self, record: VipRecord, counters: Callable[[int], np.ndarray]) -> np.ndarray:
         """uint64[8]: the VIP's own counts."""
-        before = self._before.get(record.index)
-        now = counters(record.index)
-        return now if before is None else now - before
+        return counters(record.index) - self._vips[record.index]
 
     def note_pods(self, indices: Iterable[int], counters: Callable[[int], np.ndarray]) -> None:
         """The same for pods: call it with the indices that have just been given out."""
         for index in indices:
-            self._pods_before[index] = counters(index).copy()
+            self._pods[index] = counters(index)
 
     def pod_since(self, index: int, counters: Callable[[int], np.ndarray]) -> np.ndarray:
         """uint64[8]: the pod's own counts."""
-        before = self._pods_before.get(index)
-        now = counters(index)
-        return now if before is None else now - before
+        return counters(index) - self._pods[index]
 
 
 def _pod_reports(

@@ -19,9 +19,9 @@ import msgspec
 from kuproxy.control.store import Changes
 from kuproxy.daemon.commands import SOURCE, Commands
 from kuproxy.daemon.node import Forwarder
-from kuproxy.daemon.persist import StateFile
+from kuproxy.daemon.persist import Loaded, StateFile
 from kuproxy.daemon.schema import Conf, State, merged_marks, settings_over
-from kuproxy.errors import ConflictError, KuError
+from kuproxy.errors import ConflictError, DriverError, KuError
 from kuproxy.load import load_config
 from kuproxy.model.config import Config, InterfaceMark, Settings, Show
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
@@ -31,6 +31,10 @@ from kuproxy.vppcli.apply import Desired
 __all__ = ["FILES", "Answer", "Controller"]
 
 FILES = "files"
+
+
+def _no_successor() -> None:
+    raise DriverError("there is no keeper that would start a successor: restart `ku daemon` instead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,9 @@ class Controller:
         self.file_config = Config()
         self.commands = Commands()
         self.before_reload: Callable[[], None] = lambda: None  # may set `files`; may raise ConfigError
+        self.replace: Callable[[], None] = (
+            _no_successor  # have another control process take over; may raise KuError
+        )
         self.ready = False
         self.adoption_s: float | None = None  # from the last change to its adoption by every worker
         self._pending: tuple[int, float] | None = None  # generation, when it was published
@@ -98,16 +105,36 @@ class Controller:
             self._log.info("config", text=str(note))
         return config
 
-    def start(self, config: Config) -> None:
-        """Forward what the files (already read) and the state ask for.  Raises KuError."""
+    def start(self, config: Config, *, complete: bool = True) -> None:
+        """Forward what the files (already read) and the state ask for.  Raises KuError.
+
+        With `complete` false another source is to come: `complete_start` when it has spoken.  What a former control
+        process has left is served until then.
+        """
         self.forwarder.start(self.plane)
+        loaded = self._state_file.load() if self._state_file is not None else None
+        if (
+            loaded is not None
+        ):  # settings first: files alone would take away for a moment what commands have set
+            with contextlib.suppress(KuError):
+                self.commands = Commands().with_conf(config.settings, loaded.state.conf)
         self.apply_files(config)
-        if self._state_file is not None:
-            self._restore(self._state_file)
+        if self._state_file is not None and loaded is not None:
+            self._restore(self._state_file, loaded)
+        if complete:
+            self.complete_start()
+
+    def complete_start(self) -> None:
+        """Every source has spoken."""
+        removed = self.plane.finish_adoption()
+        if removed:
+            self._log.info("no longer asked for", vips=removed)
+        self.forwarder.steer(self.plane, self.marks)
+        for line in self.forwarder.take_over():
+            self._log.info("taken over", text=line)
         self.ready = True
 
-    def _restore(self, state_file: StateFile) -> None:
-        loaded = state_file.load()
+    def _restore(self, state_file: StateFile, loaded: Loaded) -> None:
         for line in loaded.warnings:
             self._log.error("state", text=line)
         base = self.file_config.settings
@@ -143,6 +170,11 @@ class Controller:
         """Read the files again and apply the difference.  Raises KuError; then everything stays as it is."""
         self.before_reload()
         return self.apply_files(self.read_files())
+
+    def leave(self) -> None:
+        """End without an end of forwarding: a successor takes over."""
+        self.ready = False
+        self.forwarder.leave()
 
     def stop(self) -> None:
         """Leave the node as it was; counters can still be read."""

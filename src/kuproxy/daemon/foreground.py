@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from kuproxy.codes import Outcome
+from kuproxy.confine import privilege
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.log import make_log
 from kuproxy.daemon.node import LiveNode
@@ -36,6 +37,7 @@ class Foreground:
         self._log = make_log()
         self._config = load_config(paths)
         self._node = LiveNode(self._config.settings.buckets.bit_length() - 1, interfaces)
+        self._node.engine.on_replaced = lambda line: self._log.warning("worker", text=line)
         self._controller = Controller(self._node, paths, self._log)
         self._plane = self._controller.plane
         self._signals: socket.socket | None = None
@@ -47,6 +49,8 @@ class Foreground:
             for note in self._config.notes:
                 self._log.info("config", text=str(note))
             self._controller.start(self._config)
+            privilege.keep_only(*privilege.AFTER_START)
+            self._node.engine.watch()
             for line in self._node.steering.warnings:
                 self._log.warning("node", text=line)
             self._log.info(

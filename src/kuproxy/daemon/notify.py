@@ -1,33 +1,27 @@
-"""What systemd wants to hear (sd_notify(3)): datagrams on the socket that it names, nothing without one."""
+"""News for whoever supervises the control process: its keeper, or the service manager itself (sd_notify(3))."""
 
-import os
-import socket
 import time
+
+from kuproxy.keeper.notify import ServiceManager
+from kuproxy.keeper.vault import Vault
 
 __all__ = ["Notifier"]
 
 
 class Notifier:
-    """Tells the service manager how it stands."""
+    """Tells how the control process stands."""
 
-    def __init__(self) -> None:
-        self._address = os.environ.get("NOTIFY_SOCKET", "")
-        if self._address.startswith("@"):
-            self._address = f"\0{self._address[1:]}"
-        usec = os.environ.get("WATCHDOG_USEC", "")
-        own = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        # Half of the time that it grants, as sd_watchdog_enabled(3) recommends; None: it does not watch.
-        self.watchdog_s = int(usec) / 2e6 if usec.isdecimal() and int(usec) and own else None
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._manager = ServiceManager()
+        # How often it wants to hear that we live, in seconds; the keeper hears it at every turn.
+        self.watchdog_s = None if vault.connected else self._manager.watchdog_s
 
     def _send(self, text: str) -> None:
-        if not self._address:
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as opened:
-            try:
-                opened.connect(self._address)
-                opened.send(text.encode())
-            except OSError:
-                return  # nobody listens any more: no reason to end
+        if self._vault.connected:
+            self._vault.notify(text)
+        else:
+            self._manager.send(text)
 
     def ready(self) -> None:
         self._send("READY=1")
@@ -40,4 +34,7 @@ class Notifier:
         self._send("STOPPING=1")
 
     def alive(self) -> None:
-        self._send("WATCHDOG=1")
+        if self._vault.connected:
+            self._vault.notify("WATCHDOG=1")
+        elif self.watchdog_s is not None:
+            self._manager.alive(time.monotonic())

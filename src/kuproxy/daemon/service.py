@@ -7,15 +7,19 @@ ask for.  Packets pass through the workers alone, so however busy this process i
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import resource
 import signal
+import socket
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
+from kuproxy.confine import privilege
 from kuproxy.daemon.api.app import make_app, make_metrics_app
 from kuproxy.daemon.api.auth import Access
 from kuproxy.daemon.api.server import Listener, bind_tcp, bind_unix, tls_context
@@ -26,16 +30,20 @@ from kuproxy.daemon.notify import Notifier
 from kuproxy.daemon.persist import StateFile
 from kuproxy.daemon.settings import DaemonSettings, group_id, load_settings
 from kuproxy.daemon.thread import ControlThread
-from kuproxy.errors import ConfigError, KuError, Problem
+from kuproxy.errors import ConfigError, HandoverError, KuError, Problem
+from kuproxy.keeper.vault import Vault
+from kuproxy.keeper.wire import BEGIN_ANEW, REPLACE
 from kuproxy.load import load_config
 from kuproxy.main import run
 from kuproxy.model.config import Config
 
 COLLECT_INTERVAL_S = 1.0
 ADOPTION_INTERVAL_S = 0.02  # an idle worker looks up every 50 ms
+_ANSWER_S = 0.05
+_PR_SET_PDEATHSIG = 1
 _DEFAULT_CONFIG = Path("/etc/kuproxy/kuproxy.toml")
 # What a running daemon cannot change: a reload that asks for it says so, and the rest is applied.
-_FIXED = ("state_directory", "interfaces", "log_format", "api", "tcp", "metrics")
+_FIXED = ("state_directory", "interfaces", "workers", "log_format", "worker_filter", "api", "tcp", "metrics")
 
 
 def _token(path: str) -> bytes:
@@ -56,7 +64,10 @@ class Daemon:
     def __init__(
         self, settings: DaemonSettings, path: Path | None, log: Any, base: Config | None = None
     ) -> None:
-        """`base` holds where the settings name no files.  Raises KuError for whatever would fail later."""
+        """With `base`, which holds where no files are named, another source is to come: it ends with `complete_start`.
+
+        Raises KuError for whatever would fail later.
+        """
         self._settings, self._path, self._log = settings, path, log
         group = group_id(settings.api.group)
         tokens = set()
@@ -66,17 +77,31 @@ class Daemon:
         self._config = load_config(settings.paths()) if settings.files else base
         self._state_file = StateFile(Path(settings.state_directory))
         buckets = self._config.settings.buckets if self._config is not None else 1024
-        self._node = LiveNode(buckets.bit_length() - 1, settings.interfaces)
+        self._vault = Vault.of_environment()
+        if self._vault.connected:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # with the keeper all ends
+        self._node = LiveNode(
+            buckets.bit_length() - 1,
+            settings.interfaces,
+            settings.worker_count(),
+            self._vault,
+            filtered=settings.worker_filter,
+        )
+        self._node.engine.on_replaced = lambda line: log.warning("worker", text=line)
         self._controller = Controller(self._node, settings.paths(), log, self._state_file)
         self._controller.base = base or Config()
+        self._awaits_source = base is not None
         self._controller.before_reload = self._reload_settings
+        if self._vault.connected:
+            self._controller.replace = self._replace_soon
         self._socket_path = Path(settings.api.socket)
-        self._sockets = [bind_unix(self._socket_path, int(settings.api.mode, 8), group)]
+        self._sockets = [self._api_socket(int(settings.api.mode, 8), group)]
         self._listeners: list[Listener] = []
-        self._notifier = Notifier()
+        self._notifier = Notifier(self._vault)
         self._thread = ControlThread()
-        self._stopped, self._hangup = asyncio.Event(), asyncio.Event()
+        self._stopped, self._hangup, self._replaced = (asyncio.Event() for _ in range(3))
         self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         # Run beside everything else from when packets are forwarded; one that ends with an error ends the daemon.
         self.companions: list[Callable[[], Coroutine[Any, Any, None]]] = []
 
@@ -92,6 +117,15 @@ class Daemon:
     def thread(self) -> ControlThread:
         return self._thread
 
+    def _api_socket(self, mode: int, group: int | None) -> socket.socket:
+        """The predecessor's, so that clients wait for us instead of being refused; or a new one."""
+        name = f"api/{self._socket_path}"
+        if name in self._vault.names():
+            return socket.socket(fileno=self._vault.take(name))
+        opened = bind_unix(self._socket_path, mode, group)
+        self._vault.keep({name: opened.fileno()})
+        return opened
+
     def _listen(self) -> None:
         app = make_app(self._controller, self._access, self._thread)
         self._listeners = [Listener(app, self._sockets[0])]
@@ -104,23 +138,34 @@ class Daemon:
             opened = bind_tcp(metrics.address, metrics.port, "metrics")
             self._listeners.append(Listener(make_metrics_app(self._controller, self._thread), opened))
 
-    async def serve(self) -> None:
-        """Start, serve until SIGINT or SIGTERM, stop.  Nothing is left behind, whatever happens.  Raises KuError."""
-        loop = asyncio.get_running_loop()
+    async def serve(self) -> int:
+        """Start, serve until SIGINT or SIGTERM, stop; returns the exit status.  Raises KuError.
+
+        Nothing is left behind, whatever happens, but after SIGUSR2: then a successor finds all that forwards.
+        """
+        loop = self._loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stopped.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        loop.add_signal_handler(signal.SIGUSR2, self.replace)
         _raise_file_limit()
         try:
             self._listen()
             await self._thread(self._start)
+            self._drop_privileges()  # of this thread; `_start` has done it for the control thread
+            for thread in privilege.holders_of_more(privilege.AFTER_START):
+                self._log.warning("privileges", text=f"thread {thread} has kept more than it should")
             tasks = [asyncio.create_task(each.serve()) for each in self._listeners]
-            rest = [asyncio.create_task(each()) for each in (self._tend, self._follow, self._reloads, *self.companions)]
+            rest = [
+                asyncio.create_task(each())
+                for each in (self._tend, self._follow, self._reloads, *self.companions)
+            ]
             for task in (*tasks, *rest):
                 task.add_done_callback(self._ended)
             self._notifier.ready()
             await self._stopped.wait()
-            self._notifier.stopping()
+            if not self._replaced.is_set():
+                self._notifier.stopping()
             for task in rest:
                 task.cancel()
             await asyncio.gather(*rest, return_exceptions=True)
@@ -128,13 +173,29 @@ class Daemon:
                 listener.stop()
             await asyncio.gather(*tasks, return_exceptions=True)
         finally:
-            await self._thread(self._controller.stop)
+            leaving = self._replaced.is_set() or (self._failure is not None and self._vault.connected)
+            await self._thread(self._controller.leave if leaving else self._controller.stop)
             self._thread.close()
-            self._socket_path.unlink(missing_ok=True)
+            if not leaving:
+                self._socket_path.unlink(missing_ok=True)
             self._state_file.close()
         if self._failure is not None:
             raise self._failure
-        self._log.info("stopped")
+        self._log.info("left to a successor" if leaving else "stopped")
+        return REPLACE if leaving else 0
+
+    def _replace_soon(self) -> None:
+        """In the loop's thread, and when the client that asks for it has its answer."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._loop.call_later, _ANSWER_S, self.replace)
+
+    def replace(self) -> None:
+        """Have the keeper start another control process, from what is on disk now, in our place."""
+        if not self._vault.connected:
+            self._log.error("nobody would start a successor: no keeper")
+            return
+        self._replaced.set()
+        self._stopped.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A task that fails ends the daemon: half of one would be worse than a restart."""
@@ -147,16 +208,25 @@ class Daemon:
         config = self._config
         for note in config.notes if config is not None else ():
             self._log.info("config", text=str(note))
-        self._controller.start(config if config is not None else Config())
+        self._controller.start(config if config is not None else Config(), complete=not self._awaits_source)
+        for line in self._node.notes:
+            self._log.info("handover", text=line)
         for line in self._node.steering.warnings:
             self._log.warning("node", text=line)
         self._log.info(
             "forwarding",
             interfaces=",".join(self._node.steering.attached),
             vips=len(self._controller.plane.store),
+            workers=len(self._node.engine.workers),
             socket=str(self._socket_path),
         )
+        self._drop_privileges()
+        self._node.engine.watch()
         gc.freeze()  # what is here now stays: later collections need not look at it
+
+    def _drop_privileges(self) -> None:
+        """What was needed to begin is not needed to go on: docs/privileges.md."""
+        privilege.keep_only(*privilege.AFTER_START)
 
     async def _follow(self) -> None:
         """Take in the node's events, as they come."""
@@ -237,7 +307,16 @@ def daemon(path: Path | None, check: bool) -> None:
         click.echo(f"good: {len(config.vips) if config is not None else 0} VIPs")
         return
     log = make_log(settings.log_format)
-    asyncio.run(Daemon(settings, path, log).serve())
+    exit_after(lambda: Daemon(settings, path, log), log)
+
+
+def exit_after(make: Callable[[], Daemon], log: Any) -> NoReturn:
+    """Serve, and end as the keeper understands it.  Raises KuError."""
+    try:
+        sys.exit(asyncio.run(make().serve()))
+    except HandoverError as error:
+        log.error("cannot take over", text=str(error))
+        sys.exit(BEGIN_ANEW)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ It says how the daemon runs, never what it forwards: that comes from the files i
 from __future__ import annotations
 
 import grp
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,10 +59,15 @@ class DaemonSettings(_Table, frozen=True):
     files: list[str] = []
     state_directory: str = "/var/lib/kuproxy"
     interfaces: list[str] = []
+    workers: Annotated[int, Meta(ge=0, le=64)] = 0  # 0: one for each core that the process may use
     log_format: LogFormat = "auto"
+    worker_filter: bool = True  # of workers' system calls: seccomp.py
     api: Api = Api()
     tcp: Tcp | None = None
     metrics: Metrics | None = None
+
+    def worker_count(self) -> int:
+        return self.workers or min(64, len(os.sched_getaffinity(0)))
 
     def paths(self) -> tuple[Path, ...]:
         return tuple(map(Path, self.files))

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class ControlThread:
-    """One thread. Workers die with the thread that started them (PR_SET_PDEATHSIG), so it lives as long as they do."""
+    """One thread."""
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="control")

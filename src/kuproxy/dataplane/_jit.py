@@ -3,7 +3,7 @@
 Numba's own cache key knows a function's file but not the helpers and constants that file imports, so a changed
 helper would silently run as stale machine code.  Here the cache directory itself is named by a digest of every
 source that kernels are made from and of the compiler's versions: any change starts a fresh cache.  Those sources are
-the files that use this decorator, and whatever they import, directly or not.
+the files that use these decorators, and whatever they import, directly or not.
 
 `NUMBA_DISABLE_JIT=1` runs every kernel as plain Python, `NUMBA_BOUNDSCHECK=1` checks every array access; both are
 read when this module is imported.
@@ -28,6 +28,7 @@ BOUNDS_CHECKED = bool(config.BOUNDSCHECK) and COMPILED
 _PACKAGE = Path(__file__).resolve().parent.parent
 # Rooms in which kernels live.
 _KERNEL_ROOMS = ("engine", "dataplane", "drivers", "wire")
+_KERNELS = re.compile(r"^from kuproxy\.dataplane\._jit import [^\n]*\b(kernel|helper)\b", re.MULTILINE)
 _IMPORTS = re.compile(
     r"^\s*(?:from\s+kuproxy\.?([\w.]*)\s+import\s+(\([^)]*\)|[^\n]*)|import\s+kuproxy\.([\w.]+))",
     re.MULTILINE,
@@ -57,7 +58,7 @@ def _imported(text: str) -> Iterator[Path]:
 def kernel_sources() -> list[Path]:
     """Every file that a compiled kernel may depend on, sorted."""
     texts = {path: path.read_text() for room in _KERNEL_ROOMS for path in (_PACKAGE / room).rglob("*.py")}
-    waiting = [path for path, text in texts.items() if "dataplane._jit import" in text]
+    waiting = [path for path, text in texts.items() if _KERNELS.search(text)]
     found: set[Path] = set()
     while waiting:
         path = waiting.pop()

@@ -25,6 +25,7 @@ from kuproxy.dataplane.layout import (
 from kuproxy.dataplane.memory import clear_bytes, copy_bytes, load16, store16, swap16
 from kuproxy.dataplane.rewrite import port_is_fixed
 from kuproxy.dataplane.translate import FRAGMENT_HEADER, LARGEST_SAFE6, to_ipv4, to_ipv6
+from kuproxy.dataplane.worker_choice import next_identification
 from kuproxy.wire import ipv4, ipv6, l4
 
 _FRAGMENT = int(PacketFlag.FRAGMENT)
@@ -126,9 +127,7 @@ def _ports_are_fixed(packet, src_port, dst_port):
 
 
 @kernel
-def cross_to_6(
-    frame, tables, state, index, src_hi, src_lo, dst_hi, dst_lo, src_port, dst_port, node, reason
-):
+def cross_to_6(frame, tables, state, index, src_hi, src_lo, dst_hi, dst_lo, src_port, dst_port, node, reason):
     """Translate IPv4 packet `index` and send it, whole or in fragments; or say why not."""
     packet = frame.packets[index]
     data = frame.data
@@ -154,9 +153,7 @@ def cross_to_6(
                 finish(packet, state, node, _DROP, Reason.FRAGMENT_HOLD_FULL.value)
                 return
     decrement = np.int64(tables.header[T_DECREMENT_TTL])
-    to_ipv6(
-        data, packet, src_hi, src_lo, dst_hi, dst_lo, src_port, dst_port, decrement, splits
-    )
+    to_ipv6(data, packet, src_hi, src_lo, dst_hi, dst_lo, src_port, dst_port, decrement, splits)
     if splits:
         _split(frame, state, packet, node, reason)
     finish(packet, state, node, _TRANSMIT, reason)
@@ -180,8 +177,7 @@ def cross_to_4(frame, tables, state, index, src_lo, dst_lo, src_port, dst_port, 
         return
     identification = np.int64(0)
     if flags & _FRAGMENT == 0:
-        identification = (state.header[W_IDENTIFICATION] + 1) & 0xFFFF
-        state.header[W_IDENTIFICATION] = identification
+        identification = next_identification(tables, state, W_IDENTIFICATION)
     decrement = np.int64(tables.header[T_DECREMENT_TTL])
     to_ipv4(frame.data, packet, src_lo, dst_lo, src_port, dst_port, decrement, identification)
     finish(packet, state, node, _TRANSMIT, reason)

@@ -208,13 +208,15 @@ T_TRANSLATION_MTU = 45  # longest packet that a translation may make, 0 = the ro
 T_OWN4 = 46  # our address as the source of ICMP errors (second word); 0 = what the packet was sent to
 T_OWN6_HI = 47
 T_OWN6_LO = 48
+T_WORKERS = 60  # workers among which steering spreads the packets, 0 and 1 = a single one
 T_COMMAND = 64  # one word a worker, see COMMAND_*
 T_WORDS = T_COMMAND + MAX_WORKERS
 
 COMMAND_RUN = 0
 COMMAND_STOP = 1
-COMMAND_CALL = 2  # leave the compiled loop and look at the control socket
-COMMAND_HOLD = 3  # do not forward yet
+# From here on the number of a call: leave the compiled loop once, and look at the control socket. The worker goes on by
+# itself, whether or not control lives to see the answer.
+COMMAND_CALL = 16
 
 # Bits of Tables.classes: which kinds of VIP keys exist for a family and prefix length
 CLASS_PORT = 1  # protocol and port
@@ -286,22 +288,11 @@ assert FLOW.itemsize == 64
 REVERSE = np.dtype([("hash", "<u4"), ("slot", "<u4")])  # slot + 1; 0 = empty
 REVERSE_WAYS = 8
 
-# Which pod a client of a VIP with affinity had last.
-AFFINITY = np.dtype(
-    [
-        ("hi", "<u8"),  # the client's address
-        ("lo", "<u8"),
-        ("vip", "<u4"),  # 0 = empty
-        ("generation", "<u4"),  # of the VIP index
-        ("pod", "<u4"),
-        ("pod_generation", "<u4"),
-        ("expires", "<u4"),
-        ("spare", "<u4"),
-    ]
-)
-assert AFFINITY.itemsize == 40
+# Which pod a client of a VIP with affinity had last. All workers write this table, so an entry is eight plain words
+# that are read and written one at a time: one cache line, of which the first word guards the rest (affinity.py).
+AFFINITY_WORDS = 8
 AFFINITY_WAYS = 4
-AFFINITY_SLOTS = 1 << 18  # clients per worker: 10 MiB when all are used
+AFFINITY_SLOTS = 1 << 18  # clients: 16 MiB when all are used
 
 FRAGMENT = np.dtype(
     [
@@ -373,11 +364,12 @@ W_TRACE_PACKETS = 58  # packets traced so far; also the last one's number
 W_TRACE_NEXT = 59  # trace records ever written
 W_TRACE_RECEIVED = 60  # packets that the driver put into the present frame
 W_STATES = 32  # 8 words: flows in the table by FlowState
-W_PORT_FIRST = (
-    40  # source ports that this worker may allocate; W_PORT_COUNT is a prime, 0 = ports.py's default
-)
-W_PORT_COUNT = 41
 W_IDENTIFICATION = 42  # of the last packet that kp6-nat4 or kp-nat46-in2out made
+W_PID = 44  # process id of the worker
+W_STARTS = 45  # processes that have worked with this memory, one after the other
+W_KERNELS = 46  # digest of the kernels that the process runs
+W_RING = 48  # 8 words of the driver's own: its place in the receive ring, for whoever takes over
+W_NUMBER = 43  # which worker this is, from 0
 W_WORDS = 64
 
 # What a node left of a traced packet. Headers are read from the packet, the pod is copied: it may be gone when somebody
@@ -421,7 +413,7 @@ MAX_TRACED = 1000  # packets at once: eight nodes each fit
 
 
 class WorkerState(NamedTuple):
-    """What happened: flows, counters, fragments. Written by exactly one worker."""
+    """What happened: flows, counters, fragments. Written by exactly one worker, but for `affinity`, which all share."""
 
     header: np.ndarray  # int64[W_WORDS]
     counters: np.ndarray  # uint64[N_NODES, N_REASONS]
@@ -433,7 +425,7 @@ class WorkerState(NamedTuple):
     fragments: np.ndarray  # FRAGMENT[FRAGMENT_SLOTS]
     held: np.ndarray  # HELD[HOLD_SLOTS]
     vip_flows: np.ndarray  # int32[MAX_VIPS]: flows in the table, as W_FLOWS, of each VIP
-    affinity: np.ndarray  # AFFINITY[AFFINITY_SLOTS]
+    affinity: np.ndarray  # uint64[AFFINITY_SLOTS * AFFINITY_WORDS], in the region that all workers share
     entries: np.ndarray  # ENTRY[buckets * WAYS]
     flows: np.ndarray  # FLOW[buckets * WAYS]
     reverse: np.ndarray  # REVERSE[buckets * REVERSE_WAYS]
@@ -450,7 +442,24 @@ STATE_SPEC: tuple[tuple[str, Any, tuple[int, ...]], ...] = (
     ("fragments", FRAGMENT, (FRAGMENT_SLOTS,)),
     ("held", HELD, (HOLD_SLOTS,)),
     ("vip_flows", "<i4", (MAX_VIPS,)),
-    ("affinity", AFFINITY, (AFFINITY_SLOTS,)),
+)
+
+# What all workers write: docs/adr/017.
+SHARED_SPEC: tuple[tuple[str, Any, tuple[int, ...]], ...] = (
+    ("affinity", "<u8", (AFFINITY_SLOTS * AFFINITY_WORDS,)),
+)
+
+
+class Baselines(NamedTuple):
+    """What had been counted for an index before its present owner came. Written and read by control alone."""
+
+    vips: np.ndarray  # uint64[MAX_VIPS, 8], as WorkerState.vip_counters
+    pods: np.ndarray  # uint64[MAX_PODS, 8], as WorkerState.pod_counters
+
+
+BASELINES_SPEC: tuple[tuple[str, Any, tuple[int, ...]], ...] = (
+    ("vips", "<u8", (MAX_VIPS, 8)),
+    ("pods", "<u8", (MAX_PODS, 8)),
 )
 
 
@@ -522,6 +531,10 @@ def as_tables(region: Region) -> Tables:
     return Tables(**region.arrays)
 
 
-def as_state(fixed: Region, flows: Region) -> WorkerState:
-    """The WorkerState bundle over a region of STATE_SPEC and one of flow_spec."""
-    return WorkerState(**fixed.arrays, **flows.arrays)
+def as_state(fixed: Region, flows: Region, shared: Region | None = None) -> WorkerState:
+    """The WorkerState bundle over a region of STATE_SPEC, one of flow_spec and one of SHARED_SPEC.
+
+    Without the last, the worker has tables of its own where others share theirs: right for a worker that is alone.
+    """
+    common = shared or Region(SHARED_SPEC, name="shared")
+    return WorkerState(**fixed.arrays, **flows.arrays, **common.arrays)

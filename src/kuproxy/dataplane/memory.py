@@ -117,6 +117,16 @@ def _crc32c_hardware(typingctx: Any, crc: Any, word: Any) -> Any:
 
 
 @intrinsic  # type: ignore[misc]
+def _compare_and_swap64(typingctx: Any, array: Any, index: Any, old: Any, new: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], 64)
+        outcome = builder.cmpxchg(pointer, args[2], args[3], "acq_rel", "acquire")
+        return builder.extract_value(outcome, 1)
+
+    return types.boolean(array, types.intp, types.uint64, types.uint64), codegen
+
+
+@intrinsic  # type: ignore[misc]
 def _leading_zeros(typingctx: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ctlz(args[0], ir.IntType(1)(0))
@@ -203,6 +213,13 @@ if not COMPILED:
             state = int(_CRC_TABLE[(state ^ (word >> shift)) & 0xFF]) ^ (state >> 8)
         return np.uint64(state)
 
+    def compare_and_swap64(array: np.ndarray, index: int, old: np.uint64, new: np.uint64) -> bool:
+        """Plain Python can make no promise to other processes."""
+        if acquire64(array, index) != old:
+            return False
+        release64(array, index, new)
+        return True
+
     def leading_zeros(value: np.uint64) -> int:
         return 64 - int(value).bit_length()
 
@@ -239,6 +256,11 @@ elif BOUNDS_CHECKED:
 
         return store
 
+    @kernel
+    def compare_and_swap64(array, index, old, new):
+        _ = array[np.uint64(index)]
+        return _compare_and_swap64(array, index, old, new)
+
     load16, load32, load64 = (_checked_load(_make_load(bits), bits // 8) for bits in (16, 32, 64))
     store16, store32, store64 = (_checked_store(_make_store(bits), bits // 8) for bits in (16, 32, 64))
     acquire32, acquire64 = (_checked_load(_make_load(bits, True), bits // 8) for bits in (32, 64))
@@ -254,6 +276,7 @@ else:
     store16, store32, store64 = (_make_store(bits) for bits in (16, 32, 64))
     acquire32, acquire64 = (_make_load(bits, True) for bits in (32, 64))
     release32, release64 = (_make_store(bits, True) for bits in (32, 64))
+    compare_and_swap64 = _compare_and_swap64
     swap16, swap32, swap64 = (_make_swap(bits) for bits in (16, 32, 64))
     prefetch = _prefetch
     leading_zeros = _leading_zeros

@@ -1,18 +1,22 @@
 """Source ports for flows whose source we choose: a search in the reverse index, without any state of its own.
 
 A port is free if no live flow has the reply that the pod would send to it, so a live port is never given twice, and
-the same port serves flows to different pods (RFC 7857 section 3: the mapping is per destination). Every worker has a
-range of its own: the destination port of a reply tells the worker.
+the same port serves flows to different pods (RFC 7857 section 3: the mapping is per destination). With several workers
+a port is this worker's only if steering brings replies to it here (worker_choice.py), so no two workers ever give out
+the same one, whatever the address.
 
 The walk is double hashing over a range whose size is prime, so that it visits every port before it repeats one; it
-ends after TRIES ports, because one packet must not cost as much as the whole range.
+ends after TRIES ports of this worker's, because one packet must not cost as much as the whole range. Other workers'
+ports are passed over for a multiplication each. They do not count: the steps of a walk and the choice of workers may
+fall into a rhythm, in which a worker's own ports come late.
 """
 
 import numpy as np
 
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane._jit import helper, kernel
-from kuproxy.dataplane.layout import W_PORT_COUNT, W_PORT_FIRST
+from kuproxy.dataplane.membership import find_nodeport
+from kuproxy.dataplane.worker_choice import comes_back, is_alone
 from kuproxy.wire import l4
 
 FIRST = 1024  # below are the system ports (RFC 6335 section 6)
@@ -21,17 +25,18 @@ COUNT = 64499  # the largest prime of ports that fits behind FIRST
 TRIES = 1024
 
 
-def largest_prime(limit: int) -> int:
-    """The largest prime up to `limit`, which must be at least 2."""
-    while any(limit % divisor == 0 for divisor in range(2, int(limit**0.5) + 1)):
-        limit -= 1
-    return limit
+@helper
+def _is_ours(tables, state, family, source_hi, source_lo, port, protocol):
+    """Do replies to this port come to this worker, and will steering take them for replies?
 
-
-def worker_ports(worker: int, workers: int) -> tuple[int, int]:
-    """(first, count) of the ports of worker 0 ... workers - 1, for W_PORT_FIRST and W_PORT_COUNT."""
-    size = (65536 - FIRST) // workers
-    return FIRST + worker * size, largest_prime(size)
+    It looks for node ports first, and what is for one goes by the pod's address and port instead.
+    """
+    if is_alone(tables):
+        return True
+    return (
+        comes_back(tables, state, source_lo, port, protocol)
+        and find_nodeport(tables, family, protocol, port, source_hi, source_lo) == 0
+    )
 
 
 @helper
@@ -63,28 +68,32 @@ def allocate(
 
     `wanted` (the client's own port) is taken if it lies in the range and is free. `seed` (32 bits, the flow's hash)
     begins the walk. The reply's line of the reverse index has room for the flow. Protocols without ports have but
-    port 0, which may be taken.
+    port 0, which may be taken, or belong to another worker.
     """
     if not l4.has_ports(protocol):
-        if _is_free(tables, state, family, pod_hi, pod_lo, pod_port, source_hi, source_lo, 0, protocol, now):
-            return np.int64(0)
+        port = np.int64(0)
+        if comes_back(tables, state, source_lo, port, protocol) and _is_free(
+            tables, state, family, pod_hi, pod_lo, pod_port, source_hi, source_lo, port, protocol, now
+        ):
+            return port
         return np.int64(-1)
-    first = state.header[W_PORT_FIRST]
-    ports = state.header[W_PORT_COUNT]
-    if ports == 0:
-        first = np.int64(FIRST)
-        ports = np.int64(COUNT)
-    offset = seed % ports
-    step = np.int64(1)
-    if ports > 2:
-        step += (seed >> 8) % (ports - 1)
+    offset = seed % COUNT
+    step = 1 + (seed >> 8) % (COUNT - 1)
+    left = np.int64(TRIES)
     port = wanted
-    for _ in range(min(ports, TRIES) + 1):
-        if first <= port and port < first + ports:
+    for _ in range(COUNT + 1):
+        if (
+            FIRST <= port
+            and port < FIRST + COUNT
+            and _is_ours(tables, state, family, source_hi, source_lo, port, protocol)
+        ):
             if _is_free(
                 tables, state, family, pod_hi, pod_lo, pod_port, source_hi, source_lo, port, protocol, now
             ):
                 return port
-        port = first + offset
-        offset = (offset + step) % ports
+            left -= 1
+            if left == 0:
+                break
+        port = FIRST + offset
+        offset = (offset + step) % COUNT
     return np.int64(-1)

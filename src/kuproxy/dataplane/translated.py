@@ -16,8 +16,10 @@ from kuproxy.dataplane.layout import (
     T_NAT64_BASE,
     T_NAT64_COUNT,
     T_NAT64_PORTS,
+    T_WORKERS,
 )
 from kuproxy.dataplane.memory import load16, swap32
+from kuproxy.dataplane.worker_choice import comes_back
 from kuproxy.wire import icmp, ipv4, ipv6, l4
 
 _FRAGMENT = int(PacketFlag.FRAGMENT)
@@ -26,7 +28,7 @@ _PARTIAL = int(PacketFlag.PARTIAL_CHECKSUM)
 _ICMP = int(Protocol.ICMP)
 _ICMP6 = int(Protocol.ICMP6)
 _LOW = np.uint64(0xFFFFFFFF)
-_PORT_TRIES = 1024  # addresses and ports of the pool that are looked at for a new flow
+_PORT_TRIES = 1024  # addresses and ports of the pool that are looked at for a new flow, times the workers
 
 SOURCE_ROUTE = -1  # what must_not_cross returns beside reasons: kp-icmp has something to say
 ROUTING_HEADER = -2
@@ -200,11 +202,14 @@ def allocate_source(tables, state, packet, pod, pod_port, now):
     base = np.int64(tables.header[T_NAT64_BASE])
     first = np.int64(packet["hash"])
     protocol = np.int64(packet["protocol"])
-    for step in range(min(space, _PORT_TRIES)):
+    workers = max(np.int64(1), np.int64(tables.header[T_WORKERS]))
+    for step in range(min(space, _PORT_TRIES * workers)):
         index = (first + step) % space
         address = swap32(base + index // ports)
         port = low + index % ports
         far_lo = np.uint64(address) << np.uint64(32)
+        if not comes_back(tables, state, far_lo, port, protocol):
+            continue
         line_hash = flow_table.reply_hash(4, pod["hi"], pod["lo"], pod_port, np.uint64(0), far_lo, port)
         if (
             find_reply(

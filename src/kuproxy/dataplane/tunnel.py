@@ -13,6 +13,7 @@ from kuproxy.dataplane.graph_queue import finish
 from kuproxy.dataplane.layout import T_TUNNEL_SOURCE, VNET_BYTES, W_TUNNEL_IDENTIFICATION
 from kuproxy.dataplane.memory import clear_bytes, load16, store16, store32, store64, swap16, swap32
 from kuproxy.dataplane.offload import complete_checksum
+from kuproxy.dataplane.worker_choice import next_identification
 from kuproxy.wire import ethernet, ipv4, ipv6
 
 IPV4_IN_IP = 4  # IP protocol numbers of what is inside
@@ -69,8 +70,7 @@ def _write_ipv4(tables, state, data, l3, traffic_class, dont_fragment, protocol,
         # An atomic datagram needs no identification (RFC 6864 section 4.1).
         store32(data, l3 + ipv4.IDENTIFICATION, swap16(ipv4.DONT_FRAGMENT) << 16)
     else:
-        identification = (state.header[W_TUNNEL_IDENTIFICATION] + 1) & 0xFFFF
-        state.header[W_TUNNEL_IDENTIFICATION] = identification
+        identification = next_identification(tables, state, W_TUNNEL_IDENTIFICATION)
         store32(data, l3 + ipv4.IDENTIFICATION, swap16(identification))
     store32(data, l3 + ipv4.TTL, _TTL | (protocol << 8))  # and a checksum of zero
     store32(data, l3 + ipv4.SOURCE, np.int64(tables.header[T_TUNNEL_SOURCE] >> np.uint64(32)))

@@ -5,17 +5,17 @@ worker has passed a quiescent point: `Retirement` keeps such things until their 
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
-from kuproxy.dataplane.layout import Tables
-from kuproxy.dataplane.match import match_clear, match_copy, match_delete, match_put
+from kuproxy.dataplane.layout import T_MATCH, T_VIP_MATCH, Tables
+from kuproxy.dataplane.match import TOMBSTONE, match_clear, match_copy, match_delete, match_put
 from kuproxy.errors import TableFullError
 
 
 class Arena:
-    """Blocks of 2^n entries in an array of `capacity` entries: freed blocks are kept by size, never split or merged.
+    """Blocks of 2^n entries in an array of `capacity` entries: freed blocks are kept by size, split but never merged.
 
     Services come and go with similar ring sizes, so the simple scheme wastes little. Offset 0 is never given out: a
     word of 0 means "nothing" in the tables.
@@ -33,12 +33,26 @@ class Arena:
         """Entries that were never given out: what is certain to be allocated, in whatever sizes."""
         return self._capacity - self._top
 
+    def adopt(self, blocks: Iterable[tuple[int, int]]) -> None:
+        """These blocks (offset, log2) are out already, and no others; for an arena that has given out none."""
+        for offset, log2 in sorted(blocks):
+            self._keep_gap(self._top, offset)
+            self._top = offset + (1 << log2)
+            self.used += 1 << log2
+
+    def _keep_gap(self, first: int, end: int) -> None:
+        while first < end:
+            log2 = (end - first).bit_length() - 1
+            self._free.setdefault(log2, []).append(first)
+            first += 1 << log2
+
     def allocate(self, log2: int) -> int:
         """Offset of a block of 2^log2 entries, with whatever its last use left in it."""
-        blocks = self._free.get(log2)
         size = 1 << log2
-        if blocks:
-            offset = blocks.pop()
+        larger = min((each for each, blocks in self._free.items() if blocks and each >= log2), default=-1)
+        if larger >= 0:
+            offset = self._free[larger].pop()
+            self._keep_gap(offset + size, offset + (1 << larger))
         else:
             if self._top + size > self._capacity:
                 raise TableFullError(f"no room for {size} more {self._what}; {self._capacity} in all")
@@ -61,6 +75,12 @@ class IndexPool:
         self._what = what
         self._next = 1
         self._free: list[int] = []
+
+    def adopt(self, used: Collection[int]) -> None:
+        """These are out already, and no others; for a pool that has given out none."""
+        self._next = max(used, default=0) + 1
+        out = set(used)
+        self._free = [index for index in range(self._next - 1, 0, -1) if index not in out]
 
     @property
     def used(self) -> int:
@@ -106,14 +126,18 @@ class Retirement:
 
 
 def match_arena(tables: Tables) -> Arena:
-    """The room for all match tables."""
-    return Arena(len(tables.match), "match entries")
+    """The room for all match tables; those that are published have theirs."""
+    arena = Arena(len(tables.match), "match entries")
+    words = [int(tables.header[word]) for word in (T_VIP_MATCH, T_MATCH)]
+    arena.adopt((word >> 8, word & 0xFF) for word in words if word)
+    return arena
 
 
 class MatchWriter:
     """Keeps a match table at most half full (tombstones included), growing beside the live one.
 
-    `word` is the header word that publishes it; tables share the arena that `match_arena` makes.
+    `word` is the header word that publishes it; tables share the arena that `match_arena` makes. A table that is
+    published already, by a writer that has ended, is written on.
     """
 
     def __init__(self, tables: Tables, word: int, arena: Arena, retire: Callable[[Callable[[], None]], None]):
@@ -121,11 +145,40 @@ class MatchWriter:
         self._word = word
         self._retire = retire
         self._arena = arena
-        self._log2 = 6
-        self._location = self._new_table(self._log2)
-        self._taken = 0  # slots that are not empty: entries and tombstones
-        self.entries = 0
-        tables.header[word] = self._location
+        published = int(tables.header[word])
+        if published:
+            self._location, self._log2 = np.uint64(published), published & 0xFF
+            keys = self._slots()["key"]
+            self._taken = int(np.count_nonzero(keys))  # slots that are not empty: entries and tombstones
+            self.entries = self._taken - int(np.count_nonzero(keys == TOMBSTONE))
+        else:
+            self._log2 = 6
+            self._location = self._new_table(self._log2)
+            self._taken = self.entries = 0
+            tables.header[word] = self._location
+
+    def _slots(self) -> np.ndarray:
+        offset = int(self._location) >> 8
+        return self._tables.match[offset : offset + (1 << self._log2)]
+
+    def items(self) -> dict[tuple[int, int, int], int]:
+        """Every entry: (hi, lo, key) → value."""
+        slots = self._slots()
+        slots = slots[(slots["key"] != 0) & (slots["key"] != TOMBSTONE)]
+        columns = (slots[name].tolist() for name in ("hi", "lo", "key", "value"))
+        return {(hi, lo, key): value for hi, lo, key, value in zip(*columns, strict=True)}
+
+    def make_equal(self, wanted: Mapping[tuple[int, int, int], int]) -> int:
+        """Hold these entries and no others; returns how many had to be put right."""
+        present = self.items()
+        wrong = [place for place in present if place not in wanted]
+        missing = [place for place, value in wanted.items() if present.get(place) != value]
+        for hi, lo, key in wrong:
+            self.delete(np.uint64(hi), np.uint64(lo), np.uint64(key))
+        for place in missing:
+            hi, lo, key = place
+            self.put(np.uint64(hi), np.uint64(lo), np.uint64(key), wanted[place])
+        return len(wrong) + len(missing)
 
     def _new_table(self, log2: int) -> np.uint64:
         location = np.uint64(self._arena.allocate(log2) << 8 | log2)

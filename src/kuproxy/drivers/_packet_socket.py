@@ -1,6 +1,7 @@
 """Setting up AF_PACKET: two sockets, a receive ring, and one stretch of memory over ring and hold area.
 
-Everything here runs once per driver, in plain Python.  Constants are those of <linux/if_packet.h>.
+Sockets may be opened by one process and used by another, and by a third when the second has died: packets wait in
+the ring meanwhile.  Everything here runs once per driver, in plain Python.  Constants are those of <linux/if_packet.h>.
 """
 
 import ctypes
@@ -23,13 +24,14 @@ PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION = 5, 6, 10
 PACKET_RESERVE, PACKET_VNET_HDR, PACKET_FANOUT, PACKET_IGNORE_OUTGOING = 12, 15, 18, 23
 TPACKET_V2 = 1
 FANOUT_QM = 5
+FANOUT_IGNORE_OUTGOING = 0x4000  # a group has a hook of its own, which does not inherit the sockets' option
 ETH_P_ALL = 3
 
 TPACKET_ALIGNMENT = 16
 BLOCK = 1 << 21  # of the ring: one allocation of the kernel, at most
 TX_BUFFER = 1 << 26  # bytes that may be on their way out of the socket
 _SO_SNDBUFFORCE = 32
-_SIOCGIFNAME = 0x8910
+_SIOCGIFNAME, _SIOCGIFINDEX = 0x8910, 0x8933
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -74,52 +76,69 @@ def ring_shape(frames: int, frame_bytes: int) -> RingShape:
     return RingShape(block, blocks, frame_bytes, which // per_block * block + which % per_block * frame_bytes)
 
 
+def open_sockets(interface: str, shape: RingShape, fanout: int | None) -> tuple[socket.socket, socket.socket]:
+    """A receiving socket with its ring, and a sending one, both bound to `interface` of this network namespace.
+
+    With `fanout`, a group number, sockets share the interface's traffic by receive queue, in the order in which they
+    are opened.  Raises PrivilegeError, DriverError.
+    """
+    opened: list[socket.socket] = []
+    try:
+        # Protocol 0: nothing comes in before the ring is ready and `bind` names the protocol.
+        for _ in range(2):
+            opened.append(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+        rx, tx = opened
+        for option, value in (
+            (PACKET_VERSION, TPACKET_V2),
+            (PACKET_VNET_HDR, 1),  # before the ring: it changes where packets lie in their frames
+            (PACKET_RESERVE, HEADROOM),  # between the ring frame's own header and the packet's
+            (PACKET_IGNORE_OUTGOING, 1),  # or we would hear ourselves
+        ):
+            rx.setsockopt(SOL_PACKET, option, value)
+        request = struct.pack("IIII", shape.block_bytes, shape.blocks, shape.frame_bytes, len(shape.offsets))
+        rx.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+        tx.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        try:
+            tx.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, TX_BUFFER)
+        except PermissionError:
+            tx.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, TX_BUFFER)
+        tx.bind((interface, 0))
+        rx.bind((interface, ETH_P_ALL))
+        if fanout is not None:
+            rx.setsockopt(
+                SOL_PACKET,
+                PACKET_FANOUT,
+                struct.pack("I", fanout & 0xFFFF | (FANOUT_QM | FANOUT_IGNORE_OUTGOING) << 16),
+            )
+    except OSError as error:
+        for each in opened:
+            each.close()
+        if isinstance(error, PermissionError) and len(opened) < 2:
+            raise PrivilegeError("packet sockets need CAP_NET_RAW") from error
+        if error.errno == errno.EPERM:
+            raise PrivilegeError(f"interface {interface}: {error.strerror}") from error
+        raise DriverError(f"interface {interface}: {error.strerror or error}") from error
+    return rx, tx
+
+
 class PacketSockets:
-    """A receiving socket with its ring, and a sending one, both bound to `interface`.
+    """What `open_sockets` returned, with the ring mapped; whichever process opened them.
 
     `data` is uint8[ring | HOLD_ROOM].  It stays valid memory after `close` and for as long as somebody refers
     to it; the kernel has then taken back the ring's pages.
     """
 
-    def __init__(self, interface: str, shape: RingShape, fanout: int | None):
-        self.interface = interface
+    def __init__(self, rx: socket.socket, tx: socket.socket, shape: RingShape):
+        """Owns the sockets from now on.  Raises DriverError."""
+        self.rx, self.tx = rx, tx
         self._map: int | None = None
         try:
-            # Protocol 0: nothing comes in before the ring is ready and `bind` names the protocol.
-            self.rx = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            self.tx = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        except PermissionError as error:
-            raise PrivilegeError("packet sockets need CAP_NET_RAW") from error
-        try:
-            self.index = socket.if_nametoindex(interface)
-            for option, value in (
-                (PACKET_VERSION, TPACKET_V2),
-                (PACKET_VNET_HDR, 1),  # before the ring: it changes where packets lie in their frames
-                (PACKET_RESERVE, HEADROOM),  # between the ring frame's own header and the packet's
-                (PACKET_IGNORE_OUTGOING, 1),  # or we would hear ourselves
-            ):
-                self.rx.setsockopt(SOL_PACKET, option, value)
-            request = struct.pack(
-                "IIII", shape.block_bytes, shape.blocks, shape.frame_bytes, len(shape.offsets)
-            )
-            self.rx.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
-            self.tx.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-            try:
-                self.tx.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, TX_BUFFER)
-            except PermissionError:
-                self.tx.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, TX_BUFFER)
+            self.interface = str(rx.getsockname()[0])
+            self.index = _index_of(rx, self.interface)
             self.data = self._map_ring(shape.size)
-            self.tx.bind((interface, 0))
-            self.rx.bind((interface, ETH_P_ALL))
-            if fanout is not None:
-                self.rx.setsockopt(
-                    SOL_PACKET, PACKET_FANOUT, struct.pack("I", fanout & 0xFFFF | FANOUT_QM << 16)
-                )
         except OSError as error:
             self.close()
-            if error.errno == errno.EPERM:
-                raise PrivilegeError(f"interface {interface}: {error.strerror}") from error
-            raise DriverError(f"interface {interface}: {error.strerror or error}") from error
+            raise DriverError(f"packet socket: {error.strerror or error}") from error
 
     def _map_ring(self, ring: int) -> np.ndarray:
         """One stretch of addresses, so that Frame.data is one array: reserved whole, the ring laid over it."""
@@ -153,6 +172,12 @@ class PacketSockets:
             self._map = None
         self.rx.close()
         self.tx.close()
+
+
+def _index_of(opened: socket.socket, interface: str) -> int:
+    """Of an interface in the socket's network namespace, which need not be the caller's."""
+    reply = fcntl.ioctl(opened, _SIOCGIFINDEX, struct.pack("16s24x", interface.encode()))
+    return int(struct.unpack_from("i", reply, 16)[0])
 
 
 def _checked_mmap(address: int | None, size: int, protection: int, flags: int, fd: int) -> int:

@@ -17,6 +17,7 @@ packets are counted).  Packets larger than a ring frame (IPv6 jumbograms of "BIG
 counted.
 """
 
+import socket
 from types import TracebackType
 from typing import NamedTuple
 
@@ -36,7 +37,13 @@ from kuproxy.dataplane.layout import (
 from kuproxy.dataplane.memory import acquire32, load16, load32, release32
 from kuproxy.drivers import _libc
 from kuproxy.drivers._libc import now_ns
-from kuproxy.drivers._packet_socket import PACKET_STATISTICS, SOL_PACKET, PacketSockets, ring_shape
+from kuproxy.drivers._packet_socket import (
+    PACKET_STATISTICS,
+    SOL_PACKET,
+    PacketSockets,
+    open_sockets,
+    ring_shape,
+)
 from kuproxy.drivers._records import complete_sctp, describe, vnet_flags
 from kuproxy.errors import DriverError
 
@@ -110,10 +117,20 @@ class AfPacketRing(NamedTuple):
 
 
 def make_ring(
-    offsets: np.ndarray, frame_bytes: int, rx_fd: int, tx_fd: int, interface: int, macs: bytes | None
+    offsets: np.ndarray,
+    frame_bytes: int,
+    rx_fd: int,
+    tx_fd: int,
+    interface: int,
+    macs: bytes | None,
+    words: np.ndarray | None = None,
 ) -> AfPacketRing:
-    """A ring bundle over frames at `offsets`. `macs` are 12 bytes, or None to leave addresses alone."""
-    words = np.zeros(R_WORDS, np.int64)
+    """A ring bundle over frames at `offsets`. `macs` are 12 bytes, or None to leave addresses alone.
+
+    `words` (int64[R_WORDS]) hold the place in the ring: those of a former user of the same socket, or None.
+    """
+    if words is None:
+        words = np.zeros(R_WORDS, np.int64)
     words[R_RX_FD], words[R_TX_FD] = rx_fd, tx_fd
     words[R_FRAME_BYTES], words[R_INTERFACE] = frame_bytes, interface
     words[R_SET_MACS] = macs is not None
@@ -147,6 +164,27 @@ def _give_back(ring, frame):
         if position == frames:
             position = 0
     words[R_PENDING] = 0
+
+
+@kernel
+def resume(ring, frame):
+    """Take over a ring whose former user died between any two instructions.
+
+    What it had taken and not given back is given back unsent.  The next frame is the first full one from its cursor on:
+    if it died while it gave frames back, the kernel may have filled one of them again that it then gave back once more.
+    """
+    words = ring.words
+    frames = len(ring.offsets)
+    if words[R_CURSOR] < 0 or words[R_CURSOR] >= frames or words[R_PENDING] < 0 or words[R_PENDING] > frames:
+        words[R_CURSOR] = words[R_PENDING] = 0
+    _give_back(ring, frame)
+    for ahead in range(frames):
+        position = words[R_CURSOR] + ahead
+        if position >= frames:
+            position -= frames
+        if acquire32(frame.data, ring.offsets[position] + TP_STATUS) & STATUS_USER:
+            words[R_CURSOR] = position
+            return
 
 
 @kernel
@@ -335,13 +373,19 @@ def kernel_drops(ring):
 # ----------------------------------------------------------------------------------------------------- driver
 
 
+def open_for_worker(interface: str, fanout: int | None) -> tuple[socket.socket, socket.socket]:
+    """The sockets of an AfPacketDriver with a ring of the default shape, for whichever process will use them."""
+    return open_sockets(interface, ring_shape(FRAMES, FRAME_BYTES), fanout)
+
+
 class AfPacketDriver:
     """Receives from `interface` and sends to it.
 
     What is sent gets `destination_mac` and `source_mac` (6 bytes each; None for both: addresses stay).
     `index` is what PACKET["interface"] says.  `frames` ring frames of `frame_bytes` hold what has come but
     was not taken: 35 MiB by default.  With `fanout`, drivers with the same group number share the interface's
-    traffic by receive queue.
+    traffic by receive queue.  `sockets` and `words` are those of a driver on the same interface before, maybe of a
+    process that has died: what waits in the ring is received, and nothing else is touched.
 
     `ring` and `frame` are what the kernels of this module take.  Raises DriverError without a compiler or
     such an interface, PrivilegeError without CAP_NET_RAW.
@@ -357,6 +401,8 @@ class AfPacketDriver:
         frames: int = FRAMES,
         frame_bytes: int = FRAME_BYTES,
         fanout: int | None = None,
+        sockets: tuple[socket.socket, socket.socket] | None = None,
+        words: np.ndarray | None = None,
     ):
         if not COMPILED:
             raise DriverError("af_packet needs the compiler: unset NUMBA_DISABLE_JIT")
@@ -367,10 +413,12 @@ class AfPacketDriver:
             raise DriverError("a MAC address has 6 bytes")
         shape = ring_shape(frames, frame_bytes)
         self.interfaces = (interface,)
-        self._sockets = PacketSockets(interface, shape, fanout)
+        self._sockets = PacketSockets(*(sockets or open_sockets(interface, shape, fanout)), shape)
         self.frame = make_frame(self._sockets.data)
         rx, tx = self._sockets.rx.fileno(), self._sockets.tx.fileno()
-        self.ring = make_ring(shape.offsets, frame_bytes, rx, tx, index, macs)
+        self.ring = make_ring(shape.offsets, frame_bytes, rx, tx, index, macs, words)
+        if words is not None:
+            resume(self.ring, self.frame)
         self._closed = False
 
     @property

@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from kuproxy.dataplane.layout import MAX_INTERFACES, TICK_MASK, TICKS_PER_SECOND, Tables, WorkerState
+from kuproxy.dataplane.layout import (
+    MAX_INTERFACES,
+    TICK_MASK,
+    TICKS_PER_SECOND,
+    Baselines,
+    Tables,
+    WorkerState,
+)
 
 __all__ = ["MAX_INTERFACES", "TICKS_PER_SECOND", "TICK_MASK", "Engine"]
 
@@ -12,6 +19,7 @@ class Engine(Protocol):
     """The owner of the workers, local or live."""
 
     tables: Tables
+    baselines: Baselines
 
     @property
     def states(self) -> Sequence[WorkerState]:

@@ -1,34 +1,50 @@
-"""Live workers, seen from the control process: it makes their memory, starts them, calls them, stops them."""
+"""Live workers, seen from the control process: it makes their memory, has them born, calls, replaces and stops them.
 
-import json
+Memory and packet sockets belong to the node, not to a process: a worker that was killed is replaced by another that
+goes on with both, and a control process that was killed leaves them, and the running workers, to its successor, by way
+of the vault.  One thread does nothing but wait for a worker's end, so that however busy control is, a worker is
+replaced within some milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
 import os
 import select
+import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from kuproxy.datagrams import pair, receive, send
 from kuproxy.dataplane.layout import (
     COMMAND_CALL,
-    COMMAND_HOLD,
     COMMAND_RUN,
     COMMAND_STOP,
     T_COMMAND,
     T_GENERATION,
+    T_WORKERS,
     W_ACK,
-    Region,
+    W_KERNELS,
+    W_PID,
     WorkerState,
-    as_state,
-    flow_spec,
 )
-from kuproxy.engine.memory import TablesMemory, WorkerMemory
-from kuproxy.engine.worker import WorkerOptions
+from kuproxy.engine.memory import BaselinesMemory, SharedMemory, TablesMemory, WorkerMemory
+from kuproxy.engine.nest import Nest, guardian
+from kuproxy.engine.worker import WorkerOptions, kernels_word
 from kuproxy.errors import DriverError, TableFullError
+from kuproxy.keeper.vault import Vault
 
-START_TIMEOUT_S = 600  # the first start of a build compiles the kernels: two minutes, more on a busy machine
+__all__ = ["Attachment", "LiveEngine", "LiveWorker"]
+
 CALL_TIMEOUT_S = 30  # a resize of 16 million entries takes a few seconds
 STOP_TIMEOUT_S = 3
+QUICK_DEATH_S = 1.0  # a worker that lives no longer than this counts as one that cannot work
+QUICK_DEATHS = 5
+_RETRY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,143 +54,334 @@ class Attachment:
     device: str
     destination_mac: bytes
     source_mac: bytes
-    namespace_fd: int = -1
+    # Opens those for receiving and sending, bound to the device.
+    open_sockets: Callable[[], tuple[socket.socket, socket.socket]]
+    filtered: bool = True  # whether the worker's system calls are
 
 
 class LiveWorker:
-    """One worker process and its memory."""
+    """One worker: its memory, its sockets, and the process that works with them now."""
 
-    def __init__(self, number: int, tables: TablesMemory, log2_buckets: int):
+    def __init__(
+        self, number: int, tables: TablesMemory, shared: SharedMemory, log2_buckets: int, vault: Vault
+    ) -> None:
         self.number = number
-        self._tables = tables
-        self.memory = WorkerMemory(log2_buckets)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+        self.process_id = 0  # 0 if none is running
+        self.wanted = False  # whether one should run
+        self.adopted = False  # whether a former control process had it born
+        self.failure = ""  # why it cannot work
+        self._tables, self._vault = tables, vault
+        self._lock = threading.RLock()  # calls and replacements exclude each other
+        self._pidfd = -1
+        self._call: socket.socket | None = None
+        self._sockets: dict[str, int] = {}
+        self._options: WorkerOptions | None = None
+        self._born_at = 0.0
+        self._quick_deaths = 0
+        left = {name: self._name(name) for name in ("state", "flows", "rx", "tx", "call")}
+        left = {name: kept for name, kept in left.items() if kept in vault.names()}
+        if {"state", "flows"} <= set(left):
+            self.memory = WorkerMemory.of(vault.take(left["state"]), vault.take(left["flows"]), shared)
+        else:
+            self.memory = WorkerMemory(log2_buckets, shared=shared, number=number)
+            fds = {"state": self.memory.fixed.fd, "flows": self.memory.flows.fd}
+            vault.keep({self._name(name): fd for name, fd in fds.items()})
+        if {"rx", "tx"} <= set(left):
+            self._sockets = {name: vault.take(left[name]) for name in ("rx", "tx")}
+        if "call" in left:
+            self._call = socket.socket(fileno=vault.take(left["call"]))
+
+    def _name(self, what: str) -> str:
+        return f"worker/{self.number}/{what}"
 
     @property
-    def process_id(self) -> int:
-        """0 if it is not running."""
-        return self._process.pid if self._process is not None else 0
+    def pidfd(self) -> int:
+        """Readable when the process has ended; -1 if there is none."""
+        return self._pidfd
 
-    def start(self, attachment: Attachment) -> None:
-        """Start the process; returns when it forwards. Raises DriverError with its reason if it cannot."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        options = WorkerOptions(
-            worker=self.number,
-            parent=os.getpid(),
-            tables_fd=self._tables.region.fd,
-            state_fd=self.memory.fixed.fd,
-            flows_fd=self.memory.flows.fd,
-            control_fd=theirs.fileno(),
-            log2_buckets=self.memory.log2_buckets,
-            namespace_fd=attachment.namespace_fd,
-            device=attachment.device,
-            destination_mac=attachment.destination_mac.hex(),
-            source_mac=attachment.source_mac.hex(),
-        )
-        fds = [options.tables_fd, options.state_fd, options.flows_fd, options.control_fd]
-        if options.namespace_fd >= 0:
-            fds.append(options.namespace_fd)
-        self._tables.tables.header[T_COMMAND + self.number] = COMMAND_HOLD
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "kuproxy.engine.worker", options.to_json()],
-            pass_fds=fds,
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-        self._control = ours
-        self._receive(START_TIMEOUT_S)
-        self._tables.tables.header[T_COMMAND + self.number] = COMMAND_RUN
+    # ------------------------------------------------------------------------------------------------ birth
 
-    def _receive(self, timeout_s: float) -> tuple[dict[str, object], list[int]]:
-        assert self._control is not None
-        ready, _, _ = select.select([self._control], [], [], timeout_s)
-        if not ready:
-            raise DriverError(f"worker {self.number} does not answer within {timeout_s:g} s")
-        data, fds, _, _ = socket.recv_fds(self._control, 65536, 1)
-        if not data:
-            raise DriverError(f"worker {self.number} ended with status {self.ended()}")
-        message = json.loads(data)
+    def prepare(self, attachment: Attachment) -> None:
+        """Open the sockets, if no predecessor of control has.  Raises DriverError."""
+        mac = attachment.destination_mac.hex(), attachment.source_mac.hex()
+        self._options = WorkerOptions(self.number, attachment.device, *mac, attachment.filtered)
+        if not self._sockets:
+            rx, tx = attachment.open_sockets()
+            self._sockets = {"rx": rx.detach(), "tx": tx.detach()}
+            self._vault.keep({self._name(name): fd for name, fd in self._sockets.items()})
+
+    def adopt(self) -> bool:
+        """Take over the process that a former control process left; False if none is alive."""
+        if self._call is None:
+            return False
+        pid = int(self.memory.state.header[W_PID])
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return False
+        self.process_id, self._pidfd = pid, pidfd
+        with contextlib.suppress(BlockingIOError):
+            while receive(self._call, socket.MSG_DONTWAIT) is not None:
+                pass  # answers to what our predecessor asked
+        try:
+            self._take_flows(self._ask({"do": "hello"})[1])
+        except DriverError:  # the number is another process's by now
+            self._forget_process()
+            return False
+        self.wanted = self.adopted = True
+        return True
+
+    def bear(self, nest: Nest) -> None:
+        """Have a process work with this memory and these sockets.  Raises DriverError."""
+        assert self._options is not None
+        with self._lock:
+            self._forget_process()
+            self.wanted, self.adopted = True, False
+            self._tables.tables.header[T_COMMAND + self.number] = COMMAND_RUN
+            ours, theirs = pair()
+            fds = {
+                "tables": self._tables.region.fd,
+                "shared": self.memory.shared.region.fd,
+                "state": self.memory.fixed.fd,
+                "flows": self.memory.flows.fd,
+                "call": theirs.fileno(),
+                **self._sockets,
+            }
+            try:
+                pid = nest.bear(self._options, fds)
+            finally:
+                theirs.close()
+            if self._call is not None:
+                self._call.close()
+            self._call = ours
+            self._vault.keep({self._name("call"): ours.fileno()})
+            self.process_id, self._born_at = pid, time.monotonic()
+            self._pidfd = _open_pidfd(pid)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a process should run, and does not."""
+        if not self.wanted:
+            return False
+        return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])
+
+    def replace(self, nest: Nest) -> str:
+        """Another process in place of one that has ended, a line for the log; "" if none has.  Raises DriverError."""
+        with self._lock:
+            return self._replace(nest) if self.has_ended else ""
+
+    def _replace(self, nest: Nest) -> str:
+        ended, why = self.process_id, self._last_words()
+        lived = time.monotonic() - self._born_at
+        self._quick_deaths = self._quick_deaths + 1 if lived < QUICK_DEATH_S else 0
+        if self._quick_deaths >= QUICK_DEATHS:
+            self._forget_process()
+            self.wanted = False
+            self.failure = f"worker {self.number} cannot work: {why or 'it ends at once, again and again'}"
+            raise DriverError(self.failure)
+        self.bear(nest)
+        reason = f" ({why})" if why else ""
+        return (
+            f"worker {self.number}: process {ended} has ended{reason}, {self.process_id} goes on in its place"
+        )
+
+    def _last_words(self) -> str:
+        if self._call is not None:
+            with contextlib.suppress(BlockingIOError, OSError):
+                while (heard := receive(self._call, socket.MSG_DONTWAIT)) is not None:
+                    if "error" in heard[0]:
+                        return str(heard[0]["error"])
+        return ""
+
+    def _forget_process(self) -> None:
+        if self.process_id:
+            with contextlib.suppress(ChildProcessError):  # the keeper's child, usually
+                os.waitpid(self.process_id, os.WNOHANG)
+        self.process_id = 0
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    # ------------------------------------------------------------------------------------------------ calls
+
+    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        """Take the worker out of its loop for one request.  Raises DriverError."""
+        assert self._call is not None
+        header, word = self._tables.tables.header, T_COMMAND + self.number
+        number = max(int(header[word]), COMMAND_CALL) + 1
+        deadline = time.monotonic() + CALL_TIMEOUT_S
+        try:
+            send(self._call, {**request, "id": number})
+        except OSError as error:
+            raise DriverError(f"worker {self.number} has ended: {error.strerror}") from None
+        header[word] = number
+        while True:
+            ready, _, _ = select.select([self._call], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise DriverError(f"worker {self.number} does not answer within {CALL_TIMEOUT_S:g} s")
+            answer = receive(self._call)
+            if answer is None:
+                raise DriverError(f"worker {self.number} has ended, and is being replaced; ask again")
+            message, fds = answer
+            if message["id"] == number:
+                break
+            for fd in fds:
+                os.close(fd)
         if "error" in message:
             raise DriverError(f"worker {self.number}: {message['error']}")
-        return message, list(fds)
+        return message, fds
 
-    def _call(self, request: dict[str, object]) -> tuple[dict[str, object], list[int]]:
-        """Take the worker out of its loop for one request."""
-        assert self._control is not None
-        word = T_COMMAND + self.number
-        self._control.send(json.dumps(request).encode())
-        self._tables.tables.header[word] = COMMAND_CALL
-        try:
-            return self._receive(CALL_TIMEOUT_S)
-        finally:
-            self._tables.tables.header[word] = COMMAND_RUN
+    def _take_flows(self, fds: list[int]) -> None:
+        self.memory.take_flows(fds[0])
+        self._vault.keep({self._name("flows"): fds[0]})
 
     def resize(self, log2_buckets: int) -> None:
         """Change the flow table's size; live flows move.
 
         Raises TableFullError, changing nothing, if they do not fit.
         """
-        if log2_buckets == self.memory.log2_buckets:
-            return
-        try:
-            _, fds = self._call({"do": "resize", "log2_buckets": log2_buckets})
-        except DriverError as error:
-            raise TableFullError(str(error)) from None
-        self.memory.flows.close()
-        self.memory.flows = Region(flow_spec(log2_buckets), fds[0], name="flows")
-        self.memory.state = as_state(self.memory.fixed, self.memory.flows)
+        with self._lock:
+            if log2_buckets == self.memory.log2_buckets:
+                return
+            try:
+                _, fds = self._ask({"do": "resize", "log2_buckets": log2_buckets})
+            except DriverError as error:
+                raise TableFullError(str(error)) from None
+            self._take_flows(fds)
 
     def flush(self) -> int:
         """Forget all flows; returns how many."""
-        reply, _ = self._call({"do": "flush"})
-        return int(str(reply["flows"]))
+        with self._lock:
+            return int(self._ask({"do": "flush"})[0]["flows"])
 
     def trace(self, packets: int) -> None:
         """Trace that many packets more, from the next one on."""
-        self._call({"do": "trace", "packets": packets})
+        with self._lock:
+            self._ask({"do": "trace", "packets": packets})
 
-    def ended(self) -> int | None:
-        """Exit status if the process has ended by itself, else None."""
-        return None if self._process is None else self._process.poll()
+    # -------------------------------------------------------------------------------------------------- end
 
     def stop(self) -> None:
-        """End the process."""
-        if self._process is None:
-            return
-        self._tables.tables.header[T_COMMAND + self.number] = COMMAND_STOP
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
-        if self._control is not None:
-            self._control.close()
-            self._control = None
+        """End the process; memory and sockets stay."""
+        with self._lock:
+            self.wanted = False
+            if not self.process_id:
+                return
+            self._tables.tables.header[T_COMMAND + self.number] = COMMAND_STOP
+            if self._pidfd >= 0:
+                ended, _, _ = select.select([self._pidfd], [], [], STOP_TIMEOUT_S)
+                if not ended:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self.process_id, signal.SIGKILL)
+                    select.select([self._pidfd], [], [], STOP_TIMEOUT_S)
+            self._forget_process()
+
+
+def _open_pidfd(pid: int) -> int:
+    """-1 if it has ended and been buried already."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1
 
 
 class LiveEngine:
     """The workers of a node."""
 
-    def __init__(self, log2_buckets: int, workers: int = 1):
-        self._memory = TablesMemory()
+    def __init__(self, log2_buckets: int, workers: int = 1, vault: Vault | None = None) -> None:
+        """Over the memory that the vault has, if it has; see `engine.handover` for when it may be used."""
+        self.vault = vault if vault is not None else Vault()
+        self._memory = TablesMemory(self._kept("tables"))
         self.tables = self._memory.tables
-        self.workers = [LiveWorker(number, self._memory, log2_buckets) for number in range(workers)]
+        self._baselines = BaselinesMemory(self._kept("baselines"))
+        self.baselines = self._baselines.baselines
+        shared = SharedMemory(self._kept("shared"))
+        regions = (self._memory.region, self._baselines.region, shared.region)
+        names = ("tables", "baselines", "shared")
+        self.vault.keep({name: region.fd for name, region in zip(names, regions, strict=True)})
+        self.tables.header[T_WORKERS] = workers
+        self.workers = [LiveWorker(n, self._memory, shared, log2_buckets, self.vault) for n in range(workers)]
+        self.on_replaced: Callable[[str], None] = lambda line: None  # called in another thread
+        self._nest = Nest(guardian(self.vault.connected))
+        self._watch: threading.Thread | None = None
+        self._wake_r, self._wake_w = -1, -1
+        self._ending = False
+
+    def _kept(self, name: str) -> int | None:
+        return self.vault.take(name) if name in self.vault.names() else None
 
     @property
     def states(self) -> Sequence[WorkerState]:
         """The state bundles of all workers."""
         return [worker.memory.state for worker in self.workers]
 
-    def start(self, attachments: Sequence[Attachment]) -> None:
-        """Start every worker; on failure none is left running."""
+    def start(self, attachments: Sequence[Attachment]) -> int:
+        """Have every worker work; on failure none is left running.  Returns how many were running already."""
         try:
+            self._nest.start()
+            adopted = 0
             for worker, attachment in zip(self.workers, attachments, strict=True):
-                worker.start(attachment)
+                worker.prepare(attachment)
+            for worker in self.workers:
+                if worker.adopt():
+                    adopted += 1
+                else:
+                    worker.bear(self._nest)
         except BaseException:
             self.stop()
             raise
+        return adopted
+
+    def watch(self) -> None:
+        """Replace workers that end, from now on; the thread that does so may do what the caller may."""
+        self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._watch = threading.Thread(target=self._replace_the_dead, name="workers", daemon=True)
+        self._watch.start()
+
+    def _replace_the_dead(self) -> None:
+        """The watching thread, until `stop`."""
+        pause_s = 1.0
+        while not self._ending:
+            poll = select.poll()
+            poll.register(self._wake_r, select.POLLIN)
+            for worker in self.workers:
+                if worker.pidfd >= 0:
+                    poll.register(worker.pidfd, select.POLLIN)
+            ready = {fd for fd, _ in poll.poll(pause_s * 1000)}
+            if self._wake_r in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_r, 4096)
+            pause_s = 1.0
+            for worker in self.workers:
+                if worker.has_ended and not self._ending:
+                    try:
+                        line = worker.replace(self._nest)
+                        if line:
+                            self.on_replaced(line)
+                    except DriverError as error:
+                        pause_s = _RETRY_S
+                        self.on_replaced(str(error))
+
+    @property
+    def outdated(self) -> bool:
+        """Whether some worker that a former control process left runs kernels of another build than this one."""
+        words = [int(w.memory.state.header[W_KERNELS]) for w in self.workers if w.adopted]
+        return any(word != kernels_word() for word in words)
+
+    def renew(self) -> None:
+        """Replace the workers' processes, one after the other, by what is on disk now; their packets wait meanwhile."""
+        self._nest.stop()
+        self._nest.start()
+        for worker in self.workers:
+            with worker._lock:
+                worker.stop()
+                worker.bear(self._nest)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._wake_w >= 0:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._wake_w, b"!")
 
     def acknowledged(self) -> int:
         """The generation that every worker has seen; a worker that does not run looks at nothing."""
@@ -183,9 +390,15 @@ class LiveEngine:
         return min(seen)
 
     def resize(self, log2_buckets: int) -> None:
-        """See LiveWorker.resize."""
-        for worker in self.workers:
-            worker.resize(log2_buckets)
+        """See LiveWorker.resize; all workers' tables or none."""
+        before = self.workers[0].memory.log2_buckets
+        for number, worker in enumerate(self.workers):
+            try:
+                worker.resize(log2_buckets)
+            except TableFullError:
+                for done in self.workers[:number]:
+                    done.resize(before)
+                raise
 
     def trace(self, packets: int) -> None:
         """Trace that many packets more at each worker."""
@@ -196,7 +409,35 @@ class LiveEngine:
         """Forget all flows; returns how many."""
         return sum(worker.flush() for worker in self.workers)
 
+    def check(self) -> None:
+        """Raises DriverError if some worker cannot work."""
+        for worker in self.workers:
+            if worker.failure:
+                raise DriverError(worker.failure)
+
+    def processes(self) -> list[tuple[str, int]]:
+        """(role, process id) of all that run."""
+        rows = [("worker", worker.process_id) for worker in self.workers]
+        return [row for row in [("nursery", self._nest.process_id), *rows] if row[1]]
+
+    def leave(self) -> None:
+        """Let go, for a successor: workers go on, and everything they need is in the vault."""
+        self._end_watch()
+        self._nest.stop()
+
     def stop(self) -> None:
         """End every worker."""
+        self._end_watch()
         for worker in self.workers:
             worker.stop()
+        self._nest.stop()
+
+    def _end_watch(self) -> None:
+        self._ending = True
+        self._wake()
+        if self._watch is not None:
+            self._watch.join()
+            self._watch = None
+            os.close(self._wake_r)
+            os.close(self._wake_w)
+            self._wake_r = self._wake_w = -1

@@ -36,12 +36,15 @@ def tick_now():
 
 
 @kernel
-def forward_af_packet(frame, tables, state, ring, worker):
-    """Forward until the worker's command word changes (returns it) or the interface breaks (BROKEN)."""
+def forward_af_packet(frame, tables, state, ring, worker, served):
+    """Forward until the worker's command word says otherwise (returns it) or the interface breaks (BROKEN).
+
+    `served` is the word that the worker has dealt with already: the number of a call, or COMMAND_RUN.
+    """
     header = state.header
     while True:
         command = np.int64(acquire64(tables.header, T_COMMAND + worker))
-        if command != COMMAND_RUN:
+        if command != COMMAND_RUN and command != served:
             return command
         header[W_ACK] = np.int64(acquire64(tables.header, T_GENERATION))
         received = af_packet.receive(ring, frame)

@@ -1,5 +1,8 @@
-"""The shared memory of a data plane: one region of tables, and per worker one of state and one of flows."""
+"""The shared memory of a data plane: one region of tables, one that all workers write, and per worker one of state
+and one of flows.
+"""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,12 +11,15 @@ import numpy as np
 from kuproxy.codes import FlowState, Outcome
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane.layout import (
+    BASELINES_SPEC,
+    SHARED_SPEC,
     STATE_SPEC,
     TABLES_SPEC,
     TICK_MASK,
     TICKS_PER_SECOND,
     W_FLOWS,
     W_LOG2_BUCKETS,
+    W_NUMBER,
     W_OUTCOMES,
     W_POLLS,
     W_RECEIVE_DROPPED,
@@ -23,19 +29,32 @@ from kuproxy.dataplane.layout import (
     W_TRANSMITTED,
     W_VECTORS,
     WAYS,
+    Baselines,
     Region,
     Tables,
     WorkerState,
     as_state,
     as_tables,
     flow_spec,
+    spec_bytes,
 )
 from kuproxy.errors import TableFullError
+
+MAX_LOG2_BUCKETS = 28  # 2^30 flows
 
 
 def ticks(seconds: float) -> int:
     """A time in seconds as the data plane's clock (ticks, wrapped to 32 bits)."""
     return int(seconds * TICKS_PER_SECOND) & TICK_MASK
+
+
+def log2_of(flows_fd: int) -> int:
+    """The size of a flow table, from that of its memory.  Raises ValueError if it has another layout."""
+    size = os.fstat(flows_fd).st_size
+    for log2 in range(MAX_LOG2_BUCKETS + 1):
+        if spec_bytes(flow_spec(log2)) == size:
+            return log2
+    raise ValueError(f"{size} bytes are no flow table of this layout")
 
 
 class TablesMemory:
@@ -46,14 +65,53 @@ class TablesMemory:
         self.tables: Tables = as_tables(self.region)
 
 
-class WorkerMemory:
-    """What one worker writes: counters and references stay, the flow table is replaced when it is resized."""
+class BaselinesMemory:
+    """What control remembers about counters, and must not forget when it is replaced."""
 
-    def __init__(self, log2_buckets: int, fd: int | None = None, flows_fd: int | None = None):
+    def __init__(self, fd: int | None = None):
+        self.region = Region(BASELINES_SPEC, fd, name="baselines")
+        self.baselines = Baselines(**self.region.arrays)
+
+
+class SharedMemory:
+    """The one region that every worker writes: whom a client had last. See docs/adr/017."""
+
+    def __init__(self, fd: int | None = None):
+        self.region = Region(SHARED_SPEC, fd, name="shared")
+
+
+class WorkerMemory:
+    """What one worker writes: counters and references stay, the flow table is replaced when it is resized.
+
+    `number` is the worker's, and is written into memory that is new. Without `shared` the worker is alone.
+    """
+
+    def __init__(
+        self,
+        log2_buckets: int,
+        fd: int | None = None,
+        flows_fd: int | None = None,
+        shared: SharedMemory | None = None,
+        number: int = 0,
+    ):
         self.fixed = Region(STATE_SPEC, fd, name="state")
         self.flows = Region(flow_spec(log2_buckets), flows_fd, name="flows")
-        self.state: WorkerState = as_state(self.fixed, self.flows)
+        self.shared = shared or SharedMemory()
+        self.state: WorkerState = as_state(self.fixed, self.flows, self.shared.region)
         self.state.header[W_LOG2_BUCKETS] = log2_buckets
+        if fd is None:
+            self.state.header[W_NUMBER] = number
+
+    @classmethod
+    def of(cls, fd: int, flows_fd: int, shared: SharedMemory) -> "WorkerMemory":
+        """Over memory that exists.  Raises ValueError if it has another layout."""
+        return cls(log2_of(flows_fd), fd, flows_fd, shared)
+
+    def take_flows(self, fd: int) -> None:
+        """The worker has moved its flows there."""
+        self.flows.close()
+        self.flows = Region(flow_spec(log2_of(fd)), fd, name="flows")
+        self.state = as_state(self.fixed, self.flows, self.shared.region)
 
     @property
     def log2_buckets(self) -> int:
@@ -68,7 +126,7 @@ class WorkerMemory:
         if log2_buckets == self.log2_buckets:
             return
         flows = Region(flow_spec(log2_buckets), name="flows")
-        state = as_state(self.fixed, flows)
+        state = as_state(self.fixed, flows, self.shared.region)
         lost = flow_table.migrate(tables, self.state, state, now)
         if lost:
             flows.close()

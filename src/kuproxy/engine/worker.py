@@ -1,27 +1,39 @@
-"""The worker process: maps the shared memory it was handed, opens its driver, runs the compiled loop.
+"""A worker's process: maps the shared memory it was handed, takes over its packet sockets, runs the compiled loop.
 
-Started by engine.live as `python -m kuproxy.engine.worker '<JSON>'`. It imports no more than the loop needs, and
-dies with its parent.
+It is forked by engine.nursery, with everything loaded.  Memory and sockets may be those of a worker that was killed:
+what that one left half done is put in order first, and packets that waited in the ring meanwhile are forwarded.
 """
 
-import ctypes
+from __future__ import annotations
+
 import json
 import os
-import signal
 import socket
-import sys
 from dataclasses import asdict, dataclass
 
+from kuproxy.confine import privilege, seccomp
+from kuproxy.datagrams import receive, send
 from kuproxy.dataplane import flow_table
-from kuproxy.dataplane.layout import COMMAND_CALL, COMMAND_HOLD, T_COMMAND
-from kuproxy.drivers.af_packet import AfPacketDriver
+from kuproxy.dataplane._jit import source_digest
+from kuproxy.dataplane.layout import (
+    COMMAND_RUN,
+    COMMAND_STOP,
+    W_KERNELS,
+    W_PID,
+    W_RING,
+    W_STARTS,
+)
+from kuproxy.drivers.af_packet import R_WORDS, AfPacketDriver
 from kuproxy.engine.loop import BROKEN, forward_af_packet, tick_now
-from kuproxy.engine.memory import TablesMemory, WorkerMemory
+from kuproxy.engine.memory import SharedMemory, TablesMemory, WorkerMemory
+from kuproxy.engine.repair import repair
 from kuproxy.engine.trace import start_trace
 from kuproxy.errors import KuError
 
-_PR_SET_PDEATHSIG = 1
-_CLONE_NEWNET = 0x40000000
+__all__ = ["FDS", "WorkerOptions", "run_worker"]
+
+# What a worker is handed, in this order: memory, the socket that calls come over, packet sockets.
+FDS = ("tables", "shared", "state", "flows", "call", "rx", "tx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,121 +41,111 @@ class WorkerOptions:
     """What a worker is told when it starts."""
 
     worker: int
-    parent: int  # process id
-    tables_fd: int
-    state_fd: int
-    flows_fd: int
-    control_fd: int
-    log2_buckets: int
-    namespace_fd: int  # -1: the one it is born in
     device: str
     destination_mac: str  # hexadecimal, of the interface behind which the kernel routes
     source_mac: str
+    filtered: bool = True  # under seccomp.py's filter, once it forwards
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "WorkerOptions":
+    def from_json(cls, text: str) -> WorkerOptions:
         return cls(**json.loads(text))
 
 
-def _die_with(parent: int) -> None:
-    """Ask the kernel for SIGKILL when the parent ends, in whatever way."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
-def _enter(namespace_fd: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(namespace_fd, _CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "setns")
+def kernels_word() -> int:
+    """What stands in W_KERNELS: the digest of the kernels' sources, as int64."""
+    return int.from_bytes(bytes.fromhex(source_digest())[:8], "little", signed=True)
 
 
 class Worker:
     """One worker's process."""
 
-    def __init__(self, options: WorkerOptions):
-        self._options = options
-        self._control = socket.socket(fileno=options.control_fd)
-        self._tables = TablesMemory(options.tables_fd).tables
-        self._memory = WorkerMemory(options.log2_buckets, options.state_fd, options.flows_fd)
-        if options.namespace_fd >= 0:
-            _enter(options.namespace_fd)
+    def __init__(self, options: WorkerOptions, fds: dict[str, int]) -> None:
+        self._number, self._filtered = options.worker, options.filtered
+        self._call = socket.socket(fileno=fds["call"])
+        self._tables = TablesMemory(fds["tables"]).tables
+        self._memory = WorkerMemory.of(fds["state"], fds["flows"], SharedMemory(fds["shared"]))
+        self._header = self._memory.state.header
+        if self._header[W_STARTS]:
+            repair(self._tables, self._memory.state)
         self._driver = AfPacketDriver(
             options.device,
             destination_mac=bytes.fromhex(options.destination_mac),
             source_mac=bytes.fromhex(options.source_mac),
+            sockets=(socket.socket(fileno=fds["rx"]), socket.socket(fileno=fds["tx"])),
+            words=self._header[W_RING : W_RING + R_WORDS],
         )
+        self._header[W_STARTS] += 1
+        self._header[W_KERNELS] = kernels_word()
+        self._header[W_PID] = os.getpid()
 
-    def _reply(self, message: dict[str, object], fds: tuple[int, ...] = ()) -> None:
-        socket.send_fds(self._control, [json.dumps(message).encode()], fds)
+    def _answer_calls(self) -> None:
+        """Carry out what control has asked for; it may have died since."""
+        while True:
+            try:
+                call = receive(self._call, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            if call is None:
+                return
+            request, _ = call
+            fds: tuple[int, ...] = ()
+            answer: dict[str, object] = {"id": request["id"]}
+            try:
+                if request["do"] == "resize":
+                    self._memory.resize(self._tables, request["log2_buckets"], int(tick_now()))
+                    fds = (self._memory.flows.fd,)
+                elif request["do"] == "hello":
+                    fds = (self._memory.flows.fd,)
+                elif request["do"] == "flush":
+                    answer["flows"] = int(flow_table.flush(self._memory.state))
+                elif request["do"] == "trace":
+                    start_trace(self._memory.state, request["packets"])
+                else:
+                    answer["error"] = f"unknown request {request['do']!r}"
+            except KuError as error:
+                answer["error"] = str(error)
+            try:
+                send(self._call, answer, fds)
+            except OSError:
+                return  # control has died; its successor will ask again
 
-    def _answer(self) -> None:
-        """Carry out one request of the parent's. The parent sets the command word back when it has the answer."""
-        request = json.loads(self._control.recv(65536))
-        try:
-            if request["do"] == "resize":
-                self._memory.resize(self._tables, request["log2_buckets"], int(tick_now()))
-                self._reply({"ok": True}, (self._memory.flows.fd,))
-            elif request["do"] == "flush":
-                self._reply({"ok": True, "flows": int(flow_table.flush(self._memory.state))})
-            elif request["do"] == "trace":
-                start_trace(self._memory.state, request["packets"])
-                self._reply({"ok": True})
-            else:
-                self._reply({"ok": False, "error": f"unknown request {request['do']!r}"})
-        except KuError as error:
-            self._reply({"ok": False, "error": str(error)})
-
-    def _loop(self) -> int:
-        """Forward until the command word changes; returns it."""
-        driver = self._driver
-        command = int(
-            forward_af_packet(
-                driver.frame, self._tables, self._memory.state, driver.ring, self._options.worker
-            )
-        )
-        if command == BROKEN:
-            driver.check()
-            raise KuError(f"{self._options.device}: poll failed")
-        return command
-
-    def _await_change(self, command: int) -> None:
-        """Until the parent sets another command; it is but a moment."""
-        while self._tables.header[T_COMMAND + self._options.worker] == command:
-            os.sched_yield()
+    def _give_up(self) -> None:
+        """Sockets are open, memory is mapped, kernels came with the nursery: nothing is left to be allowed for."""
+        privilege.keep_none()
+        if self._filtered:
+            seccomp.restrict()
 
     def run(self) -> int:
         """Forward until told to stop. Returns the exit status."""
-        self._loop()  # the word is COMMAND_HOLD: this compiles the loop, or loads it, and returns
-        self._reply({"ready": True})
-        self._await_change(COMMAND_HOLD)
+        self._give_up()
+        driver = self._driver
+        served = COMMAND_RUN
         while True:
-            command = self._loop()
-            if command != COMMAND_CALL:
+            command = int(
+                forward_af_packet(
+                    driver.frame, self._tables, self._memory.state, driver.ring, self._number, served
+                )
+            )
+            if command == BROKEN:
+                driver.check()
+                raise KuError(f"{driver.interfaces[0]}: poll failed")
+            if command == COMMAND_STOP:
                 return 0
-            self._answer()
-            self._await_change(COMMAND_CALL)
+            served = command
+            self._answer_calls()
 
 
-def main() -> int:
-    """Entry point of the process."""
-    options = WorkerOptions.from_json(sys.argv[1])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _die_with(options.parent)
+def run_worker(options: WorkerOptions, fds: dict[str, int]) -> int:
+    """The life of a worker; returns its exit status.  The last it says to control is why it failed."""
     try:
-        return Worker(options).run()
+        return Worker(options, fds).run()
     except (KuError, OSError) as error:
-        control = socket.socket(fileno=os.dup(options.control_fd))
-        control.send(json.dumps({"error": str(error)}).encode())
+        try:
+            with socket.socket(fileno=os.dup(fds["call"])) as call:
+                send(call, {"id": 0, "error": str(error)})
+        except OSError:
+            pass
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

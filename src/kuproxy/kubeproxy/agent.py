@@ -70,6 +70,7 @@ class Agent:
         self._metrics.answers = lambda: source.answers
         checks = asyncio.Event()
         self._listen(source, checks)
+        source.listeners.synced.append(controller.complete_start)
         jobs = [source.run(), self._recorder.run(), self._look_at_file()]
         jobs += [self._serve_health_checks(source, steering, checks), self._say_without_node(source)]
         if self.config.healthz is not None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,19 +20,7 @@ from kuproxy.kubeproxy.flags import FLAGS, Given, add_flags, configuration, para
 from kuproxy.main import run
 from kuproxy.model.config import Config
 
-if TYPE_CHECKING:
-    from kuproxy.kubeproxy.agent import Agent
-
-__all__ = ["serve"]
-
-
-async def serve(agent: Agent, settings: DaemonSettings, settings_path: Path | None, log: Any) -> None:
-    """A daemon and the agent, until a signal ends them.  Raises KuError."""
-    from kuproxy.daemon.service import Daemon  # here, so that a fault is told before the compiler is loaded
-
-    daemon = Daemon(settings, settings_path, log, Config(settings=agent.config.settings))
-    daemon.companions.append(lambda: agent.run(daemon.controller, daemon.thread, daemon.node.steering))
-    await daemon.serve()
+__all__ = ["kube_proxy"]
 
 
 def _settings(path: Path | None) -> DaemonSettings:
@@ -133,11 +120,19 @@ def kube_proxy(
     if check:
         click.echo(f"good: node {node_name}, API server {server}")
         return
+    # Here, so that a fault is told before the compiler is loaded.
+    from kuproxy.daemon.service import Daemon, exit_after
     from kuproxy.kubeproxy.agent import Agent
 
     agent = Agent(config, node_name, load, file, log)
+
+    def make() -> Daemon:
+        daemon = Daemon(settings, settings_path, log, Config(settings=config.settings))
+        daemon.companions.append(lambda: agent.run(daemon.controller, daemon.thread, daemon.node.steering))
+        return daemon
+
     _lower_oom_score(given.config.oom_score_adj or 0, log)
-    asyncio.run(serve(agent, settings, settings_path, log))
+    exit_after(make, log)
 
 
 if __name__ == "__main__":

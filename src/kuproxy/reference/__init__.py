@@ -13,6 +13,7 @@ from kuproxy.reference.hashes import crc32c, flow_hash, xxh64_word
 from kuproxy.reference.maglev import maglev_ring
 from kuproxy.reference.packet import Packet, Refused, parse
 from kuproxy.reference.passage import LiveFlow, RefPacket, Result
+from kuproxy.reference.workers import Workers
 
 __all__ = [
     "FlowTable",
@@ -22,6 +23,7 @@ __all__ = [
     "Reference",
     "Refused",
     "Result",
+    "Workers",
     "crc32c",
     "flow_hash",
     "maglev_ring",

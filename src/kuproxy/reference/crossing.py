@@ -17,6 +17,7 @@ from kuproxy.reference.flows import Flow, FlowTable, reply_of
 from kuproxy.reference.fragments import HOLD_SLOTS, Fragments
 from kuproxy.reference.icmp import Say
 from kuproxy.reference.life import tcp_flags
+from kuproxy.reference.numbers import Numbers
 from kuproxy.reference.packet import Endpoints, Packet
 from kuproxy.reference.passage import Passage, Result
 from kuproxy.reference.reject import RateLimit
@@ -39,7 +40,8 @@ class Crossing:
     translation_mtu: int
     decrement_ttl: bool
     own_addresses: dict[Family, Address]
-    _identification = 0  # of the last IPv4 packet made from an IPv6 one
+    workers: int
+    _identifications: Numbers  # of IPv4 packets made from IPv6 ones
     _now: int
     _flows: FlowTable
     _vips: Vips
@@ -53,6 +55,7 @@ class Crossing:
         def _count(self, node: Node, reason: Reason) -> None: ...
         def _end(self, passage: Passage, node: Node, outcome: Outcome, reason: Reason) -> Result: ...
         def _after(self, ticks: int) -> int: ...
+        def _comes_back(self, source: Address, port: int, protocol: int) -> bool: ...
         def _touch(self, flow: Flow, flags: int | None, *, from_client: bool) -> None: ...
         def _tally_from_pod(self, passage: Passage, flow: Flow | None) -> None: ...
         def _is_marked(self, packet: Packet) -> bool: ...
@@ -139,7 +142,8 @@ class Crossing:
         for address, port in self._sources_from(forward.hash):
             reply = reply_of(forward, pod, pod_port, address, port)
             taken = self._flows.find_reply(reply, self._now) is not None
-            if not taken and not self._flows.line_is_full(reply, self._now):
+            comes_back = self._comes_back(address, port, forward.protocol)
+            if comes_back and not taken and not self._flows.line_is_full(reply, self._now):
                 return pod, address, port
         return Reason.PORTS_EXHAUSTED
 
@@ -150,7 +154,7 @@ class Crossing:
         low, high = self.far.ports
         ports = high - low + 1
         space = self.far.pool.num_addresses * ports
-        for step in range(min(space, MOST_PORTS_TRIED)):
+        for step in range(min(space, MOST_PORTS_TRIED * self.workers)):
             which = (first + step) % space
             yield self.far.pool[which // ports], low + which % ports
 
@@ -161,9 +165,7 @@ class Crossing:
         source_port: int | None = back.destination_port
         if packet.is_icmp and packet.family == Family.IPV4:
             source_port = None  # the client's own identifier
-        self._cross(
-            passage, node, Ends(back.destination, to, source_port, flow.pod_port), Reason.FORWARDED
-        )
+        self._cross(passage, node, Ends(back.destination, to, source_port, flow.pod_port), Reason.FORWARDED)
 
     # ----------------------------------------------------------------------------------- towards the client
 
@@ -291,7 +293,7 @@ class Crossing:
             self._say(passage, Say.TOO_BIG, mtu + 20 + 8 * packet.is_fragment)
             return
         if not packet.is_fragment:
-            header = replace(header, identification=self._next_identification())
+            header = replace(header, identification=self._identifications.next())
         l4 = self._payload(packet, new)
         protocol = translate.other_protocol(packet.protocol)
         header = replace(header, ttl=header.ttl - self.decrement_ttl, protocol=protocol)
@@ -300,10 +302,6 @@ class Crossing:
         data = bytearray(translate.ethernet_of(packet, Family.IPV4) + ip + l4)
         passage.packet = replace(packet, data=data, partial_checksum=partial)
         self._end(passage, node, Outcome.TRANSMIT, reason)
-
-    def _next_identification(self) -> int:
-        self._identification = (self._identification + 1) & 0xFFFF
-        return self._identification
 
     # ------------------------------------------------------------------------------------------ kp-icmp-error
 
@@ -403,9 +401,7 @@ class Crossing:
         port = ends.source_port or 0
         if packet.family == Family.IPV4 and self._in_pool(ends.source) and quoted.protocol == Protocol.ICMP:
             port = quoted.identifier
-        reply = Endpoints(
-            ends.destination, ends.destination_port or 0, ends.source, port, quoted.protocol
-        )
+        reply = Endpoints(ends.destination, ends.destination_port or 0, ends.source, port, quoted.protocol)
         return self._flow_of_reply(reply)
 
     def _error_to_client(self, passage: Passage, quoted: Quoted, flow: Flow) -> None:
@@ -451,7 +447,7 @@ class Crossing:
         if quoted.protocol not in crosses:
             self._end(passage, Node.ICMP_ERROR, Outcome.DROP, Reason.UNTRANSLATABLE_PROTOCOL)
             return
-        identification = self._next_identification() if outer.source.version == 4 else 0
+        identification = self._identifications.next() if outer.source.version == 4 else 0
         data = icmp.crossed_error(
             passage.packet,
             quoted,
@@ -466,5 +462,3 @@ class Crossing:
     def _error_done(self, passage: Passage, data: bytes) -> None:
         passage.packet = replace(passage.packet, data=bytearray(data), partial_checksum=False)
         self._end(passage, Node.ICMP_ERROR, Outcome.TRANSMIT, Reason.ICMP_ERROR_TRANSLATED)
-
-

@@ -10,6 +10,7 @@ from kuproxy.model.vip import Address, Vip
 from kuproxy.reference import rewrite
 from kuproxy.reference.checksum import changed, fold, words
 from kuproxy.reference.hashes import crc32c
+from kuproxy.reference.numbers import Numbers
 from kuproxy.reference.packet import IPV4_ETHERTYPE, IPV6_ETHERTYPE, Packet
 
 NODES = {Encap.GRE: Node.GRE, Encap.IPIP: Node.IPIP, Encap.GUE: Node.GUE, Encap.L3DSR: Node.L3DSR}
@@ -37,7 +38,7 @@ class Tunnels:
 
     ipv4: Address | None
     ipv6: Address | None
-    identification: int = 0
+    identifications: Numbers
 
     def source(self, family: Family) -> Address:
         source = self.ipv4 if family == Family.IPV4 else self.ipv6
@@ -77,7 +78,7 @@ class Tunnels:
         flags = packet.word(packet.l3 + 6) & DONT_FRAGMENT if packet.family == Family.IPV4 else 0
         identification = 0
         if not flags:
-            self.identification = identification = (self.identification + 1) & 0xFFFF
+            identification = self.identifications.next()
         header = bytearray(
             struct.pack(
                 ">BBHHHBBH",

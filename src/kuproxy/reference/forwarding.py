@@ -32,6 +32,7 @@ from kuproxy.reference.crossing import CROSSING, Crossing, crosses
 from kuproxy.reference.flows import TICK_MASK, Flow, FlowTable, reply_of
 from kuproxy.reference.fragments import FRAGMENT_TICKS, HOLD_BYTES, Fragments
 from kuproxy.reference.life import Life, begins, state_of, tcp_flags
+from kuproxy.reference.numbers import Numbers
 from kuproxy.reference.origins import Origins
 from kuproxy.reference.packet import Endpoints, Packet, Refused, parse
 from kuproxy.reference.passage import LiveFlow, Passage, RefPacket, Result
@@ -64,6 +65,8 @@ class Reference(Crossing):
     nat64_ports: tuple[int, int] = NAT64_PORTS
     translation_mtu: int = 0  # 0: the routing behind us knows
     own_addresses: dict[Family, Address] = field(default_factory=dict)  # sources of our ICMP errors
+    workers: int = 1  # among which this is the one of that number
+    number: int = 0
 
     counters: Counter[tuple[Node, Reason]] = field(default_factory=Counter)
     outcomes: Counter[Outcome] = field(default_factory=Counter)  # add up to `received`; HELD: waiting now
@@ -80,7 +83,10 @@ class Reference(Crossing):
         self._interfaces: dict[int, InterfaceFlag] = {}
         self._fragments = Fragments()
         self._reject_limit = reject.RateLimit(self.reject_rate)
-        self._tunnels = direct.Tunnels(self.ip4_src_address, self.ip6_src_address)
+        self._tunnels = direct.Tunnels(
+            self.ip4_src_address, self.ip6_src_address, Numbers(self.workers, self.number)
+        )
+        self._identifications = Numbers(self.workers, self.number)
         self._queues: dict[Node, list[Passage]] = {node: [] for node in Node}
         self._released: list[Passage] = []
         self._now = 0
@@ -134,6 +140,14 @@ class Reference(Crossing):
         self._flows = self._flows.resized(buckets, now)
         self.buckets = buckets
 
+    def check_buckets(self, buckets: int, now: int) -> None:
+        """Raises ValueError if `set_buckets` would."""
+        self._flows.resized(buckets, now)
+
+    def share_affinity(self, key: VipKey, other: Reference) -> None:
+        """From now on both remember the clients' pods of this VIP together."""
+        self._vips.by_key[key].affinity = other._vips.by_key[key].affinity
+
     # ------------------------------------------------------------------------------------------------ looking
 
     @property
@@ -179,14 +193,18 @@ class Reference(Crossing):
         self._flows.forget_dead(now)
         return results
 
-    def collect(self, now: int) -> None:
-        """Removed pods without live flows stop being pods."""
-        for state in self._vips.by_key.values():
-            kept = state.serving | {flow.pod for flow in self._flows.live(now) if flow.vip is state}
-            for pod in state.pod_counters.keys() - kept:
+    def used_pods(self, now: int) -> set[tuple[VipKey, Pod]]:
+        """Those that live flows refer to."""
+        return {(flow.vip.key, flow.pod) for flow in self._flows.live(now)}
+
+    def collect(self, now: int, used: frozenset[tuple[VipKey, Pod]] = frozenset()) -> None:
+        """Removed pods without live flows, here or among those `used` elsewhere, stop being pods."""
+        everywhere = self.used_pods(now) | used
+        for key, state in self._vips.by_key.items():
+            with_flows = {pod for of, pod in everywhere if of == key}
+            for pod in state.pod_counters.keys() - (state.serving | with_flows):
                 del state.pod_counters[pod]
-            serving = {flow.pod.address for flow in self._flows.live(now) if flow.vip is state}
-            state.removed_pods &= serving
+            state.removed_pods &= {pod.address for pod in with_flows}
 
     # ---------------------------------------------------------------------------------------------- the graph
 
@@ -494,6 +512,10 @@ class Reference(Crossing):
     def _allocate(self, state: VipState, forward: Endpoints, pod: Pod, source: Address) -> int | None:
         """A source port towards this pod that no live flow has, and whose reply finds room."""
 
+        def is_ours(port: int) -> bool:
+            comes_back = self._comes_back(source, port, forward.protocol)
+            return comes_back and not self._looks_like_node_port(source, port, forward.protocol)
+
         def is_free(port: int) -> bool:
             pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
             reply = reply_of(forward, pod, pod_port, source, port)
@@ -502,8 +524,18 @@ class Reference(Crossing):
             )
 
         if forward.protocol not in PROTOCOLS_WITH_PORTS:
-            return 0 if is_free(0) else None
-        return ports.allocate(forward.source_port, forward.hash, is_free)
+            return 0 if is_ours(0) and is_free(0) else None
+        return ports.allocate(forward.source_port, forward.hash, is_ours, is_free)
+
+    def _comes_back(self, source: Address, port: int, protocol: int) -> bool:
+        """Do replies to this address and port come to this worker?"""
+        return ports.worker_of(source, port, protocol, self.workers) == self.number
+
+    def _looks_like_node_port(self, address: Address, port: int, protocol: int) -> bool:
+        """Steering looks for node ports first; to one worker all is brought anyhow."""
+        if self.workers == 1 or not self._is_node_address(address):
+            return False
+        return self._vips.match_node_port(Family(address.version), protocol, port) is not None
 
     def _reply_is_free(
         self, state: VipState, forward: Endpoints, pod: Pod, source: Address, source_port: int

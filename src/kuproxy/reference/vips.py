@@ -62,7 +62,8 @@ class VipState:
         self.serving = set(weights)
         for origin in ORIGINS:
             self._fill(origin, vip)
-        self.affinity = {client: kept for client, kept in self.affinity.items() if kept.pod in weights}
+        for client in [client for client, kept in self.affinity.items() if kept.pod not in weights]:
+            del self.affinity[client]  # in place: workers share it
         self.vip = vip
 
     def _fill(self, origin: Origin, vip: Vip) -> None:

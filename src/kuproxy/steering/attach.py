@@ -1,4 +1,8 @@
-"""Which interface has which of our programs attached, brought in line with the interfaces that there are."""
+"""Which interface has which of our programs attached, brought in line with the interfaces that there are.
+
+Links are kept in the vault: the programs stay attached while the control process is replaced, and the next one puts its
+own programs into the same links.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import errno
 from collections.abc import Iterable
 
 from ..errors import SteeringError
+from ..keeper.vault import Vault
 from .bpf import AttachType, Link, LoadedProgram
 from .links import KU0
 from .node import Interface
@@ -25,11 +30,32 @@ def is_wanted(interface: Interface, names: frozenset[str] | None) -> bool:
 class Attachments:
     """One program at one place (ingress or egress) of a changing set of interfaces."""
 
-    def __init__(self, program: LoadedProgram, where: AttachType) -> None:
-        self._program, self._where = program, where
-        self._links: dict[int, Link] = {}
+    def __init__(self, program: LoadedProgram, where: AttachType, vault: Vault) -> None:
+        """Links that a predecessor left go on with its program until `take_over`."""
+        self._program, self._where, self._vault = program, where, vault
         self._names: dict[int, str] = {}
         self.failures: dict[str, str] = {}  # interface name → why it could not be attached to
+        self._links: dict[int, Link] = {}
+        for name in vault.names(self._name("")):
+            ifindex = int(name.rpartition("/")[2])
+            self._links[ifindex] = Link.adopt(vault.take(name), ifindex, where)
+            self._names[ifindex] = str(ifindex)
+
+    def _name(self, ifindex: int | str) -> str:
+        return f"link/{self._where.name.lower()}/{ifindex}"
+
+    def take_over(self) -> None:
+        """Put our program into the links of a predecessor; a link whose interface is gone goes too."""
+        for index, link in list(self._links.items()):
+            try:
+                link.update(self._program)
+            except SteeringError:
+                self._let_go(index)
+
+    def _let_go(self, index: int) -> str:
+        self._links.pop(index).close()  # of no effect where the interface is gone
+        self._vault.drop(self._name(index))
+        return self._names.pop(index)
 
     @property
     def names(self) -> list[str]:
@@ -40,8 +66,7 @@ class Attachments:
         wanted = {each.ifindex: each for each in interfaces}
         lines = []
         for index in [index for index in self._links if index not in wanted]:
-            self._links.pop(index).close()  # of no effect where the interface is gone
-            lines.append(f"detached from {self._names.pop(index)}")
+            lines.append(f"detached from {self._let_go(index)}")
         for index, interface in wanted.items():
             if index in self._links:
                 self._names[index] = interface.name  # it may have been renamed
@@ -51,19 +76,19 @@ class Attachments:
 
     def _attach(self, interface: Interface) -> bool:
         try:
-            self._links[interface.ifindex] = Link(self._program, interface.ifindex, self._where)
+            link = Link(self._program, interface.ifindex, self._where)
         except SteeringError as error:
             cause = error.__cause__
             if not (isinstance(cause, OSError) and cause.errno == errno.ENODEV):  # gone already
                 self.failures[interface.name] = str(error)
             return False
+        self._links[interface.ifindex] = link
+        self._vault.keep({self._name(interface.ifindex): link.fd})
         self.failures.pop(interface.name, None)
         self._names[interface.ifindex] = interface.name
         return True
 
     def close(self) -> None:
         """Idempotent."""
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
-        self._names.clear()
+        for index in list(self._links):
+            self._let_go(index)

@@ -38,6 +38,7 @@ class _Command(IntEnum):
     MAP_UPDATE_BATCH = 26
     MAP_DELETE_BATCH = 27
     LINK_CREATE = 28
+    LINK_UPDATE = 29
 
 
 class MapKind(IntEnum):
@@ -286,6 +287,22 @@ class Link(BpfObject):
 
     The interface is looked up in the network namespace of the calling thread.
     """
+
+    @classmethod
+    def adopt(cls, fd: int, ifindex: int, where: AttachType) -> Link:
+        """A link that another process has made, and handed over."""
+        link = cls.__new__(cls)
+        BpfObject.__init__(link, fd)
+        link.ifindex, link.where = ifindex, where
+        return link
+
+    def update(self, program: LoadedProgram) -> None:
+        """Put another program in the place of the attached one; every packet meets one of the two."""
+        try:
+            _bpf(_Command.LINK_UPDATE, struct.pack("=4I", self.fd, program.fd, 0, 0))
+        except OSError as error:
+            self.errno = error.errno
+            raise _refused(f"BPF program {program.name!r} at interface {self.ifindex}", error) from error
 
     def __init__(self, program: LoadedProgram, ifindex: int, where: AttachType) -> None:
         # prog_fd, target_ifindex, attach_type, flags, then struct tcx: relative_fd, pad, expected_revision

@@ -168,6 +168,11 @@ class Program:
         """The address of the value, null when there is none."""
         return self.call("map_lookup_elem", self.map(map_name), key.address())
 
+    def update(self, map_name: str, key: Buffer, value: Buffer) -> None:
+        """Enter the value, or replace what is there. A map that is full goes without it."""
+        any_value = 0  # BPF_ANY
+        self.call("map_update_elem", self.map(map_name), key.address(), value.address(), any_value)
+
     def value(self, place: ir.Value, kind: ir.IntType) -> ir.Value:
         """What lies at an address that `look_up` returned and that was found not to be null."""
         return self.build.load(self.build.bitcast(place, kind.as_pointer()))

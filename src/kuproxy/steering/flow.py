@@ -2,7 +2,9 @@
 
 Addresses, protocol and ports of an IPv4 or IPv6 packet.  A fragment carries no ports (the first one does, but the
 others must take the same way), so all of them are known by address alone.  Extension headers of IPv6 are skipped up
-to `MAX_EXTENSIONS`; behind more of them, and where the ports lie outside the packet, nothing is ours.
+to `MAX_EXTENSIONS`; behind more of them, and where the ports lie outside the packet, nothing is ours.  Whether a
+fragment is ours never depends on more than that; but where several workers wait, `read_flow` also tells which datagram
+it belongs to, and the ports that the first one carries, so that they can be brought to one of them.
 
 An ICMP error is about the packet that it embeds, and goes back along that packet's way (RFC 5508 section 4): it is
 taken for a packet of the embedded flow's other direction, whoever sent it.  One that embeds too little, or a later
@@ -19,7 +21,7 @@ from ..codes import PROTOCOLS_WITH_PORTS, Protocol
 from .emit import Buffer, Program, be16, i8, i16, i32, i64
 from .keys import FRAGMENT, MARK4, MARK6, KeyBit
 
-__all__ = ["MAX_EXTENSIONS", "Flow", "MessageBit", "read_flow"]
+__all__ = ["MAX_EXTENSIONS", "Flow", "MessageBit", "PieceBit", "read_flow"]
 
 MAX_EXTENSIONS = 4
 
@@ -43,7 +45,11 @@ class Flow(Buffer):
     FAMILY = 37  # 0 or KeyBit.IPV6
     MARK = 38  # MARK4 or MARK6
     MESSAGE = 39  # `MessageBit`s
-    SIZE = 40
+    PIECE = 40  # `PieceBit`s; this and what follows only if fragments are asked for, else zero
+    KIND = 41  # of a fragment, the protocol: of a first one the innermost, of later ones as far as they know
+    IDENTIFICATION = 44  # of a fragment's datagram
+    FIRST_PORTS = 48  # both, as they lie in a first fragment; 0 where it has none
+    SIZE = 56
 
 
 class MessageBit(IntFlag):
@@ -53,24 +59,35 @@ class MessageBit(IntFlag):
     ERROR = 2  # all the rest of the flow comes from the embedded packet
 
 
-def read_flow(program: Program, foreign: ir.Block) -> Flow:
-    """Read the packet; one that is neither IPv4 nor IPv6, or that cannot be read, is foreign."""
+class PieceBit(IntFlag):
+    """Which fragment of its datagram a packet is. None: it is whole, or bears the protocol `FRAGMENT`."""
+
+    FIRST = 1
+    LATER = 2
+
+
+def read_flow(program: Program, foreign: ir.Block, fragments: bool = False) -> Flow:
+    """Read the packet; one that is neither IPv4 nor IPv6, or that cannot be read, is foreign.
+
+    `fragments`: also what can be known of a fragment.
+    """
     flow = Flow(program, Flow.SIZE)
     embedded = Flow(program, Flow.SIZE)
     header = program.buffer(40)
     l4_offset = program.buffer(8)
     ipv4, ports, error, done = (program.label(name) for name in ("ipv4", "ports", "error", "flow"))
+    piece = program.label("piece")
     protocol = program.context("protocol")
     program.go_if(program.equal(protocol, be16(_ETH_P_IP)), ipv4)
     program.require(program.equal(protocol, be16(_ETH_P_IPV6)), otherwise=foreign)
-    _read_ipv6(program, flow, header, l4_offset, foreign)
+    _read_ipv6(program, flow, header, l4_offset, foreign, fragments=fragments)
     program.require(program.equal(flow.load(flow.PROTOCOL, i8), Protocol.ICMP6), otherwise=ports)
     _require_icmp6_error(program, flow, header, l4_offset, done, foreign)
     _read_ipv6(program, embedded, header, l4_offset, foreign, embedded=True)
     program.go(error)
 
     program.at(ipv4)
-    _read_ipv4(program, flow, header, l4_offset, foreign)
+    _read_ipv4(program, flow, header, l4_offset, foreign, fragments=fragments)
     program.require(program.equal(flow.load(flow.PROTOCOL, i8), Protocol.ICMP), otherwise=ports)
     _require_icmp_error(program, flow, header, l4_offset, done, foreign)
     _read_ipv4(program, embedded, header, l4_offset, foreign, embedded=True)
@@ -78,9 +95,14 @@ def read_flow(program: Program, foreign: ir.Block) -> Flow:
 
     program.at(ports)
     kind = flow.load(flow.PROTOCOL, i8)
-    program.require(program.one_of(kind, tuple(PROTOCOLS_WITH_PORTS)), otherwise=done)
+    program.require(program.one_of(kind, tuple(PROTOCOLS_WITH_PORTS)), otherwise=piece)
     _load(program, l4_offset.load(0, i32), header, 4, foreign)
     flow.store(flow.SOURCE_PORT, header.load(0, i32))  # both
+    program.go(done)
+
+    program.at(piece)
+    if fragments:
+        _read_first_ports(program, flow, header, l4_offset, done)
     program.go(done)
 
     program.at(error)
@@ -111,6 +133,7 @@ def _read_ipv4(
     l4_offset: Buffer,
     foreign: ir.Block,
     embedded: bool = False,
+    fragments: bool = False,
 ) -> None:
     """RFC 791, section 3.1. An embedded packet lies where `l4_offset` points before."""
     build = program.build
@@ -130,7 +153,54 @@ def _read_ipv4(
         # "More fragments", or an offset.
         fragment = program.has_bits(header.load(6, i16), be16(0x3FFF))
         flow.store(flow.PROTOCOL, build.select(fragment, i8(FRAGMENT), header.load(9, i8)))
+        if fragments:
+            identification = build.zext(header.load(4, i16), i32)
+            _note_piece(
+                program, flow, fragment, header.load(6, i16), 0x1FFF, header.load(9, i8), identification
+            )
     flow.store(flow.MARK, i8(MARK4))
+
+
+def _note_piece(
+    program: Program,
+    flow: Flow,
+    is_piece: ir.Value,
+    field: ir.Value,
+    offset_bits: int,
+    kind: ir.Value,
+    identification: ir.Value,
+) -> None:
+    """Where `is_piece`: first or later one, by the offset in its 16-bit field."""
+    with program.when(is_piece):
+        later = program.has_bits(field, be16(offset_bits))
+        flow.store(flow.PIECE, program.build.select(later, i8(PieceBit.LATER), i8(PieceBit.FIRST)))
+        flow.store(flow.KIND, kind)
+        flow.store(flow.IDENTIFICATION, identification)
+
+
+def _read_first_ports(
+    program: Program, flow: Flow, header: Buffer, l4_offset: Buffer, done: ir.Block
+) -> None:
+    """Of a first fragment; `l4_offset` is where the walk over the headers ended. One that has none keeps zeros."""
+    build = program.build
+    program.require(program.equal(flow.load(flow.PIECE, i8), PieceBit.FIRST), otherwise=done)
+    found = program.label("first")
+    program.require(program.nonzero(flow.load(flow.FAMILY, i8)), otherwise=found)
+    # IPv6: the walk ended at the fragment header, of 8 bytes.
+    l4_offset.store(0, build.add(l4_offset.load(0, i32), i32(8)))
+    for _ in range(MAX_EXTENSIONS):
+        kind = flow.load(flow.KIND, i8)
+        program.require(program.one_of(kind, (_HOP_BY_HOP, _ROUTING, _DESTINATION)), otherwise=found)
+        offset = l4_offset.load(0, i32)
+        _load(program, offset, header, 8, done)
+        flow.store(flow.KIND, header.load(0, i8))
+        length = build.shl(build.add(build.zext(header.load(1, i8), i32), i32(1)), i32(3))
+        l4_offset.store(0, build.add(offset, length))
+    program.go(found)
+    program.at(found)
+    program.require(program.one_of(flow.load(flow.KIND, i8), tuple(PROTOCOLS_WITH_PORTS)), otherwise=done)
+    _load(program, l4_offset.load(0, i32), header, 4, done)
+    flow.store(flow.FIRST_PORTS, header.load(0, i32))
 
 
 def _read_ipv6(
@@ -140,6 +210,7 @@ def _read_ipv6(
     l4_offset: Buffer,
     foreign: ir.Block,
     embedded: bool = False,
+    fragments: bool = False,
 ) -> None:
     """RFC 8200, sections 3 and 4: the header, then a bounded walk over the extension headers.
 
@@ -169,6 +240,10 @@ def _read_ipv6(
         bits = be16(0xFFF8 if embedded else 0xFFF9)
         split = build.and_(is_fragment, program.has_bits(header.load(2, i16), bits))
         flow.store(flow.PROTOCOL, build.select(split, i8(FRAGMENT), header.load(0, i8)))
+        if fragments:
+            _note_piece(
+                program, flow, split, header.load(2, i16), 0xFFF8, header.load(0, i8), header.load(4, i32)
+            )
         program.go_if(split, foreign if embedded else upper)
         # Length in units of 8 bytes, the first not counted; a fragment header has no length field.
         units = build.select(is_fragment, i8(0), header.load(1, i8))

@@ -7,6 +7,10 @@ byte order), the family's byte, and the address; the length counts the family's 
 
 Wildcards are entries like others, found by further lookups: port 0 with protocol 0 is the whole address; port 0
 with protocol `FRAGMENT` is what a fragment is looked up by, because it carries no ports.
+
+A key of the map `fragments` names a datagram: source and destination (16 each), identification (4, as it lies in the
+packet), IPv4's protocol (in IPv6 0: fragments of one datagram may disagree, RFC 8200 section 4.5), the family's byte,
+two zeros.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from ..codes import PROTOCOLS_WITH_PORTS
 
 __all__ = [
     "FRAGMENT",
+    "FRAGMENT_KEY_SIZE",
     "MARK4",
     "MARK6",
     "PREFIX_KEY_SIZE",
@@ -40,6 +45,7 @@ Network = IPv4Network | IPv6Network
 
 STEER_KEY_SIZE = 20
 PREFIX_KEY_SIZE = 4 + 1 + 16
+FRAGMENT_KEY_SIZE = 40
 FRAGMENT = 255  # as a protocol: reserved by IANA; a packet that bears it nonetheless counts as a fragment
 
 # Values of the map `interfaces`, equal to codes.InterfaceFlag: which families' replies are looked up there.

@@ -21,10 +21,11 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ..errors import SteeringError
+from ..keeper.vault import Vault
 from .bpf import AttachType, Link, LoadedProgram
 from .namespace import PrivateNamespace
 
-__all__ = ["KU0", "KU0_MAC", "KU1", "KU1_MAC", "NEXT_HOP4", "NEXT_HOP6", "VethPair", "read_sysctl"]
+__all__ = ["KU0", "KU0_MAC", "KU1", "KU1_MAC", "NEXT_HOP4", "NEXT_HOP6", "VethPair", "is_left", "read_sysctl"]
 
 KU0, KU1 = "ku0", "ku1"
 # Locally administered (bit 1 of the first byte); the middle spells "ku".
@@ -56,15 +57,22 @@ _SYSCTLS = {
 _IFF_UP, _IFF_NOARP, _IFF_MULTICAST = 0x1, 0x80, 0x1000
 _GSO_MAX_SEGS = 65535  # the kernel's default
 _STALE_PATIENCE_S = 3.0
+_DROP, _GUARD = "link/ku1", "link/ku0"  # in the vault
 
 
 class VethPair:
-    """ku0 and ku1, from creation to deletion, with the program that keeps ku1's namespace from answering."""
+    """ku0 and ku1, from creation to deletion, with the programs that keep their two ends clean."""
 
-    def __init__(self, netlink: IPRoute, namespace: PrivateNamespace, queues: int) -> None:
-        self._netlink, self._namespace = netlink, namespace
+    def __init__(self, netlink: IPRoute, namespace: PrivateNamespace, queues: int, vault: Vault) -> None:
+        """Create them, or take over those of a predecessor (`is_left`)."""
+        self._netlink, self._namespace, self._vault = netlink, namespace, vault
         self.ifindex = 0
-        self._drop: Link | None = None
+        self._ends: dict[str, Link] = {}  # by name in the vault
+        if is_left(vault):
+            self.ifindex = if_nametoindex(KU0)
+            for name in (_DROP, _GUARD):
+                self._ends[name] = Link.adopt(vault.take(name), self.ifindex, AttachType.TCX_EGRESS)
+            return
         _wait_until_gone(KU0)
         namespace.run(_without_ipv6)
         self._create(queues)
@@ -137,13 +145,26 @@ class VethPair:
                 netlink.link("set", index=index, state="up")
             return link
 
-        self._drop = self._namespace.run(bring_up)
+        if _DROP not in self._ends:
+            self._keep(_DROP, self._namespace.run(bring_up))
+
+    def guard(self, program: LoadedProgram) -> None:
+        """Let this program stand at ku0's egress, in the place of a former one."""
+        if _GUARD in self._ends:
+            self._ends[_GUARD].update(program)
+        else:
+            self._keep(_GUARD, Link(program, self.ifindex, AttachType.TCX_EGRESS))
+
+    def _keep(self, name: str, link: Link) -> None:
+        self._ends[name] = link
+        self._vault.keep({name: link.fd})
 
     def close(self) -> None:
         """Delete the pair, with all its routes. Idempotent."""
-        if self._drop is not None:
-            self._drop.close()
-            self._drop = None
+        for name, link in self._ends.items():
+            link.close()
+            self._vault.drop(name)
+        self._ends.clear()
         if self.ifindex:
             with suppress(NetlinkError):  # gone already
                 self._netlink.link("del", index=self.ifindex)
@@ -154,6 +175,12 @@ class VethPair:
             getattr(self._netlink, what)(command, **arguments)
         except NetlinkError as error:
             raise SteeringError(f"{what} {command} on {KU0}: {_reason(error)}") from error
+
+
+def is_left(vault: Vault) -> bool:
+    """Whether a predecessor has left a pair that still stands."""
+    names = set(vault.names())
+    return {_DROP, _GUARD, "namespace"} <= names and _exists(KU0)
 
 
 def _wait_until_gone(name: str) -> None:

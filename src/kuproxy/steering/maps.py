@@ -1,4 +1,4 @@
-"""The five maps that the steering programs share, and how user space reads and writes them."""
+"""The maps that the steering programs share, and how user space reads and writes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 from typing import NamedTuple
 
 from .bpf import Map, MapKind
-from .keys import PREFIX_KEY_SIZE, STEER_KEY_SIZE, Count
+from .keys import FRAGMENT_KEY_SIZE, PREFIX_KEY_SIZE, STEER_KEY_SIZE, Count
 
 __all__ = ["PRESENT", "Stats", "SteeringMaps"]
 
@@ -17,6 +17,9 @@ PRESENT = struct.pack("=I", 1)
 STEER_CAPACITY = 1 << 18
 PREFIX_CAPACITY = 1 << 16
 INTERFACE_CAPACITY = 1 << 12
+# Datagrams whose fragments are on their way; the ones that were longest unused give way. Memory is taken at once, about
+# 7 MB, so only several workers have this map.
+FRAGMENT_CAPACITY = 1 << 16
 
 
 class Stats(NamedTuple):
@@ -28,9 +31,9 @@ class Stats(NamedTuple):
 
 
 class SteeringMaps:
-    """Created together, closed together."""
+    """Created together, closed together. `workers`: how many the programs choose from."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 1) -> None:
         self._all: dict[str, Map] = {}
         try:
             self.steer = self._make(MapKind.HASH, "steer", STEER_KEY_SIZE, 4, STEER_CAPACITY)
@@ -38,6 +41,8 @@ class SteeringMaps:
             self.config = self._make(MapKind.ARRAY, "config", 4, 4, 1)
             self.interfaces = self._make(MapKind.HASH, "interfaces", 4, 4, INTERFACE_CAPACITY)
             self.counts = self._make(MapKind.PERCPU_ARRAY, "counts", 4, 8, len(Count))
+            if workers > 1:
+                self._make(MapKind.LRU_HASH, "fragments", FRAGMENT_KEY_SIZE, 8, FRAGMENT_CAPACITY)
         except BaseException:
             self.close()
             raise

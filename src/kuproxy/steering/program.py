@@ -5,7 +5,8 @@ node ports (forward), then for its source among the pods (return).  A hit is red
 to arrive on ku1, where a worker reads it; everything else goes on as if we were not there.  `reply` is the same
 without the forward half, at the egress of the interfaces: for replies of pods in the node's own network namespace,
 which never come in anywhere, and for the node's own errors about what it could not bring to a pod.  `guard` and
-`drop` keep the two ends of the pair clean.  What a packet's flow is says flow.py.
+`drop` keep the two ends of the pair clean.  What a packet's flow is says flow.py; which of several workers gets it,
+choose.py.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from .bpf import Verdict
-from .emit import Program, be16, i8, i16, i32, i64
+from .choose import choose_worker, worker_of
+from .emit import Program, i8, i16, i32, i64
 from .flow import Flow, MessageBit, read_flow
-from .keys import PREFIX_KEY_SIZE, STEER_KEY_SIZE, Address, ConfigBit, Count, KeyBit
+from .keys import PREFIX_KEY_SIZE, STEER_KEY_SIZE, ConfigBit, Count, KeyBit
 
 __all__ = ["Builder", "drop", "guard", "reply", "steer", "worker_of"]
 
@@ -26,15 +28,14 @@ Builder = Callable[[int, int], Program]  # (ku0's interface index, workers)
 _PACKET_HOST = 0  # include/uapi/linux/if_packet.h: addressed to us, not only overheard
 _VLAN_ID = 0x0FFF
 _LOOPBACK_IFINDEX = 1  # in every network namespace
-_MIX = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: Fibonacci hashing
 
 
 def steer(tunnel_ifindex: int, workers: int = 1) -> Program:
-    """For the ingress of the node's interfaces; maps: steer, prefixes, config, interfaces, counts."""
+    """For the ingress of the node's interfaces; maps: steer, prefixes, config, interfaces, counts, fragments."""
     program = Program("ku_steer")
     foreign = program.label("foreign")
     _leave_to_others(program, foreign)
-    flow = read_flow(program, foreign)
+    flow = read_flow(program, foreign, fragments=workers > 1)
     config = _config(program, foreign)
     forward = program.label("forward")
     back = program.label("return")
@@ -62,7 +63,7 @@ def reply(tunnel_ifindex: int, workers: int = 1) -> Program:
     program = Program("ku_reply")
     foreign = program.label("foreign")
     program.require(program.equal(program.context("ingress_ifindex"), 0), otherwise=foreign)
-    flow = read_flow(program, foreign)
+    flow = read_flow(program, foreign, fragments=workers > 1)
     config = _config(program, foreign)
     back, judge = program.label("return"), program.label("judge")
     program.go_if(program.has_bits(flow.load(flow.MESSAGE, i8), MessageBit.ERROR), judge)
@@ -94,8 +95,8 @@ def guard(tunnel_ifindex: int, workers: int = 1) -> Program:
     if workers > 1:
         program.require(program.equal(came_from, 0), otherwise=onward)
         program.require(program.equal(program.context("queue_mapping"), 0), otherwise=onward)
-        flow = read_flow(program, onward)
-        _choose_worker(program, flow, flow.SOURCE, flow.SOURCE_PORT, workers)
+        flow = read_flow(program, onward, fragments=True)
+        choose_worker(program, flow, flow.SOURCE, flow.SOURCE_PORT, workers)
     program.go(onward)
     program.at(circling)
     program.leave(Verdict.DROP)
@@ -109,19 +110,6 @@ def drop() -> Program:
     program = Program("ku_drop")
     program.leave(Verdict.DROP)
     return program
-
-
-def worker_of(client: Address, port: int, workers: int) -> int:
-    """Which worker gets the packets of this client address and port, as `_choose_worker` computes it.
-
-    Fragments and protocols without ports count as port 0.
-    """
-    packed = client.packed.rjust(16, b"\0")
-    mixed = int.from_bytes(packed[:8], "little") ^ int.from_bytes(packed[8:], "little")
-    mixed ^= mixed >> 32
-    mixed ^= be16(port) << 32
-    mixed = mixed * _MIX & (1 << 64) - 1
-    return (mixed >> 32) * workers >> 32
 
 
 # --- one function for each thing that the programs do ----------------------------------------------------
@@ -193,28 +181,13 @@ def _require_mark(
         program.require(program.nonzero(program.build.and_(marks, wanted)), otherwise=foreign)
 
 
-def _choose_worker(program: Program, flow: Flow, address: int, port: int, workers: int) -> None:
-    """Both directions of a flow come to one worker: the queue follows from the client's address and port alone.
-
-    veth hands a packet from transmit queue n to receive queue n, PACKET_FANOUT_QM to socket n.  The field holds
-    the receive queue plus one (`skb_record_rx_queue()`).  `worker_of` is the same in Python.
-    """
-    build = program.build
-    mixed = build.xor(flow.load(address, i64), flow.load(address + 8, i64))
-    mixed = build.xor(mixed, build.lshr(mixed, i64(32)))
-    mixed = build.xor(mixed, build.shl(build.zext(flow.load(port, i16), i64), i64(32)))
-    mixed = build.mul(mixed, i64(_MIX - (1 << 64)))
-    worker = build.lshr(build.mul(build.lshr(mixed, i64(32)), i64(workers)), i64(32))
-    program.set_context("queue_mapping", build.add(build.trunc(worker, i32), i32(1)))
-
-
 def _send_up(
     program: Program, count: Count, flow: Flow, address: int, port: int, ifindex: int, workers: int
 ) -> None:
     """Redirect to the egress of ku0. `address` and `port` are where the flow holds the client's."""
     _count(program, count)
     if workers > 1:
-        _choose_worker(program, flow, address, port, workers)
+        choose_worker(program, flow, address, port, workers)
     program.leave(program.build.trunc(program.call("redirect", i32(ifindex), i64(0)), i32))
 
 

@@ -10,8 +10,9 @@ and the complaint about it would name the pod's address, of which the sender kno
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from socket import AF_INET, AF_INET6
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -36,7 +37,17 @@ class VipRoutes:
         self._networks: set[Network] = set()
         self._sources: dict[int, Address | None] = {4: None, 6: None}
         self._mtu = 0
+        for family in (4, 6):
+            self._networks |= set(self._left(family))
         self.refused: dict[Network, str] = {}  # what could not be routed, and why
+
+    def _left(self, family: int) -> Iterator[Network]:
+        """Routes through our interface that are there already: a predecessor's."""
+        kind, everything = ((AF_INET, "0.0.0.0/0"), (AF_INET6, "::/0"))[family == 6]
+        for message in self._netlink.route("dump", family=kind, oif=self._ifindex):
+            if message["proto"] == PROTOCOL and message.get("oif") == self._ifindex:
+                destination = message.get("dst") or everything.partition("/")[0]
+                yield ip_network(f"{destination}/{message['dst_len']}")
 
     @property
     def networks(self) -> frozenset[Network]:

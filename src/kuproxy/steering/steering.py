@@ -1,8 +1,11 @@
 """Steering as the engine sees it: start it, tell it what shall come up, let it hear the kernel's events, close it.
 
 All methods are called from one thread, in the network namespace whose traffic is steered.  While it lives, the
-node has an interface more, and programs at the ingress of the others; when the process ends, however it ends, all
-of that is gone, and the node is as it was before.
+node has an interface more, and programs at the ingress of the others; when the last process that holds them ends,
+however it ends, all of that is gone, and the node is as it was before.
+
+With a keeper, interfaces and attached programs outlive this process.  A successor fills maps of its own while its
+predecessor's programs go on with theirs, and then puts its programs into the same links (`take_over`).
 
 The workers' side: `namespace.enter()`, then AF_PACKET on `ku1`.  Transmitted frames are addressed to `KU0_MAC`.
 With several workers, PACKET_FANOUT_QM hands both directions of a flow to one of them.
@@ -19,11 +22,12 @@ from ipaddress import ip_network
 from pyroute2 import IPRoute
 
 from ..errors import SteeringError
+from ..keeper.vault import Vault
 from . import program
 from .attach import LOOPBACK, Attachments, is_wanted
-from .bpf import AttachType, Link, LoadedProgram, has_tcx
+from .bpf import AttachType, LoadedProgram, has_tcx
 from .keys import Address, ConfigBit, Network, endpoint_keys, network_keys
-from .links import VethPair
+from .links import VethPair, is_left
 from .maps import Stats, SteeringMaps
 from .namespace import PrivateNamespace
 from .node import NodeWatch, check_node
@@ -39,10 +43,14 @@ class Steering:
     `interfaces`: names to attach to, None for every Ethernet-like one; `lo` always belongs to them.
     """
 
-    def __init__(self, workers: int = 1, interfaces: Iterable[str] | None = None) -> None:
+    def __init__(
+        self, workers: int = 1, interfaces: Iterable[str] | None = None, vault: Vault | None = None
+    ) -> None:
         if workers < 1:
             raise ValueError("steering needs at least one worker")
         self.workers = workers
+        self._vault = vault if vault is not None else Vault()
+        self._waiting = False  # a predecessor's programs are still in charge
         self._names = None if interfaces is None else frozenset(interfaces)
         self._resources = ExitStack()
         self._started = False
@@ -79,14 +87,20 @@ class Steering:
         own_close(drop.close)
         if not has_tcx(drop):
             raise SteeringError("this kernel has no TCX links for BPF programs; Linux 6.6 or later is needed")
-        self._maps = SteeringMaps()
+        self._maps = SteeringMaps(self.workers)
         own_close(self._maps.close)
-        self.namespace = PrivateNamespace.create()
+        self._waiting = is_left(self._vault)
+        if self._waiting:
+            self.namespace = PrivateNamespace(self._vault.take("namespace"))
+        else:
+            self.namespace = PrivateNamespace.create()
+            self._vault.keep({"namespace": self.namespace.fd})
+        own_close(lambda: self._vault.drop("namespace"))
         own_close(self.namespace.close)
         # Up to here nobody else could notice anything.
         self._netlink = own(IPRoute())
         self._netlink.bind(groups=0)  # answers only; events come over a socket of their own
-        self._pair = VethPair(self._netlink, self.namespace, self.workers)
+        self._pair = VethPair(self._netlink, self.namespace, self.workers, self._vault)
         own_close(self._pair.close)
         self._pair.bring_up_far_side(drop)
 
@@ -95,10 +109,10 @@ class Steering:
             own_close(loaded.close)
             return loaded
 
-        own_close(Link(load(program.guard), self._pair.ifindex, AttachType.TCX_EGRESS).close)
-        self._ingress = Attachments(load(program.steer), AttachType.TCX_INGRESS)
+        self._pair.guard(load(program.guard))
+        self._ingress = Attachments(load(program.steer), AttachType.TCX_INGRESS, self._vault)
         own_close(self._ingress.close)
-        self._egress = Attachments(load(program.reply), AttachType.TCX_EGRESS)
+        self._egress = Attachments(load(program.reply), AttachType.TCX_EGRESS, self._vault)
         own_close(self._egress.close)
         self._writer = MapWriter(self._maps)
         self._routes = VipRoutes(self._netlink, self._pair.ifindex, self._pair.next_hops())
@@ -106,6 +120,26 @@ class Steering:
         own_close(self._node.close)
         self._follow_node()
         self._started = True
+
+    def take_over(self) -> list[str]:
+        """From now on our programs decide, by the targets that were set; returns lines for the log.
+
+        Without a predecessor nothing is to be done.
+        """
+        self._require_started()
+        if not self._waiting:
+            return []
+        self._waiting = False
+        self._pair.split_segments(self._targets.tunnels)
+        self._ingress.take_over()
+        self._egress.take_over()
+        self._routes.change(remove=self._routes.networks - self._routable(self._networks), add=())
+        return self._follow_node()
+
+    def leave(self) -> None:
+        """Let go, for a successor: everything stays as it is, and in the vault."""
+        self._started = False
+        self._resources.pop_all()
 
     def close(self) -> None:
         """Detach, and delete the interfaces. Idempotent; also after a start that failed."""
@@ -188,7 +222,7 @@ class Steering:
 
     def _follow_node(self) -> list[str]:
         wanted = [each for each in self._node.interfaces.values() if is_wanted(each, self._names)]
-        lines = self._ingress.sync(wanted)
+        lines = [] if self._waiting else self._ingress.sync(wanted)
         self._follow_pods()
         self._write_marks()
         self._routes.set_mtu(min((each.mtu for each in wanted if each.name != LOOPBACK), default=0))
@@ -212,6 +246,8 @@ class Steering:
         """Watch the egress too while there are pods: the node's own errors, and replies of pods at its addresses."""
         local = any(address in self._pod_addresses for address in self._node.addresses)
         self._writer.set_config(ConfigBit.LOCAL_PODS, local)
+        if self._waiting:
+            return
         interfaces = self._node.interfaces.values()
         self._egress.sync(
             [each for each in interfaces if self._pod_addresses and is_wanted(each, self._names)]

@@ -8,10 +8,10 @@ generation.
 A pod is known by address and port: when a VIP's target port changes, pods that took it are replaced by others.
 
 `Compiler` is one class in layers, a file each: `state` (generations), `settings` (the header), `entries` (match
-tables), `pods` (pods and rings), `compiler` (VIPs).
+tables), `pods` (pods and rings), `vips`, and `adoption` (tables that another process wrote; `recover` reads them).
 """
 
-from kuproxy.control.compile.compiler import Compiler
+from kuproxy.control.compile.adoption import Compiler
 from kuproxy.control.compile.records import VipRecord
 from kuproxy.control.compile.rings import ring_owners
 from kuproxy.control.compile.words import address_words, key_word, prefix_length

@@ -83,11 +83,15 @@ class MatchEntries(SettingsWords):
                 self._vip_match.delete(hi, lo, word)
         self._count_length(key, -1)
 
+    @staticmethod
+    def _length_place(key: VipKey) -> tuple[int, int, int]:
+        """Family (0 or 1), prefix length, and the kind of key."""
+        kind = CLASS_PORT if key.port else CLASS_PROTOCOL if key.protocol != Protocol.ANY else CLASS_ANY
+        return 0 if key.family == Family.IPV4 else 1, prefix_length(key), kind
+
     def _count_length(self, key: VipKey, change: int) -> None:
         """Keep the sets of prefix lengths and of their kinds of keys, which spare readers vain probes."""
-        side = 0 if key.family == Family.IPV4 else 1
-        plen = prefix_length(key)
-        kind = CLASS_PORT if key.port else CLASS_PROTOCOL if key.protocol != Protocol.ANY else CLASS_ANY
+        side, plen, kind = self._length_place(key)
         self._lengths[side, plen, kind] = self._lengths.get((side, plen, kind), 0) + change
         present = [k for k in (CLASS_PORT, CLASS_PROTOCOL, CLASS_ANY) if self._lengths.get((side, plen, k))]
         self.tables.classes[side * PREFIX_LENGTHS + plen] = sum(present)
@@ -100,11 +104,13 @@ class MatchEntries(SettingsWords):
         for word in self._node_port_words(record.vip, port):
             self._match.put(np.uint64(0), np.uint64(0), word, record.index)
             self.tables.header[T_N_NODEPORTS] += np.uint64(1)
+        record.node_port = port
 
-    def _leave_node_port(self, record: VipRecord, port: int) -> None:
-        for word in self._node_port_words(record.vip, port):
+    def _leave_node_port(self, record: VipRecord) -> None:
+        for word in self._node_port_words(record.vip, record.node_port):
             self._match.delete(np.uint64(0), np.uint64(0), word)
             self.tables.header[T_N_NODEPORTS] -= np.uint64(1)
+        record.node_port = 0
 
     @staticmethod
     def _node_port_words(vip: Vip, port: int) -> Iterator[np.uint64]:

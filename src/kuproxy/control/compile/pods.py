@@ -23,7 +23,7 @@ from kuproxy.dataplane.writer import Arena, IndexPool
 from kuproxy.model.vip import Address, Pod, Vip, VipKey
 
 
-def _pod_flags(vip: Vip) -> dict[Pod, int]:
+def pod_flags(vip: Vip) -> dict[Pod, int]:
     """Whose new flows each pod gets."""
     flags = {pod: int(PodFlag.USED) if pod.weight else 0 for pod in vip.all_pods}
     if vip.outside_pods is not None:
@@ -90,7 +90,7 @@ class PodRows(MatchEntries):
     def _set_pods(self, record: VipRecord, vip: Vip) -> None:
         # In the records a pod is its address and port; its weight may change while it stays the same pod.
         named = {pod: Pod(pod.address, vip.pod_port(pod)) for pod in vip.all_pods}
-        flags = {named[pod]: wanted for pod, wanted in _pod_flags(vip).items()}
+        flags = {named[pod]: wanted for pod, wanted in pod_flags(vip).items()}
         for pod, wanted in flags.items():
             if pod not in record.pods:
                 record.pods[pod] = self._revive(record, pod) or self._add_pod(record, pod)

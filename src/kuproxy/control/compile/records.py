@@ -43,6 +43,7 @@ class VipRecord:
     flushed: dict[int, Pod] = field(default_factory=dict)  # removed, by index; their flows end
     ring: Ring | None = None
     ranges: Block | None = None
+    node_port: int = 0  # that is entered
     removed: bool = False
 
 

@@ -1,6 +1,6 @@
 """What the tables hold beside VIPs and pods: the words of the header, marks of interfaces, sources by number."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from kuproxy.codes import FlowState
 from kuproxy.control.compile.ranges import RangeBlocks
 from kuproxy.control.compile.records import Block
-from kuproxy.control.compile.words import address_words
+from kuproxy.control.compile.words import address_words, words_address
 from kuproxy.dataplane.layout import (
     MAX_SOURCES,
     T_ANY_NODE_ADDRESS,
@@ -51,7 +51,11 @@ class SettingsWords(RangeBlocks):
         tables.header[T_DECREMENT_TTL] = int(decrement_ttl)
         tables.header[T_ANY_NODE_ADDRESS] = int(any_node_address)
         tables.header[T_REJECT_RATE] = DEFAULT_REJECT_RATE
-        self.set_translation(NAT46_PREFIX, NAT64_POOL, NAT64_PORTS, 0)
+        if self.inherited:
+            self._sources = list(_sources(tables))
+            self._next_source = len(self._sources)
+        else:
+            self.set_translation(NAT46_PREFIX, NAT64_POOL, NAT64_PORTS, 0)
 
     def set_timeout(self, seconds: float) -> int:
         """One flow timeout for all states, from the next packet of each flow on."""
@@ -141,3 +145,11 @@ class SettingsWords(RangeBlocks):
         """Mark an interface (InterfaceFlag)."""
         self.tables.interfaces[index] = flags
         return self._publish()
+
+
+def _sources(tables: Tables) -> Iterator[Address]:
+    """The sources that have a number, in the order of their numbers."""
+    for row in tables.sources[1:]:
+        if row["hi"] == 0 and row["lo"] == 0:
+            return
+        yield words_address(6, int(row["hi"]), int(row["lo"]))

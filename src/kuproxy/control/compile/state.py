@@ -13,7 +13,9 @@ class TableState:
 
     def __init__(self, tables: Tables):
         self.tables = tables
-        self._generation = 0
+        # Tables that a control process has written before: their contents are to be adopted, never reset.
+        self._generation = int(tables.header[T_GENERATION])
+        self.inherited = self._generation != 0
         self._retirement = Retirement()
         self._vip_indices = IndexPool(MAX_VIPS, "VIPs")
         self._records: dict[VipKey, VipRecord] = {}

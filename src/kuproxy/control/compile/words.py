@@ -1,5 +1,7 @@
 """Addresses and keys in the form in which the tables hold them (layout.py)."""
 
+from ipaddress import IPv4Address, IPv6Address
+
 import numpy as np
 
 from kuproxy.codes import Family
@@ -14,6 +16,12 @@ def address_words(address: Address) -> Words:
     """(hi, lo) of an address as layout.py defines them."""
     raw = address.packed.rjust(16, b"\0")
     return np.uint64(int.from_bytes(raw[:8], "little")), np.uint64(int.from_bytes(raw[8:], "little"))
+
+
+def words_address(family: int, hi: int, lo: int) -> Address:
+    """The inverse of address_words."""
+    raw = hi.to_bytes(8, "little") + lo.to_bytes(8, "little")
+    return IPv4Address(raw[12:]) if family == Family.IPV4 else IPv6Address(raw)
 
 
 def key_word(kind: int, family: int, plen: int, protocol: int, port: int) -> np.uint64:

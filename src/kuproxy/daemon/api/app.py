@@ -21,6 +21,7 @@ from kuproxy.daemon.control import Controller
 from kuproxy.daemon.metrics import exposition
 from kuproxy.daemon.persist import StateFileError
 from kuproxy.daemon.thread import ControlThread
+from kuproxy.daemon.upgrade import UpgradeError
 from kuproxy.errors import ConflictError, DriverError, KuError, SteeringError, TableFullError
 
 __all__ = ["BODY_LIMIT", "make_app", "make_metrics_app"]
@@ -56,7 +57,7 @@ def _refusal(error: Exception) -> Response:
         return response
     assert isinstance(error, KuError)
     status = 503 if isinstance(error, StateFileError | DriverError | SteeringError) else 422
-    if isinstance(error, ConflictError | TableFullError):
+    if isinstance(error, ConflictError | TableFullError | UpgradeError):
         status = 409
     return _json(error_of(error), status)
 

@@ -31,6 +31,7 @@ from kuproxy.daemon.schema import (
     pod_of,
     vip_of,
 )
+from kuproxy.daemon.upgrade import UpgradeError, ask_installed
 from kuproxy.engine.flows import flow_rows
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.model.config import MAX_TRACED, Show, ShowKind
@@ -100,6 +101,13 @@ class FlowQuery(Record, frozen=True):
 
 class TraceRequest(Record, frozen=True):
     packets: Annotated[int, Meta(ge=1, le=MAX_TRACED)]
+
+
+class UpgradeRequest(Record, frozen=True):
+    """`check`: only say what would happen; `accept_loss`: go on although something will be forgotten."""
+
+    check: bool = False
+    accept_loss: bool = False
 
 
 class Lines(Record, frozen=True):
@@ -306,6 +314,20 @@ def _run_lines(controller: Controller, _query: Nothing, body: Lines) -> views.Ou
     return views.Output(changed=_changed(answer), output=text, shows=shows)
 
 
+def _upgrade(controller: Controller, _query: Nothing, body: UpgradeRequest) -> views.Upgrade:
+    installed = ask_installed(len(controller.plane.engine.states))
+    if installed.losses and not (body.check or body.accept_loss):
+        raise UpgradeError(f"version {installed.version} would forget: {'; '.join(installed.losses)}")
+    if not body.check:
+        controller.replace()
+    return views.Upgrade(
+        running=__version__,
+        version=installed.version,
+        same_layout=installed.same_layout,
+        losses=installed.losses,
+    )
+
+
 def _reload(controller: Controller, _query: Nothing, _body: None) -> views.Changed:
     return _changed(controller.reload())
 
@@ -348,5 +370,9 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/v1/health", "whether it forwards what was asked for", _get_health, views.Health),
     Route("POST", "/v1/ku", "carry out command lines", _run_lines, views.Output, body=Lines),
+    Route(
+        "POST", "/v1/upgrade", "have the installed version take over", _upgrade, views.Upgrade,
+        body=UpgradeRequest, write=True,
+    ),
     Route("POST", "/v1/reload", "read the files again", _reload, views.Changed, write=True),
 )  # fmt: skip

@@ -182,6 +182,20 @@ class Output(View):
     shows: list[dict[str, Any]]
 
 
+class ProcessView(View):
+    role: str  # keeper, control, nursery, worker
+    pid: int
+
+
+class Upgrade(View):
+    """What the installed version would be, or is about to take over."""
+
+    running: str
+    version: str
+    same_layout: bool
+    losses: list[str]  # what is remembered and has no place there
+
+
 class Health(View):
     """`ready`: forwarding, and every worker has adopted what was published."""
 
@@ -192,6 +206,7 @@ class Health(View):
     adoption_s: float | None
     vips: int
     workers: int
+    processes: list[ProcessView]
 
 
 def faults_of(problems: Iterable[Problem]) -> list[Fault]:
@@ -311,6 +326,7 @@ def health_view(controller: Controller, version: str) -> Health:
         adoption_s=controller.adoption_s,
         vips=len(controller.plane.store),
         workers=len(engine.states),
+        processes=[ProcessView(role=role, pid=pid) for role, pid in controller.forwarder.processes()],
     )
 
 

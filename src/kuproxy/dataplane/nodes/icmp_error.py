@@ -24,6 +24,7 @@ from kuproxy.dataplane.layout import (
 from kuproxy.dataplane.match import find_vip, prepare_vip
 from kuproxy.dataplane.membership import find_nodeport, is_marked
 from kuproxy.dataplane.origin import origin_for
+from kuproxy.dataplane.worker_choice import next_identification
 
 _NODE = int(Node.ICMP_ERROR)
 _PASS = int(Outcome.PASS)
@@ -52,12 +53,6 @@ def _refusal(data, packet):
     if ttl_of(data, packet) <= 1:
         return Reason.TTL_EXPIRED.value
     return Reason.NONE.value
-
-
-@kernel
-def _next_identification(state):
-    state.header[W_IDENTIFICATION] = (state.header[W_IDENTIFICATION] + 1) & 0xFFFF
-    return state.header[W_IDENTIFICATION]
 
 
 @kernel
@@ -136,7 +131,8 @@ def _towards_pod(
     client_port = np.int64(flow["source_port"])
     embedded.error_6to4(
         data, packet, l4_at, protocol, kind, code, rest, client, pod["lo"], pod["lo"], client,
-        (client_port if is_icmp else pod_port, client_port), decrement, _next_identification(state),
+        (client_port if is_icmp else pod_port, client_port), decrement,
+        next_identification(tables, state, W_IDENTIFICATION),
     )  # fmt: skip
     return Reason.NONE.value
 
@@ -193,7 +189,7 @@ def _towards_client(tables, state, data, packet, slot, at, l4_at, protocol, spor
         embedded.error_6to4(
             data, packet, l4_at, protocol, kind, code, rest, outer, flow["client_lo"], flow["client_lo"],
             flow["vip_lo"], (np.int64(-1) if is_icmp else client_port, vip_port), decrement,
-            _next_identification(state),
+            next_identification(tables, state, W_IDENTIFICATION),
         )  # fmt: skip
         return Reason.NONE.value
     outer6 = (tables.header[T_NAT46_HI], translated.mapped_lo(tables, src_lo))

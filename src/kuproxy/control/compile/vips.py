@@ -1,7 +1,6 @@
 """VIPs: from the changes of the store to rows, entries, pods and rings."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -31,7 +30,7 @@ def _slots_needed(vip: Vip) -> int:
     return vip.new_len * (bool(vip.pods) + bool(vip.outside_pods))
 
 
-class Compiler(PodRows):
+class VipRows(PodRows):
     """Keeps `tables` equal to what the store holds."""
 
     def apply(self, changes: Changes) -> int:
@@ -42,8 +41,7 @@ class Compiler(PodRows):
         for old, new in changes.changed:
             # All before any new one: two VIPs may swap their node ports.
             if old.node_port != new.node_port:
-                self._leave_node_port(self._records[old.key], old.node_port)
-                self._records[old.key].vip = replace(old, node_port=0)
+                self._leave_node_port(self._records[old.key])
         for old, new in changes.changed:
             if old.type != new.type or old.encap != new.encap:
                 self._remove(self._records[old.key].vip)
@@ -139,8 +137,8 @@ class Compiler(PodRows):
         row["session_cap"] = new.session_cap
         if old.source_ranges != new.source_ranges:
             self._set_ranges(record, new.source_ranges)
-        if old.node_port != new.node_port:
-            row["node_port"] = new.node_port
+        row["node_port"] = new.node_port
+        if record.node_port != new.node_port:
             self._enter_node_port(record, new.node_port)
 
     def _remove(self, vip: Vip) -> None:
@@ -149,7 +147,7 @@ class Compiler(PodRows):
         if not vip.on_node_only:
             self._leave_key(record)
             self._dereference(KIND_ADDRESS, vip.key.prefix.network_address, prefix_length(vip.key))
-        self._leave_node_port(record, vip.node_port)
+        self._leave_node_port(record)
         row = self.tables.vips[record.index]
         row["generation"] = int(row["generation"]) + 1  # its flows are dead from here on
         row["flags"] = 0

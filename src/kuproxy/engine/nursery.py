@@ -1,0 +1,112 @@
+"""Where workers are born: a process that has loaded the kernels, and forks a worker in some milliseconds.
+
+Starting Python and loading the compiled loop takes a second or two, which a worker that was killed does not have: its
+packets wait in a ring that is full after some milliseconds of load.  So it is done once, here, and a worker is a
+fork of this process; the machine code is shared, too.  Each worker is forked twice, so that it belongs to the
+guardian (the nearest subreaper: the keeper, or the control process of `ku run`) and outlives this process and
+control; it dies with the guardian.
+
+Started by `engine.live` as `python -m kuproxy.engine.nursery FD GUARDIAN`; it ends when its socket closes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+
+import numpy as np
+
+from kuproxy.confine import privilege
+from kuproxy.datagrams import receive, send
+from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, T_COMMAND
+from kuproxy.drivers.af_packet import make_ring
+from kuproxy.drivers.memory import MemoryDriver
+from kuproxy.engine.local import LocalEngine
+from kuproxy.engine.loop import forward_af_packet
+from kuproxy.engine.worker import FDS, WorkerOptions, run_worker
+
+__all__ = ["load_kernels"]
+
+_PR_SET_PDEATHSIG = 1
+_ADOPTION_PATIENCE_S = 5.0
+
+
+def load_kernels() -> None:
+    """Have everything compiled that a worker calls; from the cache, if it is there."""
+    engine = LocalEngine(0)
+    driver = MemoryDriver([])
+    ring = make_ring(np.zeros(1, np.int64), 2048, -1, -1, 0, bytes(12))
+    engine.tables.header[T_COMMAND] = COMMAND_STOP  # it returns at once
+    forward_af_packet(driver.frame, engine.tables, engine.state, ring, 0, COMMAND_RUN)
+    engine.resize(1, 1)
+    engine.flush()
+
+
+def _wait_for_guardian(guardian: int) -> bool:
+    """Until our parent, which is ending, has left us to the guardian."""
+    deadline = time.monotonic() + _ADOPTION_PATIENCE_S
+    while os.getppid() != guardian:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.0005)
+    # From here on its end is ours, however it comes.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    return os.getppid() == guardian
+
+
+def _bear(connection: socket.socket, options: WorkerOptions, fds: dict[str, int], guardian: int) -> int:
+    """Fork a worker; returns its process id. `connection` stays ours alone."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        grandchild = os.fork()
+        if grandchild:
+            os.write(write, grandchild.to_bytes(4, "little"))
+            os._exit(0)
+        os.close(write)
+        connection.close()
+        status = 1
+        try:
+            if _wait_for_guardian(guardian):
+                status = run_worker(options, fds)
+        finally:
+            os._exit(status)
+    os.close(write)
+    with os.fdopen(read, "rb") as answer:
+        data = answer.read(4)
+    os.waitpid(child, 0)
+    return int.from_bytes(data, "little")
+
+
+def main() -> int:
+    """Entry point of the process."""
+    connection, guardian = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # they reach the whole group; control decides
+    load_kernels()
+    privilege.keep_none()  # and so are all that are born here
+    gc.collect()
+    gc.freeze()  # so that collections in workers do not write to pages that are shared
+    send(connection, {"ready": True})
+    while True:
+        call = receive(connection)
+        if call is None:
+            return 0
+        request, fds = call
+        options = WorkerOptions.from_json(request["options"])
+        try:
+            send(connection, {"pid": _bear(connection, options, dict(zip(FDS, fds, strict=True)), guardian)})
+        except OSError as error:
+            send(connection, {"error": f"fork: {error.strerror}"})
+        for fd in fds:
+            os.close(fd)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
