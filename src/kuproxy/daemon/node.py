@@ -93,14 +93,14 @@ class LiveNode:
         self._filtered = filtered
         self._vault = vault if vault is not None else Vault()
         self.notes: list[str] = []
+        self._marks: tuple[InterfaceMark, ...] = ()
+        self._node_port_networks: frozenset[Prefix] | None = None
         workers = self._inherit(workers)
         self.engine = LiveEngine(log2_buckets, workers, self._vault)
         handover.leave_description(self._vault, workers)
         self.steering = Steering(workers, tuple(interfaces) or None, self._vault)
         self._targets = TargetBook()
         self._general: Targets | None = None  # what does not depend on single VIPs
-        self._marks: tuple[InterfaceMark, ...] = ()
-        self._node_port_networks: frozenset[Prefix] | None = None
 
     def _inherit(self, workers: int) -> int:
         """Look at what there is, and make it fit; returns the number of workers."""

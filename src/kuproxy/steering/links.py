@@ -68,7 +68,7 @@ class VethPair:
         self._netlink, self._namespace, self._vault = netlink, namespace, vault
         self.ifindex = 0
         self._ends: dict[str, Link] = {}  # by name in the vault
-        if is_left(vault):
+        if {_DROP, _GUARD} <= set(vault.names()) and _exists(KU0):  # the namespace has been taken already
             self.ifindex = if_nametoindex(KU0)
             for name in (_DROP, _GUARD):
                 self._ends[name] = Link.adopt(vault.take(name), self.ifindex, AttachType.TCX_EGRESS)
