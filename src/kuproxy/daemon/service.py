@@ -79,7 +79,7 @@ class Daemon:
         buckets = self._config.settings.buckets if self._config is not None else 1024
         self._vault = Vault.of_environment()
         if self._vault.connected:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # with the keeper all ends
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # with the keeper all ends
         self._node = LiveNode(
             buckets.bit_length() - 1,
             settings.interfaces,
