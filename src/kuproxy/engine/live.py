@@ -45,6 +45,7 @@ STOP_TIMEOUT_S = 3
 QUICK_DEATH_S = 1.0  # a worker that lives no longer than this counts as one that cannot work
 QUICK_DEATHS = 5
 _RETRY_S = 0.2
+_LAST_WORDS = 0  # instead of the number of a call: what a worker ends of
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,7 @@ class LiveWorker:
             if answer is None:
                 raise DriverError(f"worker {self.number} has ended, and is being replaced; ask again")
             message, fds = answer
-            if message["id"] == number:
+            if message["id"] in (number, _LAST_WORDS):
                 break
             for fd in fds:
                 os.close(fd)

@@ -28,7 +28,7 @@ from kuproxy.drivers.af_packet import make_ring
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
 from kuproxy.engine.loop import forward_af_packet
-from kuproxy.engine.worker import FDS, WorkerOptions, run_worker
+from kuproxy.engine.worker import FDS, REHEARSAL, WorkerOptions, carry_out, run_worker
 
 __all__ = ["load_kernels"]
 
@@ -43,8 +43,8 @@ def load_kernels() -> None:
     ring = make_ring(np.zeros(1, np.int64), 2048, -1, -1, 0, bytes(12))
     engine.tables.header[T_COMMAND] = COMMAND_STOP  # it returns at once
     forward_af_packet(driver.frame, engine.tables, engine.state, ring, 0, COMMAND_RUN)
-    engine.resize(1, 1)
-    engine.flush()
+    for request in REHEARSAL:
+        carry_out(request, engine.tables, engine.worker)
 
 
 def _wait_for_guardian(guardian: int) -> bool:
