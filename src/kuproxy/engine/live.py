@@ -317,7 +317,10 @@ class LiveEngine:
         return [worker.memory.state for worker in self.workers]
 
     def start(self, attachments: Sequence[Attachment]) -> int:
-        """Have every worker work; on failure none is left running.  Returns how many were running already."""
+        """Have every worker work; on failure none is left running but those of a former control process.
+
+        Returns how many were running already.
+        """
         try:
             self._nest.start()
             adopted = 0
@@ -329,7 +332,10 @@ class LiveEngine:
                 else:
                     worker.bear(self._nest)
         except BaseException:
-            self.stop()
+            for worker in self.workers:
+                if not worker.adopted:
+                    worker.stop()
+            self._nest.stop()
             raise
         return adopted
 

@@ -72,14 +72,18 @@ class Steering:
     def start(self) -> None:
         """Create the interfaces, load and attach the programs. Nothing is steered yet.
 
-        Raises SteeringError, with nothing left behind, when a privilege or a kernel feature is missing.
+        Raises SteeringError, with nothing left behind, when a privilege or a kernel feature is missing; what a
+        predecessor has left stays as it is.
         """
         if self._started:
             raise SteeringError("steering has been started already")
         try:
             self._start()
         except BaseException:
-            self.close()
+            if self._waiting:
+                self.leave()
+            else:
+                self.close()
             raise
 
     def _start(self) -> None:
