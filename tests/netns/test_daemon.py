@@ -256,7 +256,7 @@ def test_an_upgrade_in_place(daemon: Daemon) -> None:
     [after, _] = daemon.json("show vips verbose")["vips"]
     assert after["counters"]["first_packet"] == v4["counters"]["first_packet"]
     assert kept.get()[0] == name
-    assert "timeout 77" in daemon.ku("show kube-proxy")
+    assert "timeout: 77s" in daemon.ku("show kube-proxy")
     assert daemon.log.count("left to a successor") == 1
     assert "'nonsense' is not known here" in daemon.ku("upgrade nonsense", status=2)
     kept.close()
