@@ -15,7 +15,7 @@ from kuproxy.client import FAILED, Client, Refusal, take_options
 __all__ = ["main"]
 
 HELP = """\
-usage: ku upgrade [check] [accept-loss] [--json] [--socket PATH]
+Usage: ku upgrade [check] [accept-loss] [--json] [--socket PATH]
 
 Have the version that is installed now take over from the running one. Flows, counters and connections stay; packets are
 forwarded all the time, and API requests wait a second or two.

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +115,7 @@ def test_several_processes_and_no_torn_entry():
             stdout=subprocess.PIPE,
             text=True,
             pass_fds=fds,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         )
         for number in range(4)
     ]
@@ -148,6 +150,7 @@ def test_writers_killed_at_any_moment_leave_a_table_that_can_be_repaired():
             stdout=subprocess.PIPE,
             text=True,
             pass_fds=fds,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         )
         assert each.stdout is not None and each.stdin is not None and each.stdout.readline() == "ready\n"
         each.stdin.write("go\n")

@@ -47,7 +47,8 @@ def test_every_reason_has_a_sentence_and_every_one_its_own():
 def test_the_reference_knows_every_reason():
     """What only kernels count would never be compared."""
     text = "".join(path.read_text() for path in Path(forwarding.__file__).parent.glob("*.py"))
-    missing = [reason.name for reason in Reason if reason and f"Reason.{reason.name}" not in text]
+    compared = set(Reason) - {Reason.NONE, Reason.WORKER_ENDED}  # the latter is no kernel's: engine/repair.py
+    missing = [reason.name for reason in compared if f"Reason.{reason.name}" not in text]
     assert not missing
 
 

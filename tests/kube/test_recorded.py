@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kube.script import Script, service, watching
@@ -17,6 +19,7 @@ from kuproxy.kube.cluster import Cluster
 from kuproxy.kube.convert import convert_document
 from kuproxy.kube.objects import document
 from kuproxy.kube.resources import ENDPOINT_SLICES, SERVICE_CIDRS, SERVICES, Resource, own_node
+from kuproxy.model.service import EndpointSlice
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "kubernetes-1.36"
 NODES = own_node("node-a1")
@@ -142,9 +145,14 @@ def test_decoding_leaves_out_nothing_that_conversion_reads(resource: Resource[An
     assert not faults
     decoded = convert_document({"kind": "List", "items": [document(item) for item in items]})
     assert [each for each, _path in decoded.services] == [each for each, _path in direct.services]
-    assert [each for each, _path in decoded.slices] == [each for each, _path in direct.slices]
+    assert [each for each, _path in decoded.slices] == [_without_targets(each) for each, _path in direct.slices]
     assert (len(decoded.problems), len(decoded.notes)) == (len(direct.problems), len(direct.notes))
     assert len(direct.services) + len(direct.slices) > 50
+
+
+def _without_targets(slice_: EndpointSlice) -> EndpointSlice:
+    """Which pod an endpoint is, is of use in manifests' messages alone: the watch leaves it out, for memory's sake."""
+    return replace(slice_, endpoints=tuple(msgspec.structs.replace(each, target="") for each in slice_.endpoints))
 
 
 def test_the_bytes_of_a_real_connection(tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ def test_a_worker_that_dies_is_replaced(fresh: World) -> None:
     assert {web(fresh.client, WEB[0]) for _ in range(40)} == PODS
     assert "has ended" in fresh.plane.log and "goes on in its place" in fresh.plane.log
     kept.close()
-    fresh.stop()
+    assert fresh.plane.stop()[0] == 0
     assert state(fresh.node) == before
 
 

@@ -42,6 +42,7 @@ __all__ = ["Attachment", "LiveEngine", "LiveWorker"]
 
 CALL_TIMEOUT_S = 30  # a resize of 16 million entries takes a few seconds
 STOP_TIMEOUT_S = 3
+BIRTH_PATIENCE_S = 30  # mapping a ring and a table of millions of flows, on a busy machine
 QUICK_DEATH_S = 1.0  # a worker that lives no longer than this counts as one that cannot work
 QUICK_DEATHS = 5
 _RETRY_S = 0.2
@@ -158,6 +159,16 @@ class LiveWorker:
             self._vault.keep({self._name("call"): ours.fileno()})
             self.process_id, self._born_at = pid, time.monotonic()
             self._pidfd = _open_pidfd(pid)
+
+    def await_work(self) -> None:
+        """Until the process has said in its memory that it works.  Raises DriverError with its reason if it cannot."""
+        deadline = time.monotonic() + BIRTH_PATIENCE_S
+        while int(self.memory.state.header[W_PID]) != self.process_id:
+            if self.has_ended:
+                raise DriverError(f"worker {self.number} cannot work: {self._last_words() or 'it ended at once'}")
+            if time.monotonic() > deadline:
+                raise DriverError(f"worker {self.number} does not work after {BIRTH_PATIENCE_S:g} s")
+            time.sleep(0.001)
 
     @property
     def has_ended(self) -> bool:
@@ -337,6 +348,8 @@ class LiveEngine:
                     adopted += 1
                 else:
                     worker.bear(self._nest)
+            for worker in self.workers:
+                worker.await_work()
         except BaseException:
             for worker in self.workers:
                 if not worker.adopted:

@@ -111,7 +111,6 @@ class Worker:
         )
         self._header[W_STARTS] += 1
         self._header[W_KERNELS] = kernels_word()
-        self._header[W_PID] = os.getpid()
 
     def _answer_calls(self) -> None:
         """Carry out what control has asked for; it may have died since."""
@@ -138,6 +137,7 @@ class Worker:
     def run(self) -> int:
         """Forward until told to stop. Returns the exit status."""
         self._give_up()
+        self._header[W_PID] = os.getpid()  # which says that it works
         driver = self._driver
         served = COMMAND_RUN
         while True:

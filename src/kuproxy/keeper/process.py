@@ -122,7 +122,7 @@ class Keeper:
         elif "notify" in message:
             if "READY=1" in message["notify"]:
                 if not self._ever_ready:  # what comes after us only takes over: docs/privileges.md
-                    privilege.keep_only(*privilege.AFTER_START)
+                    privilege.keep_only(*privilege.AFTER_START, pass_on=os.geteuid() != 0)
                 self._ever_ready = self._ready = True
                 self._deaths = 0
             self._manager.send(message["notify"])

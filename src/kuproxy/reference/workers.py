@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from kuproxy.codes import FlowState, Node, Outcome, PodCounter, Reason, VipCounter
-from kuproxy.model.vip import Address, Pod, Vip, VipKey
+from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 from kuproxy.reference.forwarding import Reference
 from kuproxy.reference.passage import LiveFlow, RefPacket, Result
 
@@ -50,6 +50,11 @@ class Workers:
         own = tuple(addresses)
         for each in self.workers:
             each.set_masquerade(own)
+
+    def set_origins(self, pod_ranges: Iterable[Prefix], node_addresses: Iterable[Address]) -> None:
+        pods, node = tuple(pod_ranges), tuple(node_addresses)
+        for each in self.workers:
+            each.set_origins(pods, node)
 
     def set_buckets(self, buckets: int, now: int) -> None:
         """Of every worker's table, or of none.  Raises ValueError."""
