@@ -126,7 +126,7 @@ def test_one_that_came_up_once_is(kept: Kept) -> None:
     assert kept.process.poll() is None
     (kept.directory / "order").unlink()
     kept.control(1)
-    time.sleep(0.5)  # until it has said that it is ready
+    time.sleep(2.0)  # until it has said that it is ready
     kept.process.terminate()
     assert kept.end()[0] == 0
 

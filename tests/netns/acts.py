@@ -25,7 +25,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from forked import forked
 from kuproxy.confine.privilege import Capability, keep_only
 from kuproxy.daemon.api.auth import peer_of
-from kuproxy.drivers._packet_socket import PacketSockets, ring_shape
+from kuproxy.drivers._packet_socket import PacketSockets, open_sockets, ring_shape
 from kuproxy.engine.memory import WorkerMemory
 from kuproxy.errors import KuError, PrivilegeError
 from kuproxy.keeper.vault import Vault
@@ -132,15 +132,20 @@ def follow_events() -> Act:
     return lambda: NodeWatch(netlink).poll()
 
 
+def _packet_sockets(interface: str) -> PacketSockets:
+    shape = ring_shape(64, 4096)
+    return PacketSockets(*open_sockets(interface, shape, None), shape)
+
+
 def open_packet_sockets() -> Act:
     """With their ring and, where it is allowed, a greater send buffer."""
     _pair()
-    return lambda: _kept.append(PacketSockets(KU1, ring_shape(64, 4096), None))
+    return lambda: _kept.append(_packet_sockets(KU1))
 
 
 def send_and_receive() -> Act:
     _pair()
-    here, there = (PacketSockets(each, ring_shape(64, 4096), None) for each in (KU0, KU1))
+    here, there = (_packet_sockets(each) for each in (KU0, KU1))
     frame = bytes(10) + b"\xff" * 12 + b"\x08\x00" + bytes(50)  # virtio_net_hdr, then Ethernet
 
     def act() -> None:

@@ -163,8 +163,10 @@ def test_the_page_and_its_numbers(daemon: Daemon) -> None:
     assert edges["kp-balance", "kp4-nat4"]["packets"] >= 3 * asked
     assert edges["kp-lookup", "kp-nat4-in2out"]["packets"] >= 2 * asked
     metrics = get(daemon, "/metrics")[1].decode()
-    [idle] = [line for line in metrics.splitlines() if line.startswith("kuproxy_worker_idle_seconds_total{")]
-    assert 0.5 < float(idle.split()[1]) < time.monotonic()
+    idle = [line for line in metrics.splitlines() if line.startswith("kuproxy_worker_idle_seconds_total{")]
+    assert len(idle) == len(overview["workers"])
+    for line in idle:
+        assert 0.5 < float(line.split()[1]) < time.monotonic()
 
 
 def test_flows_are_shown_by_command(daemon: Daemon) -> None:
