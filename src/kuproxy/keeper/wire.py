@@ -4,7 +4,8 @@ control → keeper   {"keep": [names]} + descriptors    hold these; a name that 
                    {"drop": [names]}                  close these
                    {"list": true}                     answered by {"kept": [names]} + descriptors, in as many
                                                       messages as it takes, the last one with "end": true
-                   {"notify": "READY=1"}              for the service manager (sd_notify(3))
+                   {"notify": "READY=1"}              for the service manager (sd_notify(3)); WATCHDOG=1 is for the
+                                                      keeper alone, which has a beat of its own
 """
 
 __all__ = ["BEGIN_ANEW", "FD_VARIABLE", "REPLACE"]
