@@ -82,7 +82,7 @@ def control(pipe: Connection, kubeconfig: str) -> None:
     from kuproxy.daemon.thread import ControlThread
     from kuproxy.kube.reflector import Reflector
 
-    node = _Node()
+    node = _node()
     log = structlog.wrap_logger(structlog.PrintLogger(open(os.devnull, "w")))  # noqa: SIM115
     made = Controller(node, (), log)
     first_byte: list[tuple[float, float]] = []
@@ -134,52 +134,36 @@ def _memory() -> dict[str, int]:
     }
 
 
-class _Node:
-    """A forwarder whose engine is in this process; with privilege its steering is real, in a network namespace."""
+def _node() -> Any:
+    """The tests' node without a network; with privilege its steering is real, in a network namespace."""
+    sys.path.insert(0, str(_TESTS))
+    from daemon.local_node import LocalNode
+    from kuproxy.daemon.targets import TargetBook
+    from kuproxy.steering.steering import Steering
+    from kuproxy.steering.targets import Targets
 
-    def __init__(self) -> None:
-        from kuproxy.daemon.targets import TargetBook
-        from kuproxy.engine.local import LocalEngine
-        from kuproxy.steering.targets import Targets
+    class Node(LocalNode):
+        def __init__(self) -> None:
+            super().__init__()
+            self._book, self._general = TargetBook(), Targets()
+            self._steering: Steering | None = None
 
-        self.engine = LocalEngine()
-        self._book, self._general, self._steering = TargetBook(), Targets(), None
+        def start(self, plane: Any) -> None:
+            if os.geteuid() == 0:
+                _enter_namespace()
+                self._steering = Steering()
+                self._steering.start()
 
-    def start(self, plane: Any) -> None:
-        if os.geteuid() == 0:
-            from kuproxy.steering.steering import Steering
+        def steer(self, plane: Any, marks: Any) -> None:
+            before, now, tunnels, done = self._book.change(plane.compiler, plane.settings)
+            if self._steering is not None:
+                self._steering.change(before, now, replace(self._general, tunnels=tunnels))
+            done()
 
-            _enter_namespace()
-            self._steering = Steering()
-            self._steering.start()
+        def serve_node_ports(self, plane: Any, networks: Any) -> None:
+            self._general = replace(self._general, node_networks=networks)
 
-    def steer(self, plane: Any, marks: Any) -> None:
-        before, now, tunnels, done = self._book.change(plane.compiler, plane.settings)
-        if self._steering is not None:
-            self._steering.change(before, now, replace(self._general, tunnels=tunnels))
-        done()
-
-    def serve_node_ports(self, plane: Any, networks: Any) -> None:
-        self._general = replace(self._general, node_networks=networks)
-
-    def resize(self, log2_buckets: int) -> None: ...
-
-    def flush(self) -> int:
-        return 0
-
-    def trace(self, packets: int) -> None: ...
-
-    def check(self) -> None: ...
-
-    def take_over(self) -> list[str]:
-        return []
-
-    def processes(self) -> list[tuple[str, int]]:
-        return []
-
-    def leave(self) -> None: ...
-
-    def stop(self) -> None: ...
+    return Node()
 
 
 def _enter_namespace() -> None:
