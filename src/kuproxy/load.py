@@ -27,7 +27,7 @@ from kuproxy.model.service import EndpointSlice, Service
 from kuproxy.model.vip import Prefix, Vip
 from kuproxy.vppcli.apply import Desired
 
-__all__ = ["MANIFEST_SUFFIXES", "SCRIPT_SUFFIX", "load_config"]
+__all__ = ["MANIFEST_SUFFIXES", "SCRIPT_SUFFIX", "load_config", "read_text"]
 
 T = TypeVar("T")
 
@@ -91,6 +91,17 @@ def load_config(paths: Sequence[Path | str]) -> Config:
     return replace(config, vips=config.vips + tuple(vips), notes=tuple(notes))
 
 
+def read_text(path: Path) -> str:
+    """What a file of the user's says, UTF-8 with or without a byte order mark.  Raises ConfigError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(Problem(f"cannot be read: {error.strerror}", str(path))) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(Problem("is not UTF-8", str(path), line)) from None
+
+
 def _load_file(path: Path, desired: Desired, objects: _Objects, notes: list[Problem]) -> None:
     file = str(path)
     if path.suffix not in (SCRIPT_SUFFIX, *MANIFEST_SUFFIXES):
@@ -98,13 +109,7 @@ def _load_file(path: Path, desired: Desired, objects: _Objects, notes: list[Prob
         raise ConfigError(
             Problem(f"unknown kind of file {path.suffix!r}", file, hint=f"it is one of {known}")
         )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(Problem(f"cannot be read: {error.strerror}", file)) from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigError(Problem("is not UTF-8", file, line)) from None
+    text = read_text(path)
     if path.suffix == SCRIPT_SUFFIX:
         desired.run(text, file)
     else:

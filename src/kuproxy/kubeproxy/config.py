@@ -23,7 +23,7 @@ from kuproxy.kubeproxy.check import PRIMARY, check, cidr, periods_of
 from kuproxy.kubeproxy.decode import Fault, decode
 from kuproxy.kubeproxy.duration import Duration, FlushFrequency
 from kuproxy.kubeproxy.schema import KubeProxyConfiguration
-from kuproxy.load import MANIFEST_BUCKETS
+from kuproxy.load import MANIFEST_BUCKETS, read_text
 from kuproxy.model.config import MAX_BUCKETS, MAX_TIMEOUT_S, Settings
 from kuproxy.model.node import DetectLocalMode, ProxySettings
 from kuproxy.model.vip import Address, parse_address
@@ -73,12 +73,7 @@ class ProxyConfig:
 def read_config(path: Path) -> KubeProxyConfiguration:
     """The file, as it is.  Raises ConfigError with every fault that reading finds, each with its line."""
     file = str(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(Problem(f"cannot be read: {error.strerror}", file)) from None
-    except UnicodeDecodeError:
-        raise ConfigError(Problem("is not UTF-8", file)) from None
+    text = read_text(path)
     documents = [each for each in read_documents(text, file) if each is not None]
     if len(documents) != 1 or not isinstance(documents[0], dict):
         raise ConfigError(Problem("is not one object", file, hint=f"it holds one {schema.KIND}"))
