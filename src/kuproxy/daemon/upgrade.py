@@ -28,8 +28,9 @@ class Installed:
 
     def __init__(self, answer: dict[str, Any], workers: int) -> None:
         self.version = str(answer["version"])
-        self.same_layout = answer["description"] == handover.describe(workers)
-        self.losses = handover.losses(handover.describe(workers), answer["description"])
+        ours, theirs = handover.describe(workers), answer["description"]
+        self.same_layout = theirs == ours
+        self.losses = handover.losses(ours, theirs)
 
 
 def ask_installed(workers: int) -> Installed:
