@@ -16,7 +16,8 @@ import pytest
 CONTROL = Path(__file__).with_name("control.py")
 KEEPER = """
 import sys
-from kuproxy.keeper.process import Keeper, become_subreaper
+from kuproxy.confine.lifetime import become_subreaper
+from kuproxy.keeper.process import Keeper
 become_subreaper()
 sys.exit(Keeper(sys.argv[1:]).run())
 """

@@ -7,9 +7,7 @@ ask for.  Packets pass through the workers alone, so however busy this process i
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
-import resource
 import signal
 import socket
 import sys
@@ -20,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from kuproxy.confine import privilege
+from kuproxy.confine.lifetime import end_with_parent, raise_file_limit
 from kuproxy.daemon.api.app import make_app, make_metrics_app, make_web_app
 from kuproxy.daemon.api.auth import Access
 from kuproxy.daemon.api.server import Listener, bind_tcp, bind_unix, tls_context
@@ -40,7 +39,6 @@ from kuproxy.model.config import Config
 COLLECT_INTERVAL_S = 1.0
 ADOPTION_INTERVAL_S = 0.02  # an idle worker looks up every 50 ms
 _ANSWER_S = 0.05
-_PR_SET_PDEATHSIG = 1
 _DEFAULT_CONFIG = Path("/etc/kuproxy/kuproxy.toml")
 # What a running daemon cannot change: a reload that asks for it says so, and the rest is applied.
 _FIXED = ("state_directory", "interfaces", "workers", "log_format", "worker_filter", "api", "tcp", "metrics", "web")
@@ -79,7 +77,7 @@ class Daemon:
         buckets = self._config.settings.buckets if self._config is not None else 1024
         self._vault = Vault.of_environment()
         if self._vault.connected:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # with the keeper all ends
+            end_with_parent()  # with the keeper all ends
         self._node = LiveNode(
             buckets.bit_length() - 1,
             settings.interfaces,
@@ -154,7 +152,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         loop.add_signal_handler(signal.SIGUSR2, self.replace)
-        _raise_file_limit()
+        raise_file_limit()  # a thousand idle clients are a thousand descriptors
         try:
             self._listen()
             await self._thread(self._start)
@@ -289,12 +287,6 @@ class Daemon:
             if getattr(settings, name) != getattr(self._settings, name):
                 self._log.warning("needs a restart", setting=name)
         self._controller.files = settings.paths()
-
-
-def _raise_file_limit() -> None:
-    """A thousand idle clients are a thousand descriptors; the usual soft limit is 1,024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @click.command(name="daemon")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import subprocess
 import sys
 import threading
 
+from kuproxy.confine.lifetime import become_subreaper
 from kuproxy.datagrams import pair, receive, send
 from kuproxy.engine.worker import FDS, WorkerOptions
 from kuproxy.errors import DriverError
@@ -102,8 +102,5 @@ def guardian(of_keeper: bool) -> int:
     """The process that orphans of ours belong to: the keeper, or this one, which then has to become a subreaper."""
     if of_keeper:
         return os.getppid()
-    import ctypes
-
-    with contextlib.suppress(OSError):
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    become_subreaper()
     return os.getpid()

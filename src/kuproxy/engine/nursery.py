@@ -11,7 +11,6 @@ Started by `engine.live` as `python -m kuproxy.engine.nursery FD GUARDIAN`; it e
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import signal
@@ -22,6 +21,7 @@ import time
 import numpy as np
 
 from kuproxy.confine import privilege
+from kuproxy.confine.lifetime import end_with_parent
 from kuproxy.datagrams import receive, send
 from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, T_COMMAND
 from kuproxy.drivers.af_packet import make_ring
@@ -32,7 +32,6 @@ from kuproxy.engine.worker import FDS, REHEARSAL, WorkerOptions, carry_out, run_
 
 __all__ = ["load_kernels"]
 
-_PR_SET_PDEATHSIG = 1
 _ADOPTION_PATIENCE_S = 5.0
 
 
@@ -54,8 +53,7 @@ def _wait_for_guardian(guardian: int) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.0005)
-    # From here on its end is ours, however it comes.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent()
     return os.getppid() == guardian
 
 

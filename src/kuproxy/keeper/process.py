@@ -16,9 +16,7 @@ Only the standard library is imported: a Python program of 10 MB that sleeps.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import resource
 import select
 import signal
 import socket
@@ -28,17 +26,17 @@ import time
 from collections.abc import Sequence
 
 from kuproxy.confine import privilege
+from kuproxy.confine.lifetime import become_subreaper, raise_file_limit
 from kuproxy.datagrams import AT_ONCE, pair, receive, send
 
 from .notify import ServiceManager
 from .wire import BEGIN_ANEW, FD_VARIABLE, REPLACE
 
-__all__ = ["Keeper", "become_subreaper", "main"]
+__all__ = ["Keeper", "main"]
 
 STOP_PATIENCE_S = 30.0
 HANG_S = 180.0  # a ready control process that says nothing for so long is killed; it speaks every second
 BACK_OFF_S = (0.0, 0.2, 1.0, 2.0, 5.0, 10.0)  # before the next start, by deaths since it was last ready
-_PR_SET_CHILD_SUBREAPER = 36
 _FORWARDED = {signal.SIGHUP: signal.SIGHUP, signal.SIGUSR2: signal.SIGUSR2}
 
 
@@ -224,14 +222,8 @@ class Keeper:
                 os.waitpid(ended.si_pid, 0)
 
 
-def become_subreaper() -> None:
-    """From now on orphans among our descendants are our children. Linux 3.4 and later cannot refuse this."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
 def main() -> int:
     """Entry point; the arguments are the module that is control's program, and what it is told."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     become_subreaper()
     return Keeper([sys.executable, "-m", *sys.argv[1:]]).run()
