@@ -13,12 +13,7 @@ import subprocess
 import pytest
 from hypothesis import HealthCheck, settings
 
-from kuproxy.confine.lifetime import raise_file_limit
-
 pytest.register_assert_rewrite("differential.machine")
-
-# A worker process of the suite makes hundreds of data planes, each of some memfds that live as long as it does.
-raise_file_limit()
 
 # No deadline: the first call of a kernel may compile it. Derandomized: a red build is red for everybody.
 settings.register_profile(

@@ -131,6 +131,16 @@ def test_region_pages_appear_when_touched():
     other.close()
 
 
+def test_a_region_that_is_dropped_gives_its_descriptor_back():
+    """Its arrays can be used for as long as somebody has them, whatever became of the region."""
+    before = os.listdir("/proc/self/fd")
+    array = Region((("a", "<u4", (1024,)),)).arrays["a"]
+    array[3] = 7
+    assert array.sum() == 7
+    del array
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_full_arena_is_refused_and_the_table_stays():
     tables = small_tables()
     tables = tables._replace(match=tables.match[:512])

@@ -38,13 +38,18 @@ def region_of(description: dict, which: str, buckets: int = 1) -> Region:
     return Region(spec, name=which)
 
 
+def fd_of(region: Region) -> int:
+    """One for a vault, which owns what it is given."""
+    return os.dup(region.fd)
+
+
 def left_by(description: dict) -> Vault:
     vault = Vault()
     for name in ("tables", "baselines", "shared"):
-        vault.put(name, region_of(description, name).fd)
+        vault.put(name, fd_of(region_of(description, name)))
     for number in range(2):
-        vault.put(f"worker/{number}/state", region_of(description, "state").fd)
-        vault.put(f"worker/{number}/flows", region_of(description, "flows", 1 << LOG2).fd)
+        vault.put(f"worker/{number}/state", fd_of(region_of(description, "state")))
+        vault.put(f"worker/{number}/flows", fd_of(region_of(description, "flows", 1 << LOG2)))
         vault.put(f"worker/{number}/call", os.memfd_create("call"))
     return vault
 
@@ -86,14 +91,14 @@ def test_what_has_the_same_name_is_copied() -> None:
     for name, array in flows.arrays.items():
         array[:] = np.frombuffer(rng.bytes(array.nbytes), array.dtype)
         flows.arrays[name] = array
-    vault.put("worker/1/flows", flows.fd)
+    vault.put("worker/1/flows", fd_of(flows))
     state = region_of(description, "state")
     state.arrays["vip_flows"][7] = 70
     state.arrays["pod_refs"][1 << 19] = 9
-    vault.put("worker/1/state", state.fd)
+    vault.put("worker/1/state", fd_of(state))
     tables = region_of(description, "tables")
     tables.arrays["rings"][1 << 29] = 5  # far out: what lies between is a hole, and stays one
-    vault.put("tables", tables.fd)
+    vault.put("tables", fd_of(tables))
 
     handover.migrate(description, vault)
     assert "worker/1/call" not in vault.names(), "its workers have ended"
@@ -107,7 +112,8 @@ def test_what_has_the_same_name_is_copied() -> None:
     assert not new.state.flows["created"].any()
     assert (new.state.vip_flows[7], new.state.pod_refs[1 << 19]) == (70, 9)
     fd = vault.take("tables")
-    assert TablesMemory(fd).tables.rings[1 << 29] == 5
+    memory = TablesMemory(fd)
+    assert memory.tables.rings[1 << 29] == 5
     assert os.fstat(fd).st_blocks * 512 < 32 << 20
 
 

@@ -492,8 +492,11 @@ def spec_bytes(spec: Iterable[tuple[str, Any, tuple[int, ...]]]) -> int:
 class Region:
     """Named arrays in one anonymous shared-memory file. Pages appear when first touched, so capacity costs nothing.
 
-    The file has no name: it lives as long as a process holds the descriptor or the mapping, whatever happens.
+    The file has no name: it lives as long as a process holds the descriptor or the mapping, whatever happens. The
+    descriptor is the region's own and goes with it; the mapping stays for whoever holds an array.
     """
+
+    fd = -1
 
     def __init__(
         self, spec: Iterable[tuple[str, Any, tuple[int, ...]]], fd: int | None = None, *, name: str = "ku"
@@ -527,6 +530,9 @@ class Region:
             os.close(self.fd)
             self.fd = -1
         self.arrays = {}
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def as_tables(region: Region) -> Tables:

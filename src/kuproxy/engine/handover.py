@@ -159,7 +159,7 @@ def _region(description: dict[str, Any], which: str, fd: int, buckets: int = 1) 
         target = made.arrays.get(name)
         if target is not None and target.ndim == len(shape):
             _copy(fd, dtype, shape, offset, target)
-    return made.fd
+    return os.dup(made.fd)
 
 
 def _buckets(description: dict[str, Any], fd: int) -> int:
