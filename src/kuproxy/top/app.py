@@ -158,6 +158,8 @@ class Top(App[int]):
         return self.query_one(f"#{name}-table", Rows)
 
     def look(self) -> None:
+        if self._ending:
+            return
         self._look(self._tab, self._find, self._by, self._wanted, self._vip)
 
     @work(thread=True, exclusive=True)
@@ -196,8 +198,8 @@ class Top(App[int]):
 
     @property
     def _ending(self) -> bool:
-        """Whether the widgets have been taken down already; an answer may come as late as that."""
-        return not self.query("#note")
+        """Whether the widgets are being taken down; the timer, and an answer, may come as late as that."""
+        return not self.query("#tabs") or not self.query("#note")
 
     def _say(self, text: str, bad: bool = False) -> None:
         if self._ending:
