@@ -28,6 +28,7 @@ class Plane:
         )
         self._baselines = Baselines()
         self._marks: tuple[InterfaceMark, ...] = ()
+        self.driver = ""  # what carries live traffic, for `show`
         self.compiler.set_timeouts(self.store.settings.timeouts)
 
     @property
@@ -91,6 +92,7 @@ class Plane:
                 )
             ],
             interfaces=self._marks,
+            driver=self.driver,
             trace=build_trace(self.compiler, trace_rows(self.engine.states)),
         )
 

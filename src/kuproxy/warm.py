@@ -12,10 +12,10 @@ import numpy as np
 from kuproxy.codes import Protocol, VipType
 from kuproxy.dataplane._jit import COMPILED, cache_directory
 from kuproxy.dataplane.layout import COMMAND_STOP, T_COMMAND
-from kuproxy.drivers.af_packet import make_ring
+from kuproxy.drivers import _xdp_umem, af_packet
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
-from kuproxy.engine.loop import forward_af_packet
+from kuproxy.engine.loop import forward_af_packet, forward_af_xdp
 from kuproxy.model.config import Config
 from kuproxy.model.vip import Pod, Vip, VipKey, parse_address, parse_prefix
 from kuproxy.plane import Plane
@@ -39,9 +39,14 @@ def warm() -> None:
     plane.apply(Config())
     if COMPILED:
         # A worker that finds its command word at STOP returns at once, compiled and cached.
-        ring = make_ring(np.zeros(1, np.int64), 2048, -1, -1, 0, bytes(12))
         engine.tables.header[T_COMMAND] = COMMAND_STOP
+        ring = af_packet.make_ring(np.zeros(1, np.int64), 2048, -1, -1, 0, bytes(12))
         forward_af_packet(driver.frame, engine.tables, engine.state, ring, 0)
+        rings = _xdp_umem.plain_rings(2)
+        xdp_ring = _xdp_umem.make_ring(
+            rings, (0, 1, 2), chunks=2, slots=1, fd=-1, interface=0, macs=bytes(12)
+        )
+        forward_af_xdp(driver.frame, engine.tables, engine.state, xdp_ring, 0)
 
 
 def main() -> int:

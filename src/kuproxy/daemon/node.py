@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from kuproxy.codes import InterfaceFlag
+from kuproxy.daemon.driver import DEFAULT_DRIVER, DriverChoice
 from kuproxy.daemon.targets import steering_targets
 from kuproxy.engine.contract import Engine
 from kuproxy.engine.live import Attachment, LiveEngine
+from kuproxy.engine.wiring import AF_PACKET, DriverKind, Wiring
 from kuproxy.errors import DriverError
 from kuproxy.model.config import InterfaceMark
 from kuproxy.plane import Plane
 from kuproxy.steering.links import KU0_MAC, KU1, KU1_MAC
 from kuproxy.steering.steering import Steering
+from kuproxy.steering.xdp import Where
 
 __all__ = ["Forwarder", "LiveNode"]
 
@@ -58,15 +61,35 @@ def _mac(text: str) -> bytes:
 class LiveNode:
     """Steering and worker processes in this network namespace."""
 
-    def __init__(self, log2_buckets: int, interfaces: Sequence[str] = ()) -> None:
+    def __init__(
+        self, log2_buckets: int, interfaces: Sequence[str] = (), driver: DriverChoice = DEFAULT_DRIVER
+    ) -> None:
         self.engine = LiveEngine(log2_buckets)
-        self.steering = Steering(workers=len(self.engine.workers), interfaces=tuple(interfaces) or None)
+        self._kind = driver.resolved()
+        self.steering = Steering(
+            workers=len(self.engine.workers),
+            interfaces=tuple(interfaces) or None,
+            xdp=Where(driver.mode) if self._kind is DriverKind.AF_XDP else None,
+        )
+
+    @property
+    def driver(self) -> str:
+        """What carries the packets, in words; once started."""
+        gate = self.steering.gate
+        return str(self._kind) if gate is None else f"{self._kind}, {gate.mode} mode"
 
     def start(self, plane: Plane) -> None:
         plane.compiler.set_interface(STEERED, int(InterfaceFlag.NAT4_IN | InterfaceFlag.NAT6_IN))
         self.steering.start()
-        here = Attachment(KU1, _mac(KU0_MAC), _mac(KU1_MAC), namespace_fd=self.steering.namespace.fd)
+        here = Attachment(
+            KU1, _mac(KU0_MAC), _mac(KU1_MAC), namespace_fd=self.steering.namespace.fd, driver=self._wiring()
+        )
         self.engine.start([here] * len(self.engine.workers))
+        plane.driver = self.driver
+
+    def _wiring(self) -> Wiring:
+        gate = self.steering.gate
+        return AF_PACKET if gate is None else Wiring(DriverKind.AF_XDP, gate.mode, gate.map_fd)
 
     def steer(self, plane: Plane, marks: tuple[InterfaceMark, ...]) -> None:
         self.steering.set_targets(steering_targets(plane.compiler, marks, plane.settings))

@@ -34,7 +34,7 @@ COLLECT_INTERVAL_S = 1.0
 ADOPTION_INTERVAL_S = 0.02  # an idle worker looks up every 50 ms
 _DEFAULT_CONFIG = Path("/etc/kuproxy/kuproxy.toml")
 # What a running daemon cannot change: a reload that asks for it says so, and the rest is applied.
-_FIXED = ("state_directory", "interfaces", "log_format", "api", "tcp", "metrics")
+_FIXED = ("state_directory", "interfaces", "log_format", "api", "tcp", "metrics", "driver")
 
 
 def _token(path: str) -> bytes:
@@ -63,7 +63,7 @@ class Daemon:
         self._config = load_config(settings.paths()) if settings.files else None
         self._state_file = StateFile(Path(settings.state_directory))
         buckets = self._config.settings.buckets if self._config is not None else 1024
-        self._node = LiveNode(buckets.bit_length() - 1, settings.interfaces)
+        self._node = LiveNode(buckets.bit_length() - 1, settings.interfaces, settings.driver)
         self._controller = Controller(self._node, settings.paths(), log, self._state_file)
         self._controller.before_reload = self._reload_settings
         self._socket_path = Path(settings.api.socket)
@@ -134,6 +134,7 @@ class Daemon:
         self._log.info(
             "forwarding",
             interfaces=",".join(self._node.steering.attached),
+            driver=self._node.driver,
             vips=len(self._controller.plane.store),
             socket=str(self._socket_path),
         )

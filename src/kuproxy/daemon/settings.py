@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from kuproxy.daemon.driver import DriverChoice
 from kuproxy.daemon.log import LogFormat
 from kuproxy.errors import ConfigError, Problem
 
@@ -52,6 +53,10 @@ class Metrics(_Table, frozen=True):
     port: Port = 9153
 
 
+class Driver(DriverChoice, _Table, frozen=True):
+    """`[driver]`: how packets come to the workers."""
+
+
 class DaemonSettings(_Table, frozen=True):
     """The whole file."""
 
@@ -62,6 +67,7 @@ class DaemonSettings(_Table, frozen=True):
     api: Api = Api()
     tcp: Tcp | None = None
     metrics: Metrics | None = None
+    driver: Driver = Driver()
 
     def paths(self) -> tuple[Path, ...]:
         return tuple(map(Path, self.files))
@@ -106,7 +112,7 @@ def load_settings(path: Path | None) -> DaemonSettings:
     return msgspec.structs.replace(settings, files=[str(here / name) for name in settings.files])
 
 
-_TABLES: dict[str, type[_Table]] = {"api": Api, "tcp": Tcp, "metrics": Metrics}
+_TABLES: dict[str, type[_Table]] = {"api": Api, "tcp": Tcp, "metrics": Metrics, "driver": Driver}
 
 
 def _unknown(content: dict[str, Any], kind: type[_Table], prefix: str) -> list[Problem]:

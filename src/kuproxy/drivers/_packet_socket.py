@@ -3,19 +3,17 @@
 Everything here runs once per driver, in plain Python.  Constants are those of <linux/if_packet.h>.
 """
 
-import ctypes
 import errno
 import fcntl
 import mmap
-import os
 import socket
 import struct
-import weakref
 from typing import NamedTuple
 
 import numpy as np
 
 from kuproxy.dataplane.layout import HEADROOM, HOLD_ROOM
+from kuproxy.drivers._mapping import Stretch
 from kuproxy.errors import DriverError, PrivilegeError
 
 SOL_PACKET = 263
@@ -30,15 +28,6 @@ BLOCK = 1 << 21  # of the ring: one allocation of the kernel, at most
 TX_BUFFER = 1 << 26  # bytes that may be on their way out of the socket
 _SO_SNDBUFFORCE = 32
 _SIOCGIFNAME = 0x8910
-_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-
-_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
-_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 
 class RingShape(NamedTuple):
@@ -83,7 +72,9 @@ class PacketSockets:
 
     def __init__(self, interface: str, shape: RingShape, fanout: int | None):
         self.interface = interface
-        self._map: int | None = None
+        # One stretch of addresses, so that Frame.data is one array: the ring is laid over its beginning.
+        self._memory = Stretch(shape.size + HOLD_ROOM)
+        self.data = self._memory.data
         try:
             # Protocol 0: nothing comes in before the ring is ready and `bind` names the protocol.
             self.rx = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -108,7 +99,7 @@ class PacketSockets:
                 self.tx.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, TX_BUFFER)
             except PermissionError:
                 self.tx.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, TX_BUFFER)
-            self.data = self._map_ring(shape.size)
+            self._memory.cover(shape.size, self.rx.fileno())
             self.tx.bind((interface, 0))
             self.rx.bind((interface, ETH_P_ALL))
             if fanout is not None:
@@ -120,16 +111,6 @@ class PacketSockets:
             if error.errno == errno.EPERM:
                 raise PrivilegeError(f"interface {interface}: {error.strerror}") from error
             raise DriverError(f"interface {interface}: {error.strerror or error}") from error
-
-    def _map_ring(self, ring: int) -> np.ndarray:
-        """One stretch of addresses, so that Frame.data is one array: reserved whole, the ring laid over it."""
-        total = ring + -(-HOLD_ROOM // mmap.PAGESIZE) * mmap.PAGESIZE
-        address = _checked_mmap(None, total, _READ_WRITE, _ANONYMOUS, -1)
-        buffer = (ctypes.c_uint8 * (ring + HOLD_ROOM)).from_address(address)
-        weakref.finalize(buffer, _libc.munmap, address, total).atexit = False
-        self._map, self._ring = address, ring
-        _checked_mmap(address, ring, _READ_WRITE, mmap.MAP_SHARED | _MAP_FIXED, self.rx.fileno())
-        return np.frombuffer(buffer, np.uint8)
 
     def errors(self) -> int:
         """Read and clear the sockets' pending errors; returns one of them, 0 if there was none."""
@@ -147,17 +128,7 @@ class PacketSockets:
         return False
 
     def close(self) -> None:
-        if self._map is not None:
-            # Arrays may still refer to the ring's addresses: put ordinary memory there.
-            _checked_mmap(self._map, self._ring, _READ_WRITE, _ANONYMOUS | _MAP_FIXED, -1)
-            self._map = None
+        """Idempotent."""
+        self._memory.uncover()  # arrays may still refer to the ring's addresses
         self.rx.close()
         self.tx.close()
-
-
-def _checked_mmap(address: int | None, size: int, protection: int, flags: int, fd: int) -> int:
-    result = _libc.mmap(address, size, protection, flags, fd, 0)
-    if result is None or result == ctypes.c_void_p(-1).value:
-        code = ctypes.get_errno()
-        raise OSError(code, f"mapping {size} bytes: {os.strerror(code)}")
-    return int(result)

@@ -23,6 +23,7 @@ from kuproxy.dataplane.layout import (
     flow_spec,
 )
 from kuproxy.engine.memory import TablesMemory, WorkerMemory
+from kuproxy.engine.wiring import AF_PACKET, Wiring
 from kuproxy.engine.worker import WorkerOptions
 from kuproxy.errors import DriverError, TableFullError
 
@@ -39,6 +40,7 @@ class Attachment:
     destination_mac: bytes
     source_mac: bytes
     namespace_fd: int = -1
+    driver: Wiring = AF_PACKET
 
 
 class LiveWorker:
@@ -71,10 +73,10 @@ class LiveWorker:
             device=attachment.device,
             destination_mac=attachment.destination_mac.hex(),
             source_mac=attachment.source_mac.hex(),
+            driver=attachment.driver,
         )
         fds = [options.tables_fd, options.state_fd, options.flows_fd, options.control_fd]
-        if options.namespace_fd >= 0:
-            fds.append(options.namespace_fd)
+        fds += [each for each in (options.namespace_fd, options.driver.sockets_fd) if each >= 0]
         self._tables.tables.header[T_COMMAND + self.number] = COMMAND_HOLD
         self._process = subprocess.Popen(
             [sys.executable, "-m", "kuproxy.engine.worker", options.to_json()],

@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass
 
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane.layout import COMMAND_CALL, COMMAND_HOLD, T_COMMAND
-from kuproxy.drivers.af_packet import AfPacketDriver
-from kuproxy.engine.loop import BROKEN, forward_af_packet, tick_now
+from kuproxy.drivers.contract import BROKEN
+from kuproxy.engine.loop import tick_now
 from kuproxy.engine.memory import TablesMemory, WorkerMemory
 from kuproxy.engine.trace import start_trace
+from kuproxy.engine.way import open_way
+from kuproxy.engine.wiring import Wiring
 from kuproxy.errors import KuError
 
 _PR_SET_PDEATHSIG = 1
@@ -39,13 +41,15 @@ class WorkerOptions:
     device: str
     destination_mac: str  # hexadecimal, of the interface behind which the kernel routes
     source_mac: str
+    driver: Wiring
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "WorkerOptions":
-        return cls(**json.loads(text))
+        options = json.loads(text)
+        return cls(**options | {"driver": Wiring(**options["driver"])})
 
 
 def _die_with(parent: int) -> None:
@@ -73,10 +77,12 @@ class Worker:
         self._memory = WorkerMemory(options.log2_buckets, options.state_fd, options.flows_fd)
         if options.namespace_fd >= 0:
             _enter(options.namespace_fd)
-        self._driver = AfPacketDriver(
+        self._driver, self._forward = open_way(
+            options.driver,
             options.device,
-            destination_mac=bytes.fromhex(options.destination_mac),
-            source_mac=bytes.fromhex(options.source_mac),
+            bytes.fromhex(options.destination_mac),
+            bytes.fromhex(options.source_mac),
+            queue=options.worker,
         )
 
     def _reply(self, message: dict[str, object], fds: tuple[int, ...] = ()) -> None:
@@ -103,9 +109,7 @@ class Worker:
         """Forward until the command word changes; returns it."""
         driver = self._driver
         command = int(
-            forward_af_packet(
-                driver.frame, self._tables, self._memory.state, driver.ring, self._options.worker
-            )
+            self._forward(driver.frame, self._tables, self._memory.state, driver.ring, self._options.worker)
         )
         if command == BROKEN:
             driver.check()

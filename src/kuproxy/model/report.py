@@ -94,3 +94,4 @@ class Report:
     workers: tuple[WorkerReport, ...] = ()
     interfaces: tuple[InterfaceMark, ...] = ()
     trace: tuple[TracedPacket, ...] = ()
+    driver: str = ""  # what carries live traffic; empty where there is none

@@ -4,8 +4,9 @@ All methods are called from one thread, in the network namespace whose traffic i
 node has an interface more, and programs at the ingress of the others; when the process ends, however it ends, all
 of that is gone, and the node is as it was before.
 
-The workers' side: `namespace.enter()`, then AF_PACKET on `ku1`.  Transmitted frames are addressed to `KU0_MAC`.
-With several workers, PACKET_FANOUT_QM hands both directions of a flow to one of them.
+The workers' side: `namespace.enter()`, then AF_PACKET on `ku1`, or AF_XDP with the sockets registered in `gate`.
+Transmitted frames are addressed to `KU0_MAC`.  With several workers, PACKET_FANOUT_QM hands both directions of a flow
+to one of them, as the queues of AF_XDP do.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from . import program
 from .attach import LOOPBACK, Attachments, is_wanted
 from .bpf import AttachType, Link, LoadedProgram, has_tcx
 from .keys import Address, ConfigBit, Network, endpoint_keys, network_keys
-from .links import VethPair
+from .links import KU1, VethPair
 from .maps import Stats, SteeringMaps
 from .namespace import PrivateNamespace
 from .node import NodeWatch, check_node
 from .routes import VipRoutes
 from .targets import MapWriter, NodePort, Pod, Targets, Vip
+from .xdp import Where, XdpGate
 
 __all__ = ["Steering"]
 
@@ -37,13 +39,18 @@ class Steering:
     """Brings traffic for VIPs and node ports, and pods' replies, to the workers on ku1.
 
     `interfaces`: names to attach to, None for every Ethernet-like one; `lo` always belongs to them.
+    `xdp`: the workers want AF_XDP, with the program attached to ku1 in this mode; None: they want AF_PACKET.
     """
 
-    def __init__(self, workers: int = 1, interfaces: Iterable[str] | None = None) -> None:
+    def __init__(
+        self, workers: int = 1, interfaces: Iterable[str] | None = None, xdp: Where | None = None
+    ) -> None:
         if workers < 1:
             raise ValueError("steering needs at least one worker")
         self.workers = workers
         self._names = None if interfaces is None else frozenset(interfaces)
+        self._xdp = xdp
+        self.gate: XdpGate | None = None
         self._resources = ExitStack()
         self._started = False
         self._forget()
@@ -89,6 +96,9 @@ class Steering:
         self._pair = VethPair(self._netlink, self.namespace, self.workers)
         own_close(self._pair.close)
         self._pair.bring_up_far_side(drop)
+        if self._xdp is not None:
+            self.gate = self._open_gate(self._xdp)
+            own_close(self.gate.close)
 
         def load(build: program.Builder) -> LoadedProgram:
             loaded = build(self._pair.ifindex, self.workers).load(self._maps.by_name())
@@ -106,6 +116,16 @@ class Steering:
         own_close(self._node.close)
         self._follow_node()
         self._started = True
+
+    def _open_gate(self, where: Where) -> XdpGate:
+        """Packets on ku1 go into AF_XDP sockets, finished; what no socket takes meets `drop`."""
+        gate = self.namespace.run(lambda: XdpGate(KU1, self.workers, where))
+        try:
+            self._pair.finish_packets()
+        except BaseException:
+            gate.close()
+            raise
+        return gate
 
     def close(self) -> None:
         """Detach, and delete the interfaces. Idempotent; also after a start that failed."""
