@@ -70,10 +70,10 @@ class World:
             *service("none", NONE, (HTTP._replace(node_port=0), ECHO._replace(node_port=0)), ()),
         ]
 
-    def start(self) -> None:
-        """`ku run`; returns when it forwards."""
+    def start(self, *options: str) -> None:
+        """`ku run` with these options; returns when it forwards."""
         _warm()
-        self.plane = DataPlane(self.node, self.directory, self.documents())
+        self.plane = DataPlane(self.node, self.directory, self.documents(), options)
         self.plane.wait_for("forwarding")
 
     def serve(self, names: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ which never come in anywhere, and for the node's own errors about what it could 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 
 from llvmlite import ir
@@ -18,6 +19,7 @@ from .bpf import Verdict
 from .emit import Program, be16, i8, i16, i32, i64
 from .flow import Flow, MessageBit, read_flow
 from .keys import PREFIX_KEY_SIZE, STEER_KEY_SIZE, Address, ConfigBit, Count, KeyBit
+from .links import NEXT_HOP4, NEXT_HOP6
 
 __all__ = ["Builder", "drop", "guard", "reply", "steer", "worker_of"]
 
@@ -25,12 +27,18 @@ Builder = Callable[[int, int], Program]  # (ku0's interface index, workers)
 
 _PACKET_HOST = 0  # include/uapi/linux/if_packet.h: addressed to us, not only overheard
 _VLAN_ID = 0x0FFF
+_REDIR_NEIGH_BYTES = 20
 _LOOPBACK_IFINDEX = 1  # in every network namespace
 _MIX = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: Fibonacci hashing
 
 
-def steer(tunnel_ifindex: int, workers: int = 1) -> Program:
-    """For the ingress of the node's interfaces; maps: steer, prefixes, config, interfaces, counts."""
+def steer(tunnel_ifindex: int, workers: int = 1, by_neighbour: bool = False) -> Program:
+    """For the ingress of the node's interfaces; maps: steer, prefixes, config, interfaces, counts.
+
+    `by_neighbour`: bring packets up by way of ku1's entry in the neighbour table, which sets their MAC addresses. A
+    plain redirect leaves a mark on a packet that keeps XDP programs in generic mode from seeing it at ku1
+    (`skb_is_redirected()` in `netif_receive_generic_xdp()`).
+    """
     program = Program("ku_steer")
     foreign = program.label("foreign")
     _leave_to_others(program, foreign)
@@ -44,14 +52,25 @@ def steer(tunnel_ifindex: int, workers: int = 1) -> Program:
     program.go(foreign)
 
     program.at(forward)
-    _send_up(program, Count.FORWARD, flow, flow.SOURCE, flow.SOURCE_PORT, tunnel_ifindex, workers)
+    _send_up(
+        program, Count.FORWARD, flow, flow.SOURCE, flow.SOURCE_PORT, tunnel_ifindex, workers, by_neighbour
+    )
     program.at(back)
-    _send_up(program, Count.RETURN, flow, flow.DESTINATION, flow.DESTINATION_PORT, tunnel_ifindex, workers)
+    _send_up(
+        program,
+        Count.RETURN,
+        flow,
+        flow.DESTINATION,
+        flow.DESTINATION_PORT,
+        tunnel_ifindex,
+        workers,
+        by_neighbour,
+    )
     _let_pass(program, foreign)
     return program
 
 
-def reply(tunnel_ifindex: int, workers: int = 1) -> Program:
+def reply(tunnel_ifindex: int, workers: int = 1, by_neighbour: bool = False) -> Program:
     """For the egress of the node's interfaces: replies of processes on the node that are pods of a service.
 
     Only what was made here is looked at.  Packets that the workers send enter at ku0, so they do not come back up.
@@ -74,7 +93,16 @@ def reply(tunnel_ifindex: int, workers: int = 1) -> Program:
     program.go(foreign)
 
     program.at(back)
-    _send_up(program, Count.RETURN, flow, flow.DESTINATION, flow.DESTINATION_PORT, tunnel_ifindex, workers)
+    _send_up(
+        program,
+        Count.RETURN,
+        flow,
+        flow.DESTINATION,
+        flow.DESTINATION_PORT,
+        tunnel_ifindex,
+        workers,
+        by_neighbour,
+    )
     program.at(foreign)
     program.leave(Verdict.NEXT)
     return program
@@ -209,13 +237,36 @@ def _choose_worker(program: Program, flow: Flow, address: int, port: int, worker
 
 
 def _send_up(
-    program: Program, count: Count, flow: Flow, address: int, port: int, ifindex: int, workers: int
+    program: Program,
+    count: Count,
+    flow: Flow,
+    address: int,
+    port: int,
+    ifindex: int,
+    workers: int,
+    by_neighbour: bool,
 ) -> None:
     """Redirect to the egress of ku0. `address` and `port` are where the flow holds the client's."""
     _count(program, count)
     if workers > 1:
         _choose_worker(program, flow, address, port, workers)
-    program.leave(program.build.trunc(program.call("redirect", i32(ifindex), i64(0)), i32))
+    if by_neighbour:
+        verdict = _redirect_to_neighbour(program, flow, ifindex)
+    else:
+        verdict = program.call("redirect", i32(ifindex), i64(0))
+    program.leave(program.build.trunc(verdict, i32))
+
+
+def _redirect_to_neighbour(program: Program, flow: Flow, ifindex: int) -> ir.Value:
+    """With the next hop of the packet's family, `struct bpf_redir_neigh`: family, then the address."""
+    hop = program.buffer(_REDIR_NEIGH_BYTES)
+    hop.store(0, i32(socket.AF_INET))
+    hop.store(4, i32(int.from_bytes(NEXT_HOP4.packed, "little")))
+    with program.when(program.has_bits(flow.load(flow.FAMILY, i8), KeyBit.IPV6)):
+        hop.store(0, i32(socket.AF_INET6))
+        for offset in range(0, 16, 4):
+            hop.store(4 + offset, i32(int.from_bytes(NEXT_HOP6.packed[offset : offset + 4], "little")))
+    return program.call("redirect_neigh", i32(ifindex), hop.address(), i32(_REDIR_NEIGH_BYTES), i64(0))
 
 
 def _let_pass(program: Program, foreign: ir.Block) -> None:

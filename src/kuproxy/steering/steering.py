@@ -15,6 +15,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from ipaddress import ip_network
 
 from pyroute2 import IPRoute
@@ -99,6 +100,7 @@ class Steering:
         if self._xdp is not None:
             self.gate = self._open_gate(self._xdp)
             own_close(self.gate.close)
+        generic = self.gate is not None and self.gate.mode is Where.GENERIC
 
         def load(build: program.Builder) -> LoadedProgram:
             loaded = build(self._pair.ifindex, self.workers).load(self._maps.by_name())
@@ -106,9 +108,11 @@ class Steering:
             return loaded
 
         own_close(Link(load(program.guard), self._pair.ifindex, AttachType.TCX_EGRESS).close)
-        self._ingress = Attachments(load(program.steer), AttachType.TCX_INGRESS)
+        self._ingress = Attachments(
+            load(partial(program.steer, by_neighbour=generic)), AttachType.TCX_INGRESS
+        )
         own_close(self._ingress.close)
-        self._egress = Attachments(load(program.reply), AttachType.TCX_EGRESS)
+        self._egress = Attachments(load(partial(program.reply, by_neighbour=generic)), AttachType.TCX_EGRESS)
         own_close(self._egress.close)
         self._writer = MapWriter(self._maps)
         self._routes = VipRoutes(self._netlink, self._pair.ifindex, self._pair.next_hops())
