@@ -60,6 +60,7 @@ class World:
         self.client, self.node, self.pods = network.client, network.node, network.pods
         self.endpoints = start_pods(network)
         self.plane: DataPlane
+        self.leaves_partial = True  # whether the driver may hand on packets with partial checksums
 
     def documents(self, names: Sequence[str] = ("pod1", "pod2", "pod3")) -> list[dict[str, Any]]:
         """The Services, with these pods behind `web`."""
