@@ -23,7 +23,7 @@ from .links import NEXT_HOP4, NEXT_HOP6
 
 __all__ = ["Builder", "drop", "guard", "reply", "steer", "worker_of"]
 
-Builder = Callable[[int, int], Program]  # (ku0's interface index, workers)
+Builder = Callable[[int, int, bool], Program]  # (ku0's interface index, workers, generic_xdp)
 
 _PACKET_HOST = 0  # include/uapi/linux/if_packet.h: addressed to us, not only overheard
 _VLAN_ID = 0x0FFF
@@ -32,12 +32,12 @@ _LOOPBACK_IFINDEX = 1  # in every network namespace
 _MIX = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: Fibonacci hashing
 
 
-def steer(tunnel_ifindex: int, workers: int = 1, by_neighbour: bool = False) -> Program:
+def steer(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> Program:
     """For the ingress of the node's interfaces; maps: steer, prefixes, config, interfaces, counts.
 
-    `by_neighbour`: bring packets up by way of ku1's entry in the neighbour table, which sets their MAC addresses. A
-    plain redirect leaves a mark on a packet that keeps XDP programs in generic mode from seeing it at ku1
-    (`skb_is_redirected()` in `netif_receive_generic_xdp()`).
+    `generic_xdp`: at ku1 stands an XDP program in generic mode.  A plain redirect leaves a mark on a packet that keeps
+    such programs from seeing it (`skb_is_redirected()` in `netif_receive_generic_xdp()`), so packets go by way of
+    ku1's entry in the neighbour table, which sets their MAC addresses. See also `_choose_worker`.
     """
     program = Program("ku_steer")
     foreign = program.label("foreign")
@@ -53,7 +53,7 @@ def steer(tunnel_ifindex: int, workers: int = 1, by_neighbour: bool = False) -> 
 
     program.at(forward)
     _send_up(
-        program, Count.FORWARD, flow, flow.SOURCE, flow.SOURCE_PORT, tunnel_ifindex, workers, by_neighbour
+        program, Count.FORWARD, flow, flow.SOURCE, flow.SOURCE_PORT, tunnel_ifindex, workers, generic_xdp
     )
     program.at(back)
     _send_up(
@@ -64,13 +64,13 @@ def steer(tunnel_ifindex: int, workers: int = 1, by_neighbour: bool = False) -> 
         flow.DESTINATION_PORT,
         tunnel_ifindex,
         workers,
-        by_neighbour,
+        generic_xdp,
     )
     _let_pass(program, foreign)
     return program
 
 
-def reply(tunnel_ifindex: int, workers: int = 1, by_neighbour: bool = False) -> Program:
+def reply(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> Program:
     """For the egress of the node's interfaces: replies of processes on the node that are pods of a service.
 
     Only what was made here is looked at.  Packets that the workers send enter at ku0, so they do not come back up.
@@ -101,14 +101,14 @@ def reply(tunnel_ifindex: int, workers: int = 1, by_neighbour: bool = False) -> 
         flow.DESTINATION_PORT,
         tunnel_ifindex,
         workers,
-        by_neighbour,
+        generic_xdp,
     )
     program.at(foreign)
     program.leave(Verdict.NEXT)
     return program
 
 
-def guard(tunnel_ifindex: int, workers: int = 1) -> Program:
+def guard(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> Program:
     """For the egress of ku0: no packet goes around in circles.
 
     A worker passes on what is not its own.  If the node then routes that packet to a VIP's prefix, it would come up
@@ -123,7 +123,7 @@ def guard(tunnel_ifindex: int, workers: int = 1) -> Program:
         program.require(program.equal(came_from, 0), otherwise=onward)
         program.require(program.equal(program.context("queue_mapping"), 0), otherwise=onward)
         flow = read_flow(program, onward)
-        _choose_worker(program, flow, flow.SOURCE, flow.SOURCE_PORT, workers)
+        _choose_worker(program, flow, flow.SOURCE, flow.SOURCE_PORT, workers, generic_xdp)
     program.go(onward)
     program.at(circling)
     program.leave(Verdict.DROP)
@@ -221,11 +221,16 @@ def _require_mark(
         program.require(program.nonzero(program.build.and_(marks, wanted)), otherwise=foreign)
 
 
-def _choose_worker(program: Program, flow: Flow, address: int, port: int, workers: int) -> None:
+def _choose_worker(
+    program: Program, flow: Flow, address: int, port: int, workers: int, generic_xdp: bool
+) -> None:
     """Both directions of a flow come to one worker: the queue follows from the client's address and port alone.
 
     veth hands a packet from transmit queue n to receive queue n, PACKET_FANOUT_QM to socket n.  The field holds
     the receive queue plus one (`skb_record_rx_queue()`).  `worker_of` is the same in Python.
+
+    Generic XDP takes the transmit queue's number for that field, too, and so sees the queue before it
+    (`netif_get_rxqueue()`): there queue 0 is left out.
     """
     build = program.build
     mixed = build.xor(flow.load(address, i64), flow.load(address + 8, i64))
@@ -233,7 +238,7 @@ def _choose_worker(program: Program, flow: Flow, address: int, port: int, worker
     mixed = build.xor(mixed, build.shl(build.zext(flow.load(port, i16), i64), i64(32)))
     mixed = build.mul(mixed, i64(_MIX - (1 << 64)))
     worker = build.lshr(build.mul(build.lshr(mixed, i64(32)), i64(workers)), i64(32))
-    program.set_context("queue_mapping", build.add(build.trunc(worker, i32), i32(1)))
+    program.set_context("queue_mapping", build.add(build.trunc(worker, i32), i32(2 if generic_xdp else 1)))
 
 
 def _send_up(
@@ -244,13 +249,13 @@ def _send_up(
     port: int,
     ifindex: int,
     workers: int,
-    by_neighbour: bool,
+    generic_xdp: bool,
 ) -> None:
     """Redirect to the egress of ku0. `address` and `port` are where the flow holds the client's."""
     _count(program, count)
     if workers > 1:
-        _choose_worker(program, flow, address, port, workers)
-    if by_neighbour:
+        _choose_worker(program, flow, address, port, workers, generic_xdp)
+    if generic_xdp:
         verdict = _redirect_to_neighbour(program, flow, ifindex)
     else:
         verdict = program.call("redirect", i32(ifindex), i64(0))

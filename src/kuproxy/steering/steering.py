@@ -15,7 +15,6 @@ import struct
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
-from functools import partial
 from ipaddress import ip_network
 
 from pyroute2 import IPRoute
@@ -94,7 +93,9 @@ class Steering:
         # Up to here nobody else could notice anything.
         self._netlink = own(IPRoute())
         self._netlink.bind(groups=0)  # answers only; events come over a socket of their own
-        self._pair = VethPair(self._netlink, self.namespace, self.workers)
+        # Generic XDP leaves out one of several queues, see `program`; whether it will be that is not known yet.
+        spare = self._xdp is not None and self.workers > 1
+        self._pair = VethPair(self._netlink, self.namespace, self.workers + spare)
         own_close(self._pair.close)
         self._pair.bring_up_far_side(drop)
         if self._xdp is not None:
@@ -103,16 +104,14 @@ class Steering:
         generic = self.gate is not None and self.gate.mode is Where.GENERIC
 
         def load(build: program.Builder) -> LoadedProgram:
-            loaded = build(self._pair.ifindex, self.workers).load(self._maps.by_name())
+            loaded = build(self._pair.ifindex, self.workers, generic).load(self._maps.by_name())
             own_close(loaded.close)
             return loaded
 
         own_close(Link(load(program.guard), self._pair.ifindex, AttachType.TCX_EGRESS).close)
-        self._ingress = Attachments(
-            load(partial(program.steer, by_neighbour=generic)), AttachType.TCX_INGRESS
-        )
+        self._ingress = Attachments(load(program.steer), AttachType.TCX_INGRESS)
         own_close(self._ingress.close)
-        self._egress = Attachments(load(partial(program.reply, by_neighbour=generic)), AttachType.TCX_EGRESS)
+        self._egress = Attachments(load(program.reply), AttachType.TCX_EGRESS)
         own_close(self._egress.close)
         self._writer = MapWriter(self._maps)
         self._routes = VipRoutes(self._netlink, self._pair.ifindex, self._pair.next_hops())
