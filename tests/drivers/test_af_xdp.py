@@ -167,6 +167,21 @@ def test_memory_outlives_the_driver_and_the_queue_is_free(pair: tuple[str, netns
         assert forward(again) == 1
 
 
+def test_sockets_may_be_opened_by_somebody_else(pair: tuple[str, netns.Peer]) -> None:
+    """In the interface's namespace, where the driver's process need not be."""
+    namespace, peer = pair
+    with netns.inside(namespace):
+        gate = XdpGate("near0", 1)
+        sockets = _xdp_socket.open_sockets("near0")
+    register = lambda fd: gate.register(0, fd)  # noqa: E731
+    with AfXdpDriver("near0", sockets=sockets, register=register, whole=True) as driver:
+        peer.send(packet(100, 1, 5))
+        assert forward(driver) == 1
+        assert peer.receive(2) == [packet(100, 1, 5)]
+    gate.close()
+    assert all(each.fileno() == -1 for each in sockets)
+
+
 # ------------------------------------------------------------------------------------------- what cannot be
 
 

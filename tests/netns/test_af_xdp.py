@@ -162,7 +162,7 @@ def test_nothing_is_left_after_kill(mode: str) -> None:
         assert web(made.client, WEB[0]) in PODS
         made.plane.process.kill()
         made.plane.process.wait(10)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 15
         while state(made.node) != before:  # the kernel takes a namespace down in the background
             assert time.monotonic() < deadline
             time.sleep(0.02)
