@@ -28,6 +28,7 @@ from kuproxy.daemon.api.auth import peer_of
 from kuproxy.drivers._packet_socket import PacketSockets, ring_shape
 from kuproxy.engine.memory import WorkerMemory
 from kuproxy.errors import KuError, PrivilegeError
+from kuproxy.keeper.vault import Vault
 from kuproxy.steering import program
 from kuproxy.steering.bpf import AttachType, Link, LoadedProgram, _bpf
 from kuproxy.steering.links import KU0, KU1, VethPair
@@ -103,7 +104,7 @@ def make_pair() -> Act:
     namespace = PrivateNamespace.current()
     # The far side's own settings are made inside a namespace, which `enter_namespace` has tried already.
     namespace.run = lambda function: function()  # type: ignore[method-assign]
-    return lambda: VethPair(netlink, namespace, 2)
+    return lambda: VethPair(netlink, namespace, 2, Vault())
 
 
 def _pair() -> IPRoute:

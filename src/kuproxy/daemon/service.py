@@ -43,7 +43,10 @@ _ANSWER_S = 0.05
 _PR_SET_PDEATHSIG = 1
 _DEFAULT_CONFIG = Path("/etc/kuproxy/kuproxy.toml")
 # What a running daemon cannot change: a reload that asks for it says so, and the rest is applied.
-_FIXED = ("state_directory", "interfaces", "workers", "log_format", "worker_filter", "api", "tcp", "metrics", "web")
+_FIXED = (
+    *("state_directory", "interfaces", "workers", "log_format", "worker_filter"),
+    *("api", "tcp", "metrics", "web", "driver"),
+)
 
 
 def _token(path: str) -> bytes:
@@ -83,6 +86,7 @@ class Daemon:
             settings.worker_count(),
             self._vault,
             filtered=settings.worker_filter,
+            driver=settings.driver,
         )
         self._node.engine.on_replaced = lambda line: log.warning("worker", text=line)
         self._controller = Controller(self._node, settings.paths(), log, self._state_file)
@@ -214,6 +218,7 @@ class Daemon:
         self._log.info(
             "forwarding",
             interfaces=",".join(self._node.steering.attached),
+            driver=self._node.driver,
             vips=len(self._controller.plane.store),
             workers=len(self._node.engine.workers),
             socket=str(self._socket_path),

@@ -10,7 +10,7 @@ import sys
 import threading
 
 from kuproxy.datagrams import pair, receive, send
-from kuproxy.engine.worker import FDS, WorkerOptions
+from kuproxy.engine.worker import WorkerOptions
 from kuproxy.errors import DriverError
 
 __all__ = ["Nest"]
@@ -53,16 +53,25 @@ class Nest:
     def bear(self, options: WorkerOptions, fds: dict[str, int]) -> int:
         """A new worker's process id.  Waits for the nursery to be ready.  Raises DriverError."""
         with self._lock:
-            if not self.process_id:
-                self.start()
-            if not self._loaded:
-                self._hear(START_TIMEOUT_S)
-                self._loaded = True
+            self._wait()
             try:
-                send(self._connection, {"options": options.to_json()}, [fds[name] for name in FDS])
+                handed = [fds[name] for name in options.handed]
+                send(self._connection, {"options": options.to_json()}, handed)
             except OSError as error:
                 raise DriverError(f"the nursery of workers has ended: {error.strerror}") from None
             return int(self._hear(BIRTH_TIMEOUT_S)["pid"])
+
+    def wait(self) -> None:
+        """Until a worker can be born, in a new nursery if this one has ended.  Raises DriverError."""
+        with self._lock:
+            self._wait()
+
+    def _wait(self) -> None:
+        if not self.process_id:
+            self.start()
+        if not self._loaded:
+            self._hear(START_TIMEOUT_S)
+            self._loaded = True
 
     def _hear(self, timeout_s: float) -> dict[str, int]:
         ready, _, _ = select.select([self._connection], [], [], timeout_s)

@@ -19,16 +19,12 @@ import socket
 import sys
 import time
 
-import numpy as np
-
 from kuproxy.confine import privilege
 from kuproxy.datagrams import receive, send
-from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, T_COMMAND
-from kuproxy.drivers.af_packet import make_ring
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
-from kuproxy.engine.loop import forward_af_packet
-from kuproxy.engine.worker import FDS, WorkerOptions, run_worker
+from kuproxy.engine.way import load_loops
+from kuproxy.engine.worker import WorkerOptions, run_worker
 
 __all__ = ["load_kernels"]
 
@@ -40,9 +36,7 @@ def load_kernels() -> None:
     """Have everything compiled that a worker calls; from the cache, if it is there."""
     engine = LocalEngine(0)
     driver = MemoryDriver([])
-    ring = make_ring(np.zeros(1, np.int64), 2048, -1, -1, 0, bytes(12))
-    engine.tables.header[T_COMMAND] = COMMAND_STOP  # it returns at once
-    forward_af_packet(driver.frame, engine.tables, engine.state, ring, 0, COMMAND_RUN)
+    load_loops(engine, driver.frame)
     engine.resize(1, 1)
     engine.flush()
 
@@ -101,7 +95,8 @@ def main() -> int:
         request, fds = call
         options = WorkerOptions.from_json(request["options"])
         try:
-            send(connection, {"pid": _bear(connection, options, dict(zip(FDS, fds, strict=True)), guardian)})
+            handed = dict(zip(options.handed, fds, strict=True))
+            send(connection, {"pid": _bear(connection, options, handed, guardian)})
         except OSError as error:
             send(connection, {"error": f"fork: {error.strerror}"})
         for fd in fds:
