@@ -171,6 +171,14 @@ class _Node:
 
     def check(self) -> None: ...
 
+    def take_over(self) -> list[str]:
+        return []
+
+    def processes(self) -> list[tuple[str, int]]:
+        return []
+
+    def leave(self) -> None: ...
+
     def stop(self) -> None: ...
 
 

@@ -125,7 +125,8 @@ class Churn:
             raise ValueError(f"/metrics says {answer[:60]!r}")
 
     def _trace(self) -> None:
-        self._daemon.lines("trace add 8")
+        # So many that the ring is soon full: until then its text grows, and what control needs to make it.
+        self._daemon.lines("trace add 100")
         self._daemon.lines("show trace", "show node counters", "show ku vips verbose")
 
     def _refused(self) -> None:

@@ -30,6 +30,8 @@ from kuproxy.model.config import Config, FlowFilter, InterfaceMark, Settings, Sh
 from kuproxy.model.report import FlowList, FlowReport, Report, WorkerReport
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
+Undo = tuple[list[Vip], list[VipKey]]
+
 
 class Plane:
     """Takes configurations, publishes the differences, tells what was counted."""
@@ -91,10 +93,11 @@ class Plane:
         add: Iterable[Vip] = (),
         remove: Iterable[VipKey] = (),
         flushed: Iterable[tuple[VipKey, Pod]] = (),
-    ) -> Changes:
+    ) -> tuple[Changes, Undo]:
         """Let `source` hold, or hold anew, what is in `add`, and let go `remove`; end the UDP flows of `flushed`.
 
-        The cost follows the size of the change. Raises ConflictError or TableFullError, changing nothing.
+        Returns what has changed, and the `add` and `remove` that would undo it. The cost follows the change. Raises
+        ConflictError or TableFullError, changing nothing.
         """
         add, remove = list(add), list(remove)
         former = self.store.excerpt(source, [*(vip.key for vip in add), *remove])
@@ -112,7 +115,7 @@ class Plane:
         self._baselines.note([record for record in records if record is not None], self._vip_counts)
         for key, pod in flushed:
             self._end_flows(key, pod)
-        return changes
+        return changes, former
 
     def _end_flows(self, key: VipKey, pod: Pod) -> None:
         """Of a pod that was removed from the VIP."""

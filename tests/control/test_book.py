@@ -22,7 +22,9 @@ def vip(owner: str, prefix: int = 0, node_port: int = 0, pods: tuple[Pod, ...] =
     return replace(made, **more) if more else made
 
 
-def wanted(name: str, *vips: Vip, created: str = "2026-01-01T00:00:00Z", serving: tuple[Pod, ...] = ()) -> Wanted:
+def wanted(
+    name: str, *vips: Vip, created: str = "2026-01-01T00:00:00Z", serving: tuple[Pod, ...] = ()
+) -> Wanted:
     alive = tuple((each.key, frozenset(serving)) for each in vips)
     return Wanted((created, "ns", name), ServiceVips(vips, alive))
 
@@ -69,7 +71,9 @@ def test_a_vip_that_changes_hands_ends_the_udp_flows_of_its_former_pods() -> Non
     book = ServiceBook()
     a, b, c = PODS
     book.update({("ns", "young"): wanted("young", vip("young", pods=(a, b)), created="3", serving=(a, b))})
-    difference = book.update({("ns", "old"): wanted("old", vip("old", pods=(b, c)), created="2", serving=(b, c))})
+    difference = book.update(
+        {("ns", "old"): wanted("old", vip("old", pods=(b, c)), created="2", serving=(b, c))}
+    )
     assert difference.flushed == [(vip("old").key, a)]
     # What an unlucky claimant's endpoints do is no business of the VIP.
     difference = book.update({("ns", "young"): wanted("young", vip("young"), created="3")})
@@ -106,9 +110,7 @@ def test_step_by_step_as_all_at_once(steps: list[dict[str, tuple[str, list] | No
     book, store = ServiceBook(), Store()
     now: dict[Claimant, Wanted] = {}
     for step in steps:
-        changes = {
-            ("ns", name): None if each is None else made(name, *each) for name, each in step.items()
-        }
+        changes = {("ns", name): None if each is None else made(name, *each) for name, each in step.items()}
         for claimant, each in changes.items():
             if each is None:
                 now.pop(claimant, None)

@@ -15,13 +15,14 @@ from kuproxy.control.policy import ServiceVips, service_range_guards, settle, tr
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.kubernetes import SOURCE, KubernetesSource, NodeOptions
 from kuproxy.daemon.thread import ControlThread
-from kuproxy.dataplane.layout import KIND_VIP, T_VIP_MATCH
+from kuproxy.dataplane.layout import KIND_VIP, RING_LOG2, RING_SPLIT, T_VIP_MATCH
 from kuproxy.kube.cluster import Cluster
 from kuproxy.kube.convert import convert_endpoint_slice, convert_service
 from kuproxy.kube.objects import document
 from kuproxy.model.vip import Pod, Vip
 
 HOURS = 3600.0
+MOST_PODS = 50_000  # more than a day has
 
 
 class TablesConsumer(Consumer):
@@ -33,6 +34,8 @@ class TablesConsumer(Consumer):
 
     def _apply(self, batch) -> None:
         super()._apply(batch)
+        # Every pod has a flow, so that none is free before its flows end.
+        self.controller.plane.engine.states[0].pod_refs[1:MOST_PODS] = 1
         self.source.take_in(self.cluster, batch)
         self.controller.tend()
 
@@ -45,7 +48,9 @@ class TablesConsumer(Consumer):
         decided: list[tuple[tuple[str, ...], ServiceVips]] = []
         for raw in self.cluster.services.values():
             service = convert_service(document(raw), [])
-            slices = [convert_endpoint_slice(document(each), [], []) for each in self.cluster.slices_of(raw.key)]
+            slices = [
+                convert_endpoint_slice(document(each), [], []) for each in self.cluster.slices_of(raw.key)
+            ]
             assert service is not None
             rank = (raw.metadata.creation_timestamp or "", *raw.key)
             present = [each for each in slices if each is not None]
@@ -66,7 +71,7 @@ class TablesConsumer(Consumer):
             index = lookup(tables, hi, lo, word)
             record = compiler.record(key)
             assert record is not None and record.index == index
-            served = [Pod(pod.address, vip.pod_port(pod), pod.weight) for pod in vip.served_pods]
+            served = [Pod(pod.address, vip.pod_port(pod), pod.weight) for pod in vip.pods]
             assert pods_in_ring(tables, index) == ring_owners(served, vip.new_len)
             if key.protocol is Protocol.UDP:
                 assert not [pod for pod in record.draining if pod not in serving[key]]
@@ -85,10 +90,13 @@ def pods_in_ring(tables, index: int) -> list[Pod]:
     place = int(tables.vips[index]["ring"])
     if not place:
         return []
-    rows = tables.pods[tables.rings[place >> 8 : (place >> 8) + (1 << (place & 0xFF))]]
+    assert not place & RING_SPLIT  # no service of this world tells clients apart
+    rows = tables.pods[tables.rings[place >> 8 : (place >> 8) + (1 << (place & RING_LOG2))]]
     assert (rows["vip"] == index).all() and (rows["flags"] == 1).all()
     raw = rows["lo"].byteswap().astype("<u8") & np.uint64(0xFFFFFFFF)
-    return [Pod(ip_address(value), port) for value, port in zip(raw.tolist(), rows["port"].tolist(), strict=True)]
+    return [
+        Pod(ip_address(value), port) for value, port in zip(raw.tolist(), rows["port"].tolist(), strict=True)
+    ]
 
 
 def live_through(seed: int, hours: float) -> tuple[World, TablesConsumer]:
@@ -107,6 +115,8 @@ def live_through(seed: int, hours: float) -> tuple[World, TablesConsumer]:
 def nothing_is_left(consumer: TablesConsumer) -> None:
     """Without any VIP the tables are as empty as at first."""
     made = consumer.controller
+    assert made.plane.compiler.in_use()["pods"] < MOST_PODS
+    made.plane.engine.states[0].pod_refs[:MOST_PODS] = 0
     made.update(SOURCE, remove=[vip.key for vip in made.plane.store.source(SOURCE)])
     for _ in range(3):
         made.tend()

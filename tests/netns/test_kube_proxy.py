@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -367,6 +368,27 @@ def _until_silent(made: Cluster, host: Host, address: str, port: int) -> None:
     made.wait_for(made.nodes[0], lambda: is_silent(host, address, port))
 
 
+def test_a_killed_control_process_is_not_noticed(two: Cluster) -> None:
+    """Another one takes over what forwards, once the API server has told it everything."""
+    node, pods = two.nodes[0], [two.nodes[0].pods[0], two.nodes[1].pods[0]]
+    address, _ = new_service(two, "outlives", pods)
+    assert node.process is not None
+    keepers = [Keeper(two.visitor.host, address, 80) for _ in range(8)]
+    for keeper in keepers:
+        keeper.start()
+    children = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children").read_text().split()
+    [control] = [pid for pid in children if b"kubeproxy.service" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(control), signal.SIGKILL)
+    two.endpoints("outlives", pods[:1])
+    assert answered(two.visitor.host, address) <= names(pods), "the tables go on"
+    two.wait_for(node, lambda: "control has ended" in node.log and node.log.count("all is known") == 2, 60)
+    settle(two, "outlives", with_pods(pods[0]))
+    assert answered(two.visitor.host, address) == {pods[0].name}
+    for keeper in keepers:
+        keeper.end()
+    assert [keeper.fault for keeper in keepers if keeper.fault] == []
+
+
 # --- the node ---------------------------------------------------------------------------------------------------
 
 
@@ -428,7 +450,7 @@ def test_a_confined_node_with_node_ports_at_its_primary_address_alone() -> None:
         process = made.nodes[0].process
         assert process is not None
         status = Path(f"/proc/{process.pid}/status").read_text()
-        assert "CapBnd:\t0000008000203100\n" in status, "all others are out of reach"
+        assert "CapBnd:\t0000008000003000\n" in status, "NET_ADMIN, NET_RAW and BPF are left after the start"
         node = made.nodes[0]
         made.service("np", ["10.96.0.80"], node.pods, type="NodePort", node_ports=(30080, 30007))
         settle(made, "np", lambda vip: bool(vip["pods"]))

@@ -323,9 +323,7 @@ class Controller:
 
         Raises ConflictError, TableFullError or SteeringError, changing nothing.
         """
-        add, remove = list(add), list(remove)
-        former = self.plane.store.excerpt(source, [*(vip.key for vip in add), *remove])
-        changes = self.plane.update(source, add, remove, flushed)
+        changes, former = self.plane.update(source, add, remove, flushed)
         if not changes:
             return Answer(generation=self.generation)
         self._pending = (self.generation, time.monotonic())

@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 SOURCE = "kubernetes"
+COLLECTOR_PAUSE_S = 60.0  # at most: an API server may be away for hours
 RETRY_S = 5.0  # before what was refused is tried again: the other owner may have let it go
 
 
@@ -185,12 +186,14 @@ class KubernetesSource:
         await self._thread(self._controller.plane.compiler.warm)
         # A hundred thousand objects arrive that stay; looking through them again and again would double the time.
         gc.disable()
+        patience = asyncio.get_running_loop().call_later(COLLECTOR_PAUSE_S, gc.enable)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._watcher.run())
                 tasks.create_task(self._follow(self._watcher, cluster))
                 tasks.create_task(self._retry())
         finally:
+            patience.cancel()
             gc.enable()
 
     def _report(self, line: str) -> None:
@@ -229,6 +232,8 @@ class KubernetesSource:
         programmed = self._programmer.program(difference)
         if batch.first:
             self._begin()
+            seconds = round(time.perf_counter() - start, 3)
+            self._log.info("in step with the API server", services=len(cluster.services), seconds=seconds)
         if self.health is not self._decider.health:
             self.health = self._decider.health
             self._tell(self.listeners.health)

@@ -104,6 +104,8 @@ class LiveNode:
         self.notes: list[str] = []
         self._kind, self._where = driver.resolved(), Where(driver.mode)
         self._xdp_sockets: XdpSockets | None = None
+        self._marks: tuple[InterfaceMark, ...] = ()
+        self._node_port_networks: frozenset[Prefix] | None = None
         workers = self._inherit(workers)
         self.engine = LiveEngine(log2_buckets, workers, self._vault)
         handover.leave_description(self._vault, workers)
@@ -111,8 +113,6 @@ class LiveNode:
         self.steering = Steering(workers, tuple(interfaces) or None, self._vault, xdp)
         self._targets = TargetBook()
         self._general: Targets | None = None  # what does not depend on single VIPs
-        self._marks: tuple[InterfaceMark, ...] = ()
-        self._node_port_networks: frozenset[Prefix] | None = None
 
     def _inherit(self, workers: int) -> int:
         """Look at what there is, and make it fit; returns the number of workers."""

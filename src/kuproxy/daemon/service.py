@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -67,7 +67,10 @@ class Daemon:
     def __init__(
         self, settings: DaemonSettings, path: Path | None, log: Any, base: Config | None = None
     ) -> None:
-        """`base` holds where the settings name no files.  Raises KuError for whatever would fail later."""
+        """With `base`, which holds where no files are named, another source is to come: it ends with `complete_start`.
+
+        Raises KuError for whatever would fail later.
+        """
         self._settings, self._path, self._log = settings, path, log
         group = group_id(settings.api.group)
         tokens = set()
@@ -79,7 +82,7 @@ class Daemon:
         buckets = self._config.settings.buckets if self._config is not None else 1024
         self._vault = Vault.of_environment()
         if self._vault.connected:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # with the keeper all ends
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # with the keeper all ends
         self._node = LiveNode(
             buckets.bit_length() - 1,
             settings.interfaces,
@@ -91,6 +94,7 @@ class Daemon:
         self._node.engine.on_replaced = lambda line: log.warning("worker", text=line)
         self._controller = Controller(self._node, settings.paths(), log, self._state_file)
         self._controller.base = base or Config()
+        self._awaits_source = base is not None
         self._controller.before_reload = self._reload_settings
         if self._vault.connected:
             self._controller.replace = self._replace_soon
@@ -103,7 +107,6 @@ class Daemon:
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # Run beside everything else from when packets are forwarded; one that ends with an error ends the daemon.
-        self.complete = True  # false: a source is to come, which calls `controller.complete_start`
         self.companions: list[Callable[[], Coroutine[Any, Any, None]]] = []
 
     def _api_socket(self, mode: int, group: int | None) -> socket.socket:
@@ -161,7 +164,10 @@ class Daemon:
             for thread in privilege.holders_of_more(privilege.AFTER_START):
                 self._log.warning("privileges", text=f"thread {thread} has kept more than it should")
             tasks = [asyncio.create_task(each.serve()) for each in self._listeners]
-            rest = [asyncio.create_task(each()) for each in (self._tend, self._follow, self._reloads, *self.companions)]
+            rest = [
+                asyncio.create_task(each())
+                for each in (self._tend, self._follow, self._reloads, *self.companions)
+            ]
             for task in (*tasks, *rest):
                 task.add_done_callback(self._ended)
             self._notifier.ready()
@@ -210,7 +216,7 @@ class Daemon:
         config = self._config
         for note in config.notes if config is not None else ():
             self._log.info("config", text=str(note))
-        self._controller.start(config if config is not None else Config(), complete=self.complete)
+        self._controller.start(config if config is not None else Config(), complete=not self._awaits_source)
         for line in self._node.notes:
             self._log.info("handover", text=line)
         for line in self._node.steering.warnings:
@@ -310,8 +316,13 @@ def daemon(path: Path | None, check: bool) -> None:
         click.echo(f"good: {len(config.vips) if config is not None else 0} VIPs")
         return
     log = make_log(settings.log_format)
+    exit_after(lambda: Daemon(settings, path, log), log)
+
+
+def exit_after(make: Callable[[], Daemon], log: Any) -> NoReturn:
+    """Serve, and end as the keeper understands it.  Raises KuError."""
     try:
-        sys.exit(asyncio.run(Daemon(settings, path, log).serve()))
+        sys.exit(asyncio.run(make().serve()))
     except HandoverError as error:
         log.error("cannot take over", text=str(error))
         sys.exit(BEGIN_ANEW)

@@ -69,7 +69,8 @@ class Agent:
         source = KubernetesSource(controller, thread, self._load, options, self._log)
         self._metrics.answers = lambda: source.answers
         checks = asyncio.Event()
-        self._listen(controller, source, checks)
+        self._listen(source, checks)
+        source.listeners.synced.append(controller.complete_start)
         jobs = [source.run(), self._recorder.run(), self._look_at_file()]
         jobs += [self._serve_health_checks(source, steering, checks), self._say_without_node(source)]
         if self.config.healthz is not None:
@@ -86,7 +87,7 @@ class Agent:
         except ExceptionGroup as group:
             raise _first(group) from None
 
-    def _listen(self, controller: Controller, source: KubernetesSource, checks: asyncio.Event) -> None:
+    def _listen(self, source: KubernetesSource, checks: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
 
         def in_loop(function: Callable[..., None]) -> Callable[..., None]:
@@ -104,7 +105,6 @@ class Agent:
             checks.set()  # its addresses may be others
 
         source.listeners.arrival.append(arrived)
-        source.listeners.synced.append(controller.complete_start)
         source.listeners.sync.append(in_loop(self._synced))
         source.listeners.trouble.append(in_loop(self._trouble))
         source.listeners.health.append(in_loop(checks.set))

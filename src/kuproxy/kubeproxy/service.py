@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from kuproxy import __version__
 from kuproxy.daemon.log import make_log
 from kuproxy.daemon.settings import DaemonSettings, load_settings
-from kuproxy.errors import ConfigError, HandoverError, Problem
-from kuproxy.keeper.wire import BEGIN_ANEW
+from kuproxy.errors import ConfigError, Problem
 from kuproxy.kube.client import load_access
 from kuproxy.kubeproxy.config import ProxyConfig, document_of, node_name_of, proxy_config
 from kuproxy.kubeproxy.effects import without_effect
@@ -23,20 +20,7 @@ from kuproxy.kubeproxy.flags import FLAGS, Given, add_flags, configuration, para
 from kuproxy.main import run
 from kuproxy.model.config import Config
 
-if TYPE_CHECKING:
-    from kuproxy.kubeproxy.agent import Agent
-
-__all__ = ["serve"]
-
-
-async def serve(agent: Agent, settings: DaemonSettings, settings_path: Path | None, log: Any) -> int:
-    """A daemon and the agent, until a signal ends them; returns the exit status.  Raises KuError."""
-    from kuproxy.daemon.service import Daemon  # here, so that a fault is told before the compiler is loaded
-
-    daemon = Daemon(settings, settings_path, log, Config(settings=agent.config.settings))
-    daemon.complete = False  # until the API server has told everything: what a predecessor left serves so long
-    daemon.companions.append(lambda: agent.run(daemon.controller, daemon.thread, daemon.node.steering))
-    return await daemon.serve()
+__all__ = ["kube_proxy"]
 
 
 def _settings(path: Path | None) -> DaemonSettings:
@@ -136,15 +120,19 @@ def kube_proxy(
     if check:
         click.echo(f"good: node {node_name}, API server {server}")
         return
+    # Here, so that a fault is told before the compiler is loaded.
+    from kuproxy.daemon.service import Daemon, exit_after
     from kuproxy.kubeproxy.agent import Agent
 
     agent = Agent(config, node_name, load, file, log)
+
+    def make() -> Daemon:
+        daemon = Daemon(settings, settings_path, log, Config(settings=config.settings))
+        daemon.companions.append(lambda: agent.run(daemon.controller, daemon.thread, daemon.node.steering))
+        return daemon
+
     _lower_oom_score(given.config.oom_score_adj or 0, log)
-    try:
-        sys.exit(asyncio.run(serve(agent, settings, settings_path, log)))
-    except HandoverError as error:
-        log.error("cannot take over", text=str(error))
-        sys.exit(BEGIN_ANEW)
+    exit_after(make, log)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class VethPair:
         self.ifindex = 0
         self._always_split = False
         self._ends: dict[str, Link] = {}  # by name in the vault
-        if is_left(vault):
+        if {_DROP, _GUARD} <= set(vault.names()) and _exists(KU0):  # the namespace has been taken already
             self.ifindex = socket.if_nametoindex(KU0)
             for name in (_DROP, _GUARD):
                 self._ends[name] = Link.adopt(vault.take(name), self.ifindex, AttachType.TCX_EGRESS)

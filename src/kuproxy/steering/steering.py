@@ -67,9 +67,8 @@ class Steering:
 
     def _forget(self) -> None:
         """What is known of the maps and the node, before the one is filled and the other looked at."""
-        self._targets = (
-            Targets()
-        )  # as last set as a whole; without VIPs, node ports and pods once they are told singly
+        # As last set as a whole; without VIPs, node ports and pods where these are told by their differences.
+        self._targets = Targets()
         self._node_ports: Counter[NodePort] = Counter()
         self._pods = 0  # how often pods are asked for
         self._addresses: frozenset[Address] = frozenset()  # of the node
