@@ -128,7 +128,7 @@ def test_a_manager_that_does_not_read_keeps_nobody_waiting(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        notifier = Notifier()
+        notifier = Notifier(Vault())
         began = time.monotonic()
         for _ in range(2000):  # the kernel queues net.unix.max_dgram_qlen of them, 10 or 512
             notifier.alive()

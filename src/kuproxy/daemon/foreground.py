@@ -52,7 +52,7 @@ class Foreground:
             for note in self._config.notes:
                 self._log.info("config", text=str(note))
             self._controller.start(self._config)
-            privilege.keep_only(*privilege.AFTER_START)
+            privilege.keep_only(*self._node.capabilities)
             self._node.engine.watch()
             for line in self._node.steering.warnings:
                 self._log.warning("node", text=line)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kuproxy.codes import InterfaceFlag
+from kuproxy.confine.privilege import AFTER_START, Capability, to_lock_memory
 from kuproxy.daemon.driver import DEFAULT_DRIVER, DriverChoice
 from kuproxy.daemon.targets import TargetBook, steering_marks
 from kuproxy.daemon.xdp_sockets import XdpSockets, allow_locked_memory
@@ -107,10 +108,12 @@ class LiveNode:
         self._marks: tuple[InterfaceMark, ...] = ()
         self._node_port_networks: frozenset[Prefix] | None = None
         workers = self._inherit(workers)
-        self.engine = LiveEngine(log2_buckets, workers, self._vault)
+        on_xdp = self._kind is DriverKind.AF_XDP
+        self.engine = LiveEngine(log2_buckets, workers, self._vault, locking=on_xdp)
         handover.leave_description(self._vault, workers)
-        xdp = self._where if self._kind is DriverKind.AF_XDP else None
-        self.steering = Steering(workers, tuple(interfaces) or None, self._vault, xdp)
+        self.steering = Steering(
+            workers, tuple(interfaces) or None, self._vault, self._where if on_xdp else None
+        )
         self._targets = TargetBook()
         self._general: Targets | None = None  # what does not depend on single VIPs
 
@@ -147,6 +150,12 @@ class LiveNode:
             self.notes.append(
                 f"{_words(self._kind, self._where)} goes on; {_words(*asked)} needs a restart of the keeper"
             )
+
+    @property
+    def capabilities(self) -> tuple[Capability, ...]:
+        """What is needed to go on, once started."""
+        locking = to_lock_memory() if self._kind is DriverKind.AF_XDP else ()
+        return (*AFTER_START, *locking)
 
     @property
     def driver(self) -> str:

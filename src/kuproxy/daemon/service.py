@@ -161,7 +161,7 @@ class Daemon:
             self._listen()
             await self._thread(self._start)
             self._drop_privileges()  # of this thread; `_start` has done it for the control thread
-            for thread in privilege.holders_of_more(privilege.AFTER_START):
+            for thread in privilege.holders_of_more(self._node.capabilities):
                 self._log.warning("privileges", text=f"thread {thread} has kept more than it should")
             tasks = [asyncio.create_task(each.serve()) for each in self._listeners]
             rest = [
@@ -235,7 +235,7 @@ class Daemon:
 
     def _drop_privileges(self) -> None:
         """What was needed to begin is not needed to go on: docs/privileges.md."""
-        privilege.keep_only(*privilege.AFTER_START)
+        privilege.keep_only(*self._node.capabilities)
 
     async def _follow(self) -> None:
         """Take in the node's events, as they come."""

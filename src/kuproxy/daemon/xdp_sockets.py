@@ -82,12 +82,10 @@ class XdpSockets:
 
 
 def allow_locked_memory() -> None:
-    """Let workers, which hold no capability, have 10 MiB of packet memory each: the usual limit is 8 MiB in all.
+    """Let workers have 10 MiB of packet memory each: the usual limit is 8 MiB in all.
 
-    Of what is forbidden, as much as is allowed; a worker that has too little says so.
+    Where it is not ours to raise, CAP_IPC_LOCK takes its place (`privilege.to_lock_memory`); a worker that has neither
+    says so.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    for wanted in (resource.RLIM_INFINITY, hard):
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, (wanted, wanted))
-            return
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -305,8 +305,13 @@ def _open_pidfd(pid: int) -> int:
 class LiveEngine:
     """The workers of a node."""
 
-    def __init__(self, log2_buckets: int, workers: int = 1, vault: Vault | None = None) -> None:
-        """Over the memory that the vault has, if it has; see `engine.handover` for when it may be used."""
+    def __init__(
+        self, log2_buckets: int, workers: int = 1, vault: Vault | None = None, locking: bool = False
+    ) -> None:
+        """Over the memory that the vault has, if it has; see `engine.handover` for when it may be used.
+
+        `locking`: their driver locks memory, see `Nest`.
+        """
         self.vault = vault if vault is not None else Vault()
         self._memory = TablesMemory(self._kept("tables"))
         self.tables = self._memory.tables
@@ -319,7 +324,7 @@ class LiveEngine:
         self.tables.header[T_WORKERS] = workers
         self.workers = [LiveWorker(n, self._memory, shared, log2_buckets, self.vault) for n in range(workers)]
         self.on_replaced: Callable[[str], None] = lambda line: None  # called in another thread
-        self._nest = Nest(guardian(self.vault.connected))
+        self._nest = Nest(guardian(self.vault.connected), locking)
         self._watch: threading.Thread | None = None
         self._wake_r, self._wake_w = -1, -1
         self._ending = False

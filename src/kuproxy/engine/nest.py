@@ -22,9 +22,12 @@ BIRTH_TIMEOUT_S = 10
 class Nest:
     """Owns the nursery's process, which ends with this one.  Threads may share it."""
 
-    def __init__(self, guardian: int) -> None:
-        """`guardian` is the process with which workers shall end: the nearest subreaper."""
-        self._guardian = guardian
+    def __init__(self, guardian: int, locking: bool = False) -> None:
+        """`guardian` is the process with which workers shall end: the nearest subreaper.
+
+        `locking`: workers will lock packet memory when they begin, and need what that takes.
+        """
+        self._guardian, self._locking = guardian, locking
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -44,6 +47,7 @@ class Nest:
                 "kuproxy.engine.nursery",
                 str(theirs.fileno()),
                 str(self._guardian),
+                *(["locking"] if self._locking else []),
             ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

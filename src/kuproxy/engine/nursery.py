@@ -6,7 +6,7 @@ fork of this process; the machine code is shared, too.  Each worker is forked tw
 guardian (the nearest subreaper: the keeper, or the control process of `ku run`) and outlives this process and
 control; it dies with the guardian.
 
-Started by `engine.live` as `python -m kuproxy.engine.nursery FD GUARDIAN`; it ends when its socket closes.
+Started by `engine.nest` as `python -m kuproxy.engine.nursery FD GUARDIAN [locking]`; it ends when its socket closes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # they reach the whole group; control decides
     load_kernels()
-    privilege.keep_none()  # and so are all that are born here
+    # And so do all that are born here, which give up the rest when their driver is open.
+    privilege.keep_only(*(privilege.to_lock_memory() if "locking" in sys.argv[3:] else ()))
     gc.collect()
     gc.freeze()  # so that collections in workers do not write to pages that are shared
     send(connection, {"ready": True})

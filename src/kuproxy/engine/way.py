@@ -11,6 +11,7 @@ import numpy as np
 from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, T_COMMAND, W_RECEIVE_DROPPED, W_RING, Frame
 from kuproxy.drivers import _xdp_umem, af_packet
 from kuproxy.drivers._live import LiveDriver
+from kuproxy.drivers._xdp_socket import AF_XDP
 from kuproxy.drivers.af_packet import R_WORDS, AfPacketDriver
 from kuproxy.drivers.af_xdp import AfXdpDriver, XdpMode
 from kuproxy.engine.local import LocalEngine
@@ -46,6 +47,8 @@ def open_way(
         )
         packets.count_on(int(header[W_RECEIVE_DROPPED]))
         return packets, forward_af_packet
+    # The family is told because an AF_XDP socket does not tell it: it knows no getsockname(2).
+    taken = socket.socket(AF_XDP, socket.SOCK_RAW, 0, fileno=handed["xdp"])
     frames = AfXdpDriver(
         device,
         queue=queue,
@@ -54,7 +57,7 @@ def open_way(
         register=partial(put_socket, handed["xskmap"], queue),
         destination_mac=destination,
         source_mac=source,
-        sockets=(socket.socket(fileno=handed["xdp"]), socket.socket(fileno=handed["probe"])),
+        sockets=(taken, socket.socket(fileno=handed["probe"])),
     )
     frames.count_on(int(header[W_RECEIVE_DROPPED]))
     return frames, forward_af_xdp

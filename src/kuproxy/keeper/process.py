@@ -121,9 +121,13 @@ class Keeper:
         elif "notify" in message:
             if "READY=1" in message["notify"]:
                 if not self._ever_ready:  # what comes after us only takes over: docs/privileges.md
-                    privilege.keep_only(*privilege.AFTER_START)
+                    privilege.keep_only(*privilege.AFTER_START, *self._to_lock_memory())
                 self._ever_ready, self._deaths = True, 0
             self._manager.send(message["notify"])
+
+    def _to_lock_memory(self) -> tuple[privilege.Capability, ...]:
+        """What workers on AF_XDP will need, if these are such: their control has left us what belongs to it."""
+        return privilege.to_lock_memory() if any(name.startswith("xdp/") for name in self._kept) else ()
 
     def _let_go(self, name: str) -> None:
         fd = self._kept.pop(name, None)
