@@ -12,7 +12,7 @@ BIN  := $(VENV)/bin
 .SUFFIXES:
 SHELL := /bin/sh
 
-.PHONY: help demo test test-long bench lint install warm lock clean
+.PHONY: help demo test test-long soak bench lint install warm lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -22,6 +22,9 @@ demo: warm  ## a cluster of one: services, packets and what became of them
 
 test: warm  ## all tests but the long ones (ARGS="-k maglev" passes options to pytest)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+soak: warm  ## half an hour of mixed load with churn on a real daemon (ARGS="--minutes 5")
+	$(BIN)/python -m bench.soak $(ARGS)
 
 test-long: warm  ## all tests, with more examples per property
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "long or not long" $(ARGS)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kuproxy.client import Client
+from kuproxy.client import Client, Refusal
 from kuproxy.demo.manifest import write_manifest
 from netns.world import BULK, WEB, Kept, World, echo, state, web, world
 
@@ -201,6 +201,65 @@ def test_files_and_commands_side_by_side(daemon: Daemon) -> None:
     manifest.write_text("kind: [")
     assert "services.yaml:2: not YAML" in daemon.ku("reload", status=2)
     assert web(made.client, WEB[0]) in PODS
+    daemon.stop()
+
+
+def test_a_successor_that_cannot_start_ends_nothing(daemon: Daemon) -> None:
+    """Its settings are broken when control dies: what forwards goes on, and takes it up again when they are mended."""
+    made = daemon.made
+    before = state(made.node)
+    daemon.start()
+    daemon.serve_web()
+    client = Client(str(daemon.socket))
+    kept = Kept(made.client, WEB[0], 80)
+    name, _ = kept.get()
+    good = daemon.settings.read_text()
+    daemon.settings.write_text("nonsense = 1\n" + good)
+    processes = {each["role"]: each["pid"] for each in client.request("GET", "/v1/health")["processes"]}
+    os.kill(processes["control"], signal.SIGKILL)
+    time.sleep(1.5)
+    assert daemon.process.poll() is None
+    assert "nonsense: is not known here" in daemon.log
+    assert kept.get()[0] == name
+    assert {web(made.client, WEB[0]) for _ in range(40)} == PODS
+    daemon.settings.write_text(good)
+    deadline = time.monotonic() + 30
+    while True:  # it waits a little longer after each failure
+        try:
+            health = client.request("GET", "/v1/health")
+            break
+        except Refusal:
+            assert time.monotonic() < deadline, daemon.log
+            time.sleep(0.1)
+    assert health["vips"] == 2
+    workers = [each["pid"] for each in health["processes"] if each["role"] == "worker"]
+    assert processes["worker"] in workers, "the workers are those from before"
+    assert kept.get()[0] == name
+    kept.close()
+    daemon.stop()
+    assert state(made.node) == before
+
+
+def test_an_upgrade_in_place(daemon: Daemon) -> None:
+    """The installed version, which is the same here, takes over; counters go on, and so do settings of commands."""
+    made = daemon.made
+    daemon.start()
+    daemon.serve_web()
+    daemon.ku("conf timeout 77")
+    assert web(made.client, WEB[0]) in PODS
+    kept = Kept(made.client, WEB[0], 80)
+    name, _ = kept.get()
+    [v4, _] = daemon.json("show vips verbose")["vips"]
+    assert "would take over" in daemon.ku("upgrade check")
+    said = daemon.json("upgrade")
+    assert (said["same_layout"], said["losses"]) == (True, [])
+    [after, _] = daemon.json("show vips verbose")["vips"]
+    assert after["counters"]["first_packet"] == v4["counters"]["first_packet"]
+    assert kept.get()[0] == name
+    assert "timeout: 77s" in daemon.ku("show kube-proxy")
+    assert daemon.log.count("left to a successor") == 1
+    assert "'nonsense' is not known here" in daemon.ku("upgrade nonsense", status=2)
+    kept.close()
     daemon.stop()
 
 

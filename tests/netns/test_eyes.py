@@ -18,7 +18,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from typing import Any
 
@@ -67,14 +67,31 @@ class Terminal:
 
     def until(self, *wanted: bytes) -> None:
         """All of these have been written since the last keys."""
+        self._read_until(lambda: all(each in self.seen for each in wanted))
+
+    def until_prompt_after(self, wanted: bytes) -> None:
+        """This, and behind it a prompt: keys that come before a program reads them raw may be lost."""
+        self._read_until(lambda: b"ku#" in self.seen.partition(wanted)[2])
+
+    def ended(self) -> int:
+        """Its exit status.  It is read from until then: whoever restores a terminal waits for its output to go."""
+        self._read_until(lambda: self.process.poll() is not None)
+        return self.process.wait()
+
+    def _read_until(self, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 30
-        while not all(each in self.seen for each in wanted):
+        while not holds():
             assert time.monotonic() < deadline, self.seen[-3000:]
-            if select.select([self._ours], [], [], 0.5)[0]:
+            if not select.select([self._ours], [], [], 0.1)[0]:
+                continue
+            try:
                 more = os.read(self._ours, 65536)
-                if b"\x1b[6n" in more:  # where is the cursor?
-                    os.write(self._ours, b"\x1b[1;1R")
-                self.seen += more
+            except OSError:  # EIO: nobody has the other end open any more
+                time.sleep(0.05)
+                continue
+            if b"\x1b[6n" in more:  # where is the cursor?
+                os.write(self._ours, b"\x1b[1;1R")
+            self.seen += more
 
     def close(self) -> None:
         self.process.kill()
@@ -119,7 +136,7 @@ def test_top_on_a_terminal(daemon: Daemon) -> None:
         top.type(b"4")
         top.until(b"Packets/vector", b" %")
         top.type(b"q")
-        assert top.process.wait(15) == 0
+        assert top.ended() == 0
 
 
 def test_the_page_and_its_numbers(daemon: Daemon) -> None:
@@ -176,19 +193,19 @@ def test_the_shell_remembers_and_completes(daemon: Daemon) -> None:
         shell.type(b" li\t")
         shell.until(b"mit")
         shell.type(b" x\r")
-        shell.until(b"'x' is not a number")
+        shell.until_prompt_after(b"'x' is not a number")
         shell.type(b"help\r")
-        shell.until(b"show kube-proxy flows [vip <prefix>]")
+        shell.until_prompt_after(b"show kube-proxy flows [vip <prefix>]")
         shell.type(b"show ku vips\r")
-        shell.until(b"target_port:8080")
+        shell.until_prompt_after(b"target_port:8080")
         shell.type(b"\x04")
-        assert shell.process.wait(10) == 0
+        assert shell.ended() == 0
     with terminal(*words, **memory) as shell:
         shell.until(b"ku#")
         shell.type(b"\x1b[A\r")  # what was typed last, in the other shell
-        shell.until(b"target_port:8080")
+        shell.until_prompt_after(b"target_port:8080")
         shell.type(b"quit\r")
-        assert shell.process.wait(10) == 0
+        assert shell.ended() == 0
 
 
 def _flood(daemon: Daemon, opened: list[socket.socket]) -> None:

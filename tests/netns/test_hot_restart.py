@@ -85,16 +85,17 @@ def assert_unbroken(report: Report, connections: int = CONNECTIONS) -> None:
 
 
 def test_the_rig_notices() -> None:
-    """A worker that stands still for a while loses that time's traffic; a pod that dies breaks its connections."""
+    """Workers that stand still for a while lose that time's traffic; a pod that dies breaks its connections."""
     with loaded(1000) as (daemon, load):
         quiet = during(load, lambda: None)
         assert_unbroken(quiet, 1000)
-        [worker] = processes(daemon)["worker"][:1]
+        workers = processes(daemon)["worker"]
 
         def stand_still() -> None:
-            os.kill(worker, signal.SIGSTOP)
-            time.sleep(0.4)
-            os.kill(worker, signal.SIGCONT)
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                for worker in workers:
+                    os.kill(worker, number)
+                time.sleep(0.4)
 
         stopped = during(load, stand_still)
         assert_unbroken(stopped, 1000)
@@ -110,11 +111,13 @@ def replaced(daemon: Daemon, role: str, act: Callable[[int], None]) -> None:
     """Do something to the first process of a role, and wait until another has its place."""
     before = processes(daemon)[role]
     act(before[0])
+    began = time.monotonic()
     deadline = time.monotonic() + REPLACED_WITHIN_S
     while True:
         try:
             now = processes(daemon)[role]
             if len(now) == len(before) and before[0] not in now:
+                print(f"{role} {before[0]} has a successor after {time.monotonic() - began:.2f} s")
                 return
         except Exception as error:  # nobody answers in between
             problem: object = error

@@ -104,6 +104,7 @@ class Daemon:
         self._notifier = Notifier(self._vault)
         self._thread = ControlThread()
         self._stopped, self._hangup, self._replaced = (asyncio.Event() for _ in range(3))
+        self._told_to_stop = False
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # Run beside everything else from when packets are forwarded; one that ends with an error ends the daemon.
@@ -149,11 +150,12 @@ class Daemon:
     async def serve(self) -> int:
         """Start, serve until SIGINT or SIGTERM, stop; returns the exit status.  Raises KuError.
 
-        Nothing is left behind, whatever happens, but after SIGUSR2: then a successor finds all that forwards.
+        Without a keeper nothing is left behind, whatever happens.  With one, only who is told to stop ends forwarding;
+        after SIGUSR2, and after a failure, a successor finds all that forwards.
         """
         loop = self._loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stopped.set)
+            loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         loop.add_signal_handler(signal.SIGUSR2, self.replace)
         _raise_file_limit()
@@ -181,7 +183,7 @@ class Daemon:
                 listener.stop()
             await asyncio.gather(*tasks, return_exceptions=True)
         finally:
-            leaving = self._replaced.is_set() or (self._failure is not None and self._vault.connected)
+            leaving = self._vault.connected and not self._told_to_stop
             await self._thread(self._controller.leave if leaving else self._controller.stop)
             self._thread.close()
             if not leaving:
@@ -191,6 +193,10 @@ class Daemon:
             raise self._failure
         self._log.info("left to a successor" if leaving else "stopped")
         return REPLACE if leaving else 0
+
+    def _stop(self) -> None:
+        self._told_to_stop = True
+        self._stopped.set()
 
     def _replace_soon(self) -> None:
         """In the loop's thread, and when the client that asks for it has its answer."""

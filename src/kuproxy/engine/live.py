@@ -46,6 +46,7 @@ STOP_TIMEOUT_S = 3
 QUICK_DEATH_S = 1.0  # a worker that lives no longer than this counts as one that cannot work
 QUICK_DEATHS = 5
 _RETRY_S = 0.2
+_LAST_WORDS = 0  # instead of the number of a call: what a worker ends of
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,7 @@ class LiveWorker:
             if answer is None:
                 raise DriverError(f"worker {self.number} has ended, and is being replaced; ask again")
             message, fds = answer
-            if message["id"] == number:
+            if message["id"] in (number, _LAST_WORDS):
                 break
             for fd in fds:
                 os.close(fd)
@@ -338,7 +339,10 @@ class LiveEngine:
         return [worker.memory.state for worker in self.workers]
 
     def start(self, attachments: Sequence[Attachment]) -> int:
-        """Have every worker work; on failure none is left running.  Returns how many were running already."""
+        """Have every worker work; on failure none is left running but those of a former control process.
+
+        Returns how many were running already.
+        """
         try:
             self._nest.start()
             adopted = 0
@@ -350,7 +354,10 @@ class LiveEngine:
                 else:
                     worker.bear(self._nest)
         except BaseException:
-            self.stop()
+            for worker in self.workers:
+                if not worker.adopted:
+                    worker.stop()
+            self._nest.stop()
             raise
         return adopted
 

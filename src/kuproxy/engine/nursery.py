@@ -24,7 +24,7 @@ from kuproxy.datagrams import receive, send
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
 from kuproxy.engine.way import load_loops
-from kuproxy.engine.worker import WorkerOptions, run_worker
+from kuproxy.engine.worker import REHEARSAL, WorkerOptions, carry_out, run_worker
 
 __all__ = ["load_kernels"]
 
@@ -37,8 +37,8 @@ def load_kernels() -> None:
     engine = LocalEngine(0)
     driver = MemoryDriver([])
     load_loops(engine, driver.frame)
-    engine.resize(1, 1)
-    engine.flush()
+    for request in REHEARSAL:
+        carry_out(request, engine.tables, engine.worker)
 
 
 def _wait_for_guardian(guardian: int) -> bool:

@@ -7,16 +7,18 @@ AF_XDP the sockets are new ones, and those packets are lost.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from kuproxy.confine import privilege, seccomp
 from kuproxy.datagrams import receive, send
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane._jit import source_digest
-from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, W_KERNELS, W_PID, W_STARTS
+from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, W_KERNELS, W_PID, W_STARTS, Tables
 from kuproxy.drivers.contract import BROKEN
 from kuproxy.engine.loop import tick_now
 from kuproxy.engine.memory import SharedMemory, TablesMemory, WorkerMemory
@@ -26,7 +28,7 @@ from kuproxy.engine.way import open_way
 from kuproxy.engine.wiring import AF_PACKET, Wiring
 from kuproxy.errors import KuError
 
-__all__ = ["WorkerOptions", "run_worker"]
+__all__ = ["REHEARSAL", "WorkerOptions", "carry_out", "run_worker"]
 
 # What every worker is handed, in this order, before what its driver wants: memory, the socket that calls come by.
 _MEMORY = ("tables", "shared", "state", "flows", "call")
@@ -62,6 +64,35 @@ def kernels_word() -> int:
     return int.from_bytes(bytes.fromhex(source_digest())[:8], "little", signed=True)
 
 
+def carry_out(
+    request: dict[str, Any], tables: Tables, memory: WorkerMemory
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """One call of control's, between two vectors; returns the answer, and descriptors for it."""
+    try:
+        if request["do"] == "resize":
+            memory.resize(tables, request["log2_buckets"], int(tick_now()))
+            return {}, (memory.flows.fd,)
+        if request["do"] == "hello":
+            return {}, (memory.flows.fd,)
+        if request["do"] == "flush":
+            return {"flows": int(flow_table.flush(memory.state))}, ()
+        if request["do"] == "trace":
+            start_trace(memory.state, request["packets"])
+            return {}, ()
+    except KuError as error:
+        return {"error": str(error)}, ()
+    return {"error": f"unknown request {request['do']!r}"}, ()
+
+
+# One of each kind: carried out by the nursery, on memory of no account, they load whatever calls will ever need.
+REHEARSAL: tuple[dict[str, Any], ...] = (
+    {"do": "hello"},
+    {"do": "resize", "log2_buckets": 1},
+    {"do": "flush"},
+    {"do": "trace", "packets": 1},
+)
+
+
 class Worker:
     """One worker's process."""
 
@@ -91,24 +122,9 @@ class Worker:
             if call is None:
                 return
             request, _ = call
-            fds: tuple[int, ...] = ()
-            answer: dict[str, object] = {"id": request["id"]}
+            answer, fds = carry_out(request, self._tables, self._memory)
             try:
-                if request["do"] == "resize":
-                    self._memory.resize(self._tables, request["log2_buckets"], int(tick_now()))
-                    fds = (self._memory.flows.fd,)
-                elif request["do"] == "hello":
-                    fds = (self._memory.flows.fd,)
-                elif request["do"] == "flush":
-                    answer["flows"] = int(flow_table.flush(self._memory.state))
-                elif request["do"] == "trace":
-                    start_trace(self._memory.state, request["packets"])
-                else:
-                    answer["error"] = f"unknown request {request['do']!r}"
-            except KuError as error:
-                answer["error"] = str(error)
-            try:
-                send(self._call, answer, fds)
+                send(self._call, {"id": request["id"], **answer}, fds)
             except OSError:
                 return  # control has died; its successor will ask again
 
@@ -140,12 +156,11 @@ class Worker:
 
 def run_worker(options: WorkerOptions, fds: dict[str, int]) -> int:
     """The life of a worker; returns its exit status.  The last it says to control is why it failed."""
+    worker: Worker | None = None  # outside the block, so that its socket outlives it
     try:
-        return Worker(options, fds).run()
-    except (KuError, OSError) as error:
-        try:
-            with socket.socket(fileno=os.dup(fds["call"])) as call:
-                send(call, {"id": 0, "error": str(error)})
-        except OSError:
-            pass
+        worker = Worker(options, fds)
+        return worker.run()
+    except Exception as error:  # whatever it is, somebody should hear of it
+        with contextlib.suppress(OSError):  # written, not sent: the filter lets no socket be looked at
+            os.write(fds["call"], json.dumps({"id": 0, "error": f"{type(error).__name__}: {error}"}).encode())
         return 1

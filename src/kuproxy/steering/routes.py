@@ -40,6 +40,7 @@ class VipRoutes:
         self._mtu = 0
         for family in (4, 6):
             self._networks |= set(self._left(family))
+        self._wide |= {each for each in self._networks if each.prefixlen < each.max_prefixlen}
         self.refused: dict[Network, str] = {}  # what could not be routed, and why
 
     def _left(self, family: int) -> Iterator[Network]:

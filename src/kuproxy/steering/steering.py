@@ -81,14 +81,18 @@ class Steering:
     def start(self) -> None:
         """Create the interfaces, load and attach the programs. Nothing is steered yet.
 
-        Raises SteeringError, with nothing left behind, when a privilege or a kernel feature is missing.
+        Raises SteeringError, with nothing left behind, when a privilege or a kernel feature is missing; what a
+        predecessor has left stays as it is.
         """
         if self._started:
             raise SteeringError("steering has been started already")
         try:
             self._start()
         except BaseException:
-            self.close()
+            if self._waiting:
+                self.leave()
+            else:
+                self.close()
             raise
 
     def _start(self) -> None:
@@ -150,7 +154,8 @@ class Steering:
         self._pair.split_segments(self._targets.tunnels)
         self._ingress.take_over()
         self._egress.take_over()
-        self._routes.change(remove=self._routes.networks - self._routable(self._networks), add=())
+        routable = self._routable(self._networks)
+        self._change_routes(self._routes.networks - routable, routable - self._routes.networks)
         return self._follow_node()
 
     def leave(self) -> None:
@@ -248,8 +253,12 @@ class Steering:
             _decrement(self._node_ports, each)
 
     def _change_routes(self, remove: Iterable[Network], add: Iterable[Network]) -> None:
-        """Routes to what has come, none to what has gone; those within a wider one are not needed."""
-        add, remove = self._routable(add), set(remove)
+        """Routes to what has come, none to what has gone; those within a wider one are not needed.
+
+        A predecessor's stay until `take_over`, when it is known which are wanted: without a route back the kernel
+        takes replies in the VIP's name for forged (`fib_validate_source()`).
+        """
+        add, remove = self._routable(add), set() if self._waiting else set(remove)
         wide = {network for network in add | remove if network.prefixlen < network.max_prefixlen}
         self._routes.change(remove=(), add=wide & add)
         if wide:
@@ -258,7 +267,8 @@ class Steering:
         covered = {network for network in add if _is_within(network, covers)}
         # There is a way to each of them at any time.
         self._routes.change(remove=(), add=add - covered)
-        self._routes.change(remove=remove | covered, add=())
+        if not self._waiting:
+            self._routes.change(remove=remove | covered, add=())
 
     def _routable(self, networks: Iterable[Network]) -> set[Network]:
         """Not the node's own addresses, which the kernel delivers anyhow; and never the default route."""

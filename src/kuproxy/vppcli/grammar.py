@@ -384,7 +384,7 @@ def _table() -> tuple[Command, ...]:
             "<prefix> [protocol any|tcp|udp|sctp] [port <n>] [target_port <n>] [node_port <n>] "
             "[nat4|nat6|nat44|nat46|nat64|nat66] "
             "[encap gre4|gre6|l3dsr|ipip|ipip4|ipip6|gue|gue4|gue6|nat4|nat6] [dscp <n>] [gue_port <n>] "
-            "[new_len <n>] [masquerade] [masquerade_from pod|node|outside[,...]] [reset] [affinity <s>] "
+            "[new_len <n>] [masquerade] [masquerade_from <pod,node,outside>] [reset] [affinity <s>] "
             "[source_ranges <prefix>[,<prefix>...]] [hash flow|source] [sessions <n>] [del]",
             "add a VIP, or delete it with its pods",
             _read_vip,
