@@ -29,7 +29,7 @@ Builder = Callable[[int, int, bool], Program]  # (ku0's interface index, workers
 
 _PACKET_HOST = 0  # include/uapi/linux/if_packet.h: addressed to us, not only overheard
 _VLAN_ID = 0x0FFF
-_REDIR_NEIGH_BYTES = 20
+_REDIR_NEIGH_BYTES = 20  # ends before Flow.SOURCE_PORT
 _LOOPBACK_IFINDEX = 1  # in every network namespace
 
 
@@ -231,15 +231,17 @@ def _send_up(
 
 
 def _redirect_to_neighbour(program: Program, flow: Flow, ifindex: int) -> ir.Value:
-    """With the next hop of the packet's family, `struct bpf_redir_neigh`: family, then the address."""
-    hop = program.buffer(_REDIR_NEIGH_BYTES)
-    hop.store(0, i32(socket.AF_INET))
-    hop.store(4, i32(int.from_bytes(NEXT_HOP4.packed, "little")))
+    """With the next hop of the packet's family, `struct bpf_redir_neigh`: family, then the address.
+
+    It lies where the flow's addresses were, which nobody needs any more: the stack has no room for another buffer.
+    """
+    flow.store(0, i32(socket.AF_INET))
+    flow.store(4, i32(int.from_bytes(NEXT_HOP4.packed, "little")))
     with program.when(program.has_bits(flow.load(flow.FAMILY, i8), KeyBit.IPV6)):
-        hop.store(0, i32(socket.AF_INET6))
+        flow.store(0, i32(socket.AF_INET6))
         for offset in range(0, 16, 4):
-            hop.store(4 + offset, i32(int.from_bytes(NEXT_HOP6.packed[offset : offset + 4], "little")))
-    return program.call("redirect_neigh", i32(ifindex), hop.address(), i32(_REDIR_NEIGH_BYTES), i64(0))
+            flow.store(4 + offset, i32(int.from_bytes(NEXT_HOP6.packed[offset : offset + 4], "little")))
+    return program.call("redirect_neigh", i32(ifindex), flow.address(), i32(_REDIR_NEIGH_BYTES), i64(0))
 
 
 def _let_pass(program: Program, foreign: ir.Block) -> None:
