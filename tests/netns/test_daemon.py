@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from kuproxy.client import Client, Refusal
+from kuproxy.dataplane.layout import W_KERNELS
 from kuproxy.demo.manifest import write_manifest
 from netns.world import BULK, WEB, Kept, World, echo, state, web, world
 
@@ -259,8 +260,38 @@ def test_an_upgrade_in_place(daemon: Daemon) -> None:
     assert "timeout: 77s" in daemon.ku("show kube-proxy")
     assert daemon.log.count("left to a successor") == 1
     assert "'nonsense' is not known here" in daemon.ku("upgrade nonsense", status=2)
+
+    # Workers of another build: they say so in their memory, and make room, too.
+    before = _workers(daemon)
+    for pid in before:
+        _claim_other_kernels(pid)
+    daemon.ku("upgrade")
+    deadline = time.monotonic() + 60
+    while "runs this build's kernels now" not in daemon.log:
+        assert time.monotonic() < deadline, daemon.log
+        time.sleep(0.05)
+    assert not set(before) & set(_workers(daemon))
+    assert kept.get()[0] == name
+    [after, _] = daemon.json("show vips verbose")["vips"]
+    assert after["counters"]["first_packet"] == v4["counters"]["first_packet"]
     kept.close()
     daemon.stop()
+
+
+def _workers(daemon: Daemon) -> list[int]:
+    listed = Client(str(daemon.socket)).request("GET", "/v1/health")["processes"]
+    return [each["pid"] for each in listed if each["role"] == "worker"]
+
+
+def _claim_other_kernels(pid: int) -> None:
+    """Write into a worker's memory that it runs other kernels; the header is the first of its arrays."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        if "kuproxy-state" in os.readlink(link):
+            with link.open("r+b", buffering=0) as memory:
+                memory.seek(8 * W_KERNELS)
+                memory.write((1).to_bytes(8, "little"))
+            return
+    raise AssertionError(f"process {pid} has no memory of a worker")
 
 
 def test_the_shell_on_a_terminal(daemon: Daemon) -> None:

@@ -194,11 +194,7 @@ class LiveNode:
         return stock.take, Wiring(DriverKind.AF_XDP, gate.mode)
 
     def take_over(self) -> list[str]:
-        lines = self.steering.take_over()
-        if self.engine.outdated:
-            self.engine.renew()
-            lines.append("every worker runs this build's kernels now")
-        return lines
+        return self.steering.take_over()
 
     def steer(self, plane: Plane, marks: tuple[InterfaceMark, ...]) -> None:
         before, now, tunnels, done = self._targets.change(plane.compiler, plane.settings)

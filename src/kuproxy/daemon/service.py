@@ -168,7 +168,7 @@ class Daemon:
             tasks = [asyncio.create_task(each.serve()) for each in self._listeners]
             rest = [
                 asyncio.create_task(each())
-                for each in (self._tend, self._follow, self._reloads, *self.companions)
+                for each in (self._tend, self._follow, self._reloads, self._renew, *self.companions)
             ]
             for task in (*tasks, *rest):
                 task.add_done_callback(self._ended)
@@ -266,6 +266,13 @@ class Daemon:
             await self._thread(self._controller.tend)
             self._notifier.alive()
             await asyncio.sleep(ADOPTION_INTERVAL_S if self._controller.adopting else pause)
+
+    async def _renew(self) -> None:
+        """After an upgrade: workers of this build in the place of the former ones.  Its kernels may take minutes to
+        compile, so that nobody waits for it."""
+        if self._node.engine.outdated:
+            await asyncio.to_thread(self._node.engine.renew)
+            self._log.info("every worker runs this build's kernels now")
 
     async def _reloads(self) -> None:
         """SIGHUP: read the settings and the files again; with a fault in them, everything stays as it is."""

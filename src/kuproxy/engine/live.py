@@ -203,6 +203,12 @@ class LiveWorker:
             f"worker {self.number}: process {ended} has ended{reason}, {self.process_id} goes on in its place"
         )
 
+    def renew(self, nest: Nest) -> None:
+        """Another process in the place of the present one, which ends in order."""
+        with self._lock:
+            self.stop()
+            self.bear(nest)
+
     def _last_words(self) -> str:
         if self._call is not None:
             with contextlib.suppress(BlockingIOError, OSError):
@@ -398,13 +404,13 @@ class LiveEngine:
         return any(word != kernels_word() for word in words)
 
     def renew(self) -> None:
-        """Replace the workers' processes, one after the other, by what is on disk now; their packets wait meanwhile."""
-        self._nest.stop()
-        self._nest.start()
+        """Replace the workers' processes, one after the other, by such of this build; their packets wait meanwhile.
+
+        Waits until the kernels are loaded, or compiled.  Raises DriverError; then the former ones go on.
+        """
+        self._nest.wait()
         for worker in self.workers:
-            with worker._lock:
-                worker.stop()
-                worker.bear(self._nest)
+            worker.renew(self._nest)
         self._wake()
 
     def _wake(self) -> None:

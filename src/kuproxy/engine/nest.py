@@ -66,7 +66,7 @@ class Nest:
             return int(self._hear(BIRTH_TIMEOUT_S)["pid"])
 
     def wait(self) -> None:
-        """Until a worker can be born, in a new nursery if this one has ended.  Raises DriverError."""
+        """Until the kernels are loaded, in a new nursery if this one has ended.  Raises DriverError."""
         with self._lock:
             self._wait()
 

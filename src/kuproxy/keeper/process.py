@@ -36,7 +36,7 @@ from .wire import BEGIN_ANEW, FD_VARIABLE, REPLACE
 __all__ = ["Keeper", "become_subreaper", "main"]
 
 STOP_PATIENCE_S = 30.0
-HANG_S = 60.0  # a ready control process that says nothing for so long is killed; it speaks every second
+HANG_S = 180.0  # a ready control process that says nothing for so long is killed; it speaks every second
 BACK_OFF_S = (0.0, 0.2, 1.0, 2.0, 5.0, 10.0)  # before the next start, by deaths since it was last ready
 _PR_SET_CHILD_SUBREAPER = 36
 _FORWARDED = {signal.SIGHUP: signal.SIGHUP, signal.SIGUSR2: signal.SIGUSR2}
@@ -55,7 +55,7 @@ class Keeper:
         self._control: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._manager = ServiceManager()
-        self._ever_ready = False
+        self._ever_ready = self._ready = False  # some control process; the present one
         self._deaths = 0
         self._heard_at = self._due_at = self._stop_by = 0.0
         self._stopping = False
@@ -97,6 +97,7 @@ class Keeper:
         theirs.close()
         self._connection = ours
         self._heard_at = time.monotonic()
+        self._ready = False
         self._due_at = 0.0
 
     def _hear(self) -> None:
@@ -122,7 +123,8 @@ class Keeper:
             if "READY=1" in message["notify"]:
                 if not self._ever_ready:  # what comes after us only takes over: docs/privileges.md
                     privilege.keep_only(*privilege.AFTER_START, *self._to_lock_memory())
-                self._ever_ready, self._deaths = True, 0
+                self._ever_ready = self._ready = True
+                self._deaths = 0
             self._manager.send(message["notify"])
 
     def _to_lock_memory(self) -> tuple[privilege.Capability, ...]:
@@ -185,7 +187,7 @@ class Keeper:
             _log(f"control does not end within {STOP_PATIENCE_S:g} s: killed")
             self._control.kill()
             self._stop_by = now + STOP_PATIENCE_S
-        elif self._ever_ready and not self._stopping and now - self._heard_at > HANG_S:
+        elif self._ready and not self._stopping and now - self._heard_at > HANG_S:
             _log(f"control has said nothing for {HANG_S:g} s: killed; forwarding goes on")
             self._control.kill()
             self._heard_at = now
