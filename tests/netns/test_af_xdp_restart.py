@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from kuproxy.confine.privilege import held
 from netns.many_connections import Load
 from netns.test_daemon import Daemon
 from netns.test_hot_restart import assert_unbroken, during, kill, loaded, processes, replaced
+from netns.test_privileges import KEPT
+from netns.world import state
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(280)]
 
@@ -32,6 +35,15 @@ def stock(daemon: Daemon) -> int:
     return sum(inode not in unix for inode in inodes) - 1
 
 
+def assert_little_is_held(daemon: Daemon) -> None:
+    """Workers hold nothing, the others what af_packet takes, and what it takes to lock memory for the next worker."""
+    found = processes(daemon)
+    for process_id in found["worker"]:
+        assert not held(process_id).permitted and held(process_id).filtered
+    for process_id in found["control"] + found["keeper"]:
+        assert held(process_id).permitted - KEPT <= {"CAP_IPC_LOCK"}
+
+
 def check(load: Load, daemon: Daemon, role: str, mode: str) -> None:
     """`kill -9` of one, and everything goes on as it was."""
     assert_unbroken(during(load, lambda: replaced(daemon, role, kill)), CONNECTIONS)
@@ -48,6 +60,7 @@ def test_connections_outlive_every_process(mode: str) -> None:
         for role, left in (("worker", 63), ("control", 63), ("worker", 62), ("worker", 61)):
             check(load, daemon, role, mode)
             assert stock(daemon) == left
+            assert_little_is_held(daemon)
         assert "cannot work" not in daemon.log
         upgraded = during(load, lambda: replaced(daemon, "control", lambda _: print(daemon.ku("upgrade"))))
         assert_unbroken(upgraded, CONNECTIONS)
@@ -78,4 +91,6 @@ def test_when_the_stock_is_used_up_all_begins_anew() -> None:
                 break
         assert daemon.process.wait(WITHIN_S) == 1, signal.strsignal(-daemon.process.returncode)
         assert "no AF_XDP socket is left for another worker" in daemon.log
-        assert "ku0" not in daemon.made.node.sh("ip -o link")
+        while any("ku0" in line for line in state(daemon.made.node)):  # the kernel does it in the background
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
