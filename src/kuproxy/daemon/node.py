@@ -124,9 +124,7 @@ class LiveNode:
             self._vault.drop_all()
             return workers
         if not is_left(self._vault):
-            raise HandoverError(
-                f"the interface {KU0} is gone, and with it what the workers were connected to"
-            )
+            raise HandoverError(f"the interface {KU0} is gone, and with it what the workers were connected to")
         if left["workers"] != workers:
             self.notes.append(f"{left['workers']} workers go on; {workers} need a restart of the keeper")
         self._inherit_driver()

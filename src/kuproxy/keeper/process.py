@@ -235,9 +235,8 @@ def main() -> int:
     """Entry point; the arguments are the module that is control's program, and what it is told."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with contextlib.suppress(
-        ValueError, OSError
-    ):  # for the packet memory of AF_XDP, in all who come after us
+    # For the packet memory of AF_XDP, in all who come after us.
+    with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     become_subreaper()
     return Keeper([sys.executable, "-m", *sys.argv[1:]]).run()

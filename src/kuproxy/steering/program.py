@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import NamedTuple
 
 from llvmlite import ir
 
@@ -40,6 +41,7 @@ def steer(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> P
     such programs from seeing it (`skb_is_redirected()` in `netif_receive_generic_xdp()`), so packets go by way of
     ku1's entry in the neighbour table, which sets their MAC addresses. See also `choose_worker`.
     """
+    way = _Way(tunnel_ifindex, workers, generic_xdp)
     program = Program("ku_steer")
     foreign = program.label("foreign")
     _leave_to_others(program, foreign)
@@ -53,20 +55,9 @@ def steer(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> P
     program.go(foreign)
 
     program.at(forward)
-    _send_up(
-        program, Count.FORWARD, flow, flow.SOURCE, flow.SOURCE_PORT, tunnel_ifindex, workers, generic_xdp
-    )
+    _send_up(program, Count.FORWARD, flow, flow.SOURCE, flow.SOURCE_PORT, way)
     program.at(back)
-    _send_up(
-        program,
-        Count.RETURN,
-        flow,
-        flow.DESTINATION,
-        flow.DESTINATION_PORT,
-        tunnel_ifindex,
-        workers,
-        generic_xdp,
-    )
+    _send_up(program, Count.RETURN, flow, flow.DESTINATION, flow.DESTINATION_PORT, way)
     _let_pass(program, foreign)
     return program
 
@@ -79,6 +70,7 @@ def reply(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> P
     errors about packets to pods (the link to the pod is too narrow for one, or the pod is gone) come up always: a
     client does not know the packet that they embed.
     """
+    way = _Way(tunnel_ifindex, workers, generic_xdp)
     program = Program("ku_reply")
     foreign = program.label("foreign")
     program.require(program.equal(program.context("ingress_ifindex"), 0), otherwise=foreign)
@@ -94,16 +86,7 @@ def reply(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> P
     program.go(foreign)
 
     program.at(back)
-    _send_up(
-        program,
-        Count.RETURN,
-        flow,
-        flow.DESTINATION,
-        flow.DESTINATION_PORT,
-        tunnel_ifindex,
-        workers,
-        generic_xdp,
-    )
+    _send_up(program, Count.RETURN, flow, flow.DESTINATION, flow.DESTINATION_PORT, way)
     program.at(foreign)
     program.leave(Verdict.NEXT)
     return program
@@ -209,24 +192,23 @@ def _require_mark(
         program.require(program.nonzero(program.build.and_(marks, wanted)), otherwise=foreign)
 
 
-def _send_up(
-    program: Program,
-    count: Count,
-    flow: Flow,
-    address: int,
-    port: int,
-    ifindex: int,
-    workers: int,
-    generic_xdp: bool,
-) -> None:
+class _Way(NamedTuple):
+    """How packets come up: what a Builder is told."""
+
+    ifindex: int
+    workers: int
+    generic_xdp: bool
+
+
+def _send_up(program: Program, count: Count, flow: Flow, address: int, port: int, way: _Way) -> None:
     """Redirect to the egress of ku0. `address` and `port` are where the flow holds the client's."""
     _count(program, count)
-    if workers > 1:
-        choose_worker(program, flow, address, port, workers, generic_xdp)
-    if generic_xdp:
-        verdict = _redirect_to_neighbour(program, flow, ifindex)
+    if way.workers > 1:
+        choose_worker(program, flow, address, port, way.workers, way.generic_xdp)
+    if way.generic_xdp:
+        verdict = _redirect_to_neighbour(program, flow, way.ifindex)
     else:
-        verdict = program.call("redirect", i32(ifindex), i64(0))
+        verdict = program.call("redirect", i32(way.ifindex), i64(0))
     program.leave(program.build.trunc(verdict, i32))
 
 
