@@ -69,7 +69,7 @@ class ConflictError(ConfigError):
 
 
 class HandoverError(KuError):
-    """What a former control process has left cannot be used."""
+    """What a former control process has left, or the start has provided, cannot be used: all must begin anew."""
 
 
 class PrivilegeError(KuError):

@@ -54,6 +54,7 @@ class Plane:
         # Flows that ended because their pod stopped serving, as far as they were counted by then.
         self.ended_flows: dict[Family, int] = dict.fromkeys(Family, 0)
         self._own_addresses: tuple[Address, ...] = ()
+        self.driver = ""  # what carries live traffic, for `show`
 
     @property
     def settings(self) -> Settings:
@@ -212,6 +213,7 @@ class Plane:
                 )
             ],
             interfaces=self._marks,
+            driver=self.driver,
             trace=build_trace(self.compiler, trace_rows(self.engine.states)),
         )
 

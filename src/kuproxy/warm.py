@@ -7,15 +7,11 @@ the first live worker.
 import sys
 import time
 
-import numpy as np
-
 from kuproxy.codes import Protocol, VipType
 from kuproxy.dataplane._jit import COMPILED, cache_directory
-from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, T_COMMAND
-from kuproxy.drivers.af_packet import make_ring
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
-from kuproxy.engine.loop import forward_af_packet
+from kuproxy.engine.way import load_loops
 from kuproxy.model.config import Config
 from kuproxy.model.vip import Pod, Vip, VipKey, parse_address, parse_prefix
 from kuproxy.plane import Plane
@@ -38,10 +34,7 @@ def warm() -> None:
     engine.flush()
     plane.apply(Config())
     if COMPILED:
-        # A worker that finds its command word at STOP returns at once, compiled and cached.
-        ring = make_ring(np.zeros(1, np.int64), 2048, -1, -1, 0, bytes(12))
-        engine.tables.header[T_COMMAND] = COMMAND_STOP
-        forward_af_packet(driver.frame, engine.tables, engine.state, ring, 0, COMMAND_RUN)
+        load_loops(engine, driver.frame)
 
 
 def main() -> int:

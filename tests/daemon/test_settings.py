@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from kuproxy.client import DEFAULT_SOCKET as CLIENT_SOCKET
+from kuproxy.daemon.driver import DriverChoice
 from kuproxy.daemon.notify import Notifier
 from kuproxy.daemon.settings import DEFAULT_SOCKET, DaemonSettings, Metrics, Web, group_id, load_settings
-from kuproxy.errors import ConfigError
+from kuproxy.engine.wiring import DriverKind
+from kuproxy.errors import ConfigError, PrivilegeError
 from kuproxy.keeper.vault import Vault
 
 
@@ -40,6 +42,9 @@ def test_defaults_and_relative_files(tmp_path: Path) -> None:
         ("interfaces = 'eth0'", "interfaces: Expected `array`, got `str`"),
         ("[metrics]\nport = 0", "metrics.port: Expected `int` >= 1"),
         ("[api]\nmode = '0999'", "api.mode: Expected `str` matching regex"),
+        ("[driver]\nkind = 'dpdk'", "driver.kind: Invalid enum value 'dpdk'"),
+        ("[driver]\nmode = 'fast'", "driver.mode: Invalid enum value 'fast'"),
+        ("[driver]\nname = 'af_xdp'", "driver.name: is not known here; possible: kind, mode"),
         ("log_format = 'xml'", "log_format: Invalid enum value 'xml'"),
         ("[tcp]\naddress = '::1'\nport = 1", "tcp: everybody could change everything; give token_file"),
         (
@@ -54,6 +59,37 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
         load(tmp_path, text)
     assert said in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "kuproxy.toml"))
+
+
+def test_the_driver_is_af_packet_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = load(tmp_path, '[driver]\nkind = "af_xdp"\nmode = "generic"\n').driver
+    assert (chosen.resolved(), chosen.mode) == (DriverKind.AF_XDP, "generic")
+    opened: list[int] = []
+
+    class Socket:
+        def __init__(self, family: int, *_: int) -> None:
+            opened.append(family)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    assert DriverChoice().resolved() is DriverKind.AF_PACKET
+    assert opened == [socket.AF_PACKET]
+
+    def unknown(*_: int) -> None:
+        raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setattr(socket, "socket", unknown)
+    assert DriverChoice().resolved() is DriverKind.AF_XDP, "a kernel without packet sockets"
+
+    def forbidden(*_: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(socket, "socket", forbidden)
+    with pytest.raises(PrivilegeError, match="CAP_NET_RAW"):
+        DriverChoice().resolved()
 
 
 def test_a_group_that_does_not_exist() -> None:

@@ -94,8 +94,8 @@ class CaptureNgRig(CaptureRig):
     suffix = ".pcapng"
 
 
-class AfPacketRig(Rig):
-    may_batch = 400
+class LiveRig(Rig):
+    """A driver at near0, a plain packet socket at far0."""
 
     def __init__(self, directory: Path):
         self.stack = contextlib.ExitStack()
@@ -103,13 +103,16 @@ class AfPacketRig(Rig):
             (self.namespace,) = self.stack.enter_context(netns.namespaces("a"))
             near, far = self.stack.enter_context(netns.veth(self.namespace))
             with netns.inside(self.namespace):
-                self.driver = driver_class("af_packet")(near)
+                self.driver = self.open(near)
             self.stack.callback(self.driver.close)
             self.peer = netns.Peer(self.namespace, far)
             self.stack.callback(self.peer.close)
         except BaseException:
             self.stack.close()
             raise
+
+    def open(self, interface: str) -> Any:
+        raise NotImplementedError
 
     def put(self, packets: list[bytes]) -> None:
         for packet in packets:
@@ -125,11 +128,39 @@ class AfPacketRig(Rig):
         self.stack.close()
 
 
+class AfPacketRig(LiveRig):
+    may_batch = 400
+
+    def open(self, interface: str) -> Any:
+        return driver_class("af_packet")(interface)
+
+
+class AfXdpNativeRig(LiveRig):
+    may_batch = 250  # veth's own ring between its ends has 256 places
+    mode = "native"
+
+    def open(self, interface: str) -> Any:
+        from kuproxy.drivers.af_xdp import XdpMode
+        from kuproxy.steering.xdp import Where, XdpGate
+
+        gate = XdpGate(interface, 1, Where(self.mode))
+        self.stack.callback(gate.close)
+        return driver_class("af_xdp")(
+            interface, mode=XdpMode(self.mode), whole=True, register=lambda fd: gate.register(0, fd)
+        )
+
+
+class AfXdpGenericRig(AfXdpNativeRig):
+    mode = "generic"
+
+
 # A driver may have several; a driver without one fails the completeness test.
 RIGS: dict[str, tuple[str, type[Rig]]] = {
     "memory": ("memory", MemoryRig),
     "pcap": ("capture", CaptureRig),
     "pcapng": ("capture", CaptureNgRig),
     "af_packet": ("af_packet", AfPacketRig),
+    "af_xdp-native": ("af_xdp", AfXdpNativeRig),
+    "af_xdp-generic": ("af_xdp", AfXdpGenericRig),
 }
 assert {driver for driver, _ in RIGS.values()} <= set(DRIVERS)

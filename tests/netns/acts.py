@@ -11,6 +11,7 @@ import ctypes
 import errno
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -25,7 +26,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 from forked import forked
 from kuproxy.confine.privilege import Capability, keep_only
 from kuproxy.daemon.api.auth import peer_of
-from kuproxy.drivers._packet_socket import PacketSockets, open_sockets, ring_shape
+from kuproxy.drivers import _packet_socket
+from kuproxy.drivers._packet_socket import PacketSockets, ring_shape
+from kuproxy.drivers._xdp_socket import XdpMode, XdpSocket, open_socket, open_sockets
+from kuproxy.drivers._xdp_umem import CHUNKS, SLOTS
 from kuproxy.engine.memory import WorkerMemory
 from kuproxy.errors import KuError, PrivilegeError
 from kuproxy.keeper.vault import Vault
@@ -35,6 +39,7 @@ from kuproxy.steering.links import KU0, KU1, VethPair
 from kuproxy.steering.maps import SteeringMaps
 from kuproxy.steering.namespace import PrivateNamespace
 from kuproxy.steering.node import NodeWatch
+from kuproxy.steering.xdp import Where, XdpGate
 
 _CLONE_NEWNET = 0x40000000
 _BPF_LINK_UPDATE = 29  # include/uapi/linux/bpf.h, enum bpf_cmd
@@ -54,6 +59,28 @@ def _programs(workers: int = 2) -> list[LoadedProgram]:
     loaded = [program.drop().load(), *(each(1, workers).load(maps.by_name()) for each in builders)]
     _kept.extend((maps, loaded))
     return loaded
+
+
+def attach_xdp() -> Act:
+    return lambda: _kept.append(XdpGate("lo", 1, Where.GENERIC))
+
+
+def open_xdp_socket() -> Act:
+    return lambda: open_socket("lo")
+
+
+def use_xdp_socket() -> Act:
+    """What a worker does with one that it is handed, where locked memory has its usual limit."""
+    sockets = open_sockets("lo")
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 << 20, 8 << 20))
+    return lambda: XdpSocket("lo", 0, XdpMode.GENERIC, CHUNKS, SLOTS, True, sockets)
+
+
+def register_xdp_socket() -> Act:
+    gate = XdpGate("lo", 1, Where.GENERIC)
+    bound = XdpSocket("lo", 0, XdpMode.GENERIC, 512, 1, True)
+    _kept.extend((gate, bound))
+    return lambda: gate.register(0, bound.fd)
 
 
 def create_maps() -> Act:
@@ -134,7 +161,7 @@ def follow_events() -> Act:
 
 def _packet_sockets(interface: str) -> PacketSockets:
     shape = ring_shape(64, 4096)
-    return PacketSockets(*open_sockets(interface, shape, None), shape)
+    return PacketSockets(*_packet_socket.open_sockets(interface, shape, None), shape)
 
 
 def open_packet_sockets() -> Act:
@@ -280,6 +307,10 @@ ACTS: dict[str, Callable[[], Act]] = {
     "read a worker's memory figures": look_at_worker,
     "write the state file": write_own_file,
     "read another user's private file": read_others_file,
+    "attach the XDP program, with its map of sockets": attach_xdp,
+    "open an AF_XDP socket": open_xdp_socket,
+    "lock packet memory for an open AF_XDP socket": use_xdp_socket,
+    "put an AF_XDP socket into the open map": register_xdp_socket,
     "reduce the bounding set": bounding_set,
 }
 

@@ -46,16 +46,22 @@ def processes(daemon: Daemon) -> dict[str, list[int]]:
 
 
 @contextmanager
-def loaded(connections: int) -> Iterator[tuple[Daemon, Load]]:
-    """A daemon that forwards so many connections, quietly so far."""
+def loaded(connections: int, settings: str = "", stopped: bool = False) -> Iterator[tuple[Daemon, Load]]:
+    """A daemon with these settings more that forwards so many connections, quietly so far.
+
+    `stopped`: it will have ended by itself.
+    """
     with world() as made:
         daemon = Daemon(made)
+        with daemon.settings.open("a") as file:
+            file.write(settings)
         try:
             daemon.start()
             daemon.script("\n".join(vip_script(made)))
             with many_connections(made, connections) as load:
                 yield daemon, load
-            daemon.stop()
+            if not stopped:
+                daemon.stop()
         finally:
             daemon.notified.close()
 

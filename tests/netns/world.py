@@ -60,6 +60,7 @@ class World:
         self.client, self.node, self.pods = network.client, network.node, network.pods
         self.endpoints = start_pods(network)
         self.plane: DataPlane
+        self.leaves_partial = True  # whether the driver may hand on packets with partial checksums
 
     def documents(self, names: Sequence[str] = ("pod1", "pod2", "pod3")) -> list[dict[str, Any]]:
         """The Services, with these pods behind `web`."""
@@ -70,10 +71,10 @@ class World:
             *service("none", NONE, (HTTP._replace(node_port=0), ECHO._replace(node_port=0)), ()),
         ]
 
-    def start(self) -> None:
-        """`ku run`; returns when it forwards."""
+    def start(self, *options: str) -> None:
+        """`ku run` with these options; returns when it forwards."""
         _warm()
-        self.plane = DataPlane(self.node, self.directory, self.documents())
+        self.plane = DataPlane(self.node, self.directory, self.documents(), options)
         self.plane.wait_for("forwarding")
 
     def serve(self, names: Sequence[str]) -> None:

@@ -209,3 +209,11 @@ def test_json_has_the_same_and_is_json() -> None:
             "to_pod_bytes": 0, "from_pod_packets": 0, "from_pod_bytes": 0, "evicted": 0,
         },
     }
+
+
+def test_general_names_the_driver_where_traffic_is_live() -> None:
+    general = Show(ShowKind.GENERAL)
+    assert "driver" not in render(Report(), general)
+    report = Report(driver="af_xdp, native mode")
+    assert " driver: af_xdp, native mode\n" in render(report, general)
+    assert to_json(report)["driver"] == "af_xdp, native mode"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "holders_of_more",
     "keep_none",
     "keep_only",
+    "to_lock_memory",
 ]
 
 
@@ -196,6 +198,12 @@ def keep_only(*keep: Capability, pass_on: bool = False) -> None:
     if pass_on:
         for each in wanted:
             _call(f"{_name(each)} in the ambient set", _PR_CAP_AMBIENT, _AMBIENT_RAISE, each)
+
+
+def to_lock_memory() -> tuple[Capability, ...]:
+    """What it takes to have packet memory of AF_XDP locked: nothing where RLIMIT_MEMLOCK sets no limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return () if limit == resource.RLIM_INFINITY else (Capability.IPC_LOCK,)
 
 
 def keep_none() -> None:

@@ -89,6 +89,7 @@ def build_report(
     workers: Iterable[WorkerReport],
     interfaces: Iterable[InterfaceMark] = (),
     trace: Iterable[TracedPacket] = (),
+    driver: str = "",
 ) -> Report:
     """`counters` is uint64[nodes, reasons]; `vip_counters` gives uint64[8] in the order of VipCounter, `pod_counters`
     gives uint64[8] of a pod index in the order of PodCounter.
@@ -108,5 +109,11 @@ def build_report(
             )
         )
     return Report(
-        settings, tuple(vips), tuple(_nodes(counters)), tuple(workers), tuple(interfaces), tuple(trace)
+        settings,
+        tuple(vips),
+        tuple(_nodes(counters)),
+        tuple(workers),
+        tuple(interfaces),
+        tuple(trace),
+        driver=driver,
     )

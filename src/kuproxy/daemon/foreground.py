@@ -17,6 +17,7 @@ import click
 from kuproxy.codes import Outcome
 from kuproxy.confine import privilege
 from kuproxy.daemon.control import Controller
+from kuproxy.daemon.driver import DEFAULT_DRIVER, KINDS, MODES, DriverChoice, Kind, Mode
 from kuproxy.daemon.log import make_log
 from kuproxy.daemon.node import LiveNode
 from kuproxy.errors import KuError
@@ -32,11 +33,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 class Foreground:
     """One run, from start to stop."""
 
-    def __init__(self, paths: tuple[Path, ...], interfaces: tuple[str, ...], report: Path | None):
+    def __init__(
+        self, paths: tuple[Path, ...], interfaces: tuple[str, ...], report: Path | None, driver: DriverChoice
+    ):
         self._report_path = report
         self._log = make_log()
         self._config = load_config(paths)
-        self._node = LiveNode(self._config.settings.buckets.bit_length() - 1, interfaces)
+        self._node = LiveNode(self._config.settings.buckets.bit_length() - 1, interfaces, driver=driver)
         self._node.engine.on_replaced = lambda line: self._log.warning("worker", text=line)
         self._controller = Controller(self._node, paths, self._log)
         self._plane = self._controller.plane
@@ -49,13 +52,14 @@ class Foreground:
             for note in self._config.notes:
                 self._log.info("config", text=str(note))
             self._controller.start(self._config)
-            privilege.keep_only(*privilege.AFTER_START)
+            privilege.keep_only(*self._node.capabilities)
             self._node.engine.watch()
             for line in self._node.steering.warnings:
                 self._log.warning("node", text=line)
             self._log.info(
                 "forwarding",
                 interfaces=",".join(self._node.steering.attached),
+                driver=self._node.driver,
                 vips=len(self._plane.store),
                 worker=self._node.engine.workers[0].process_id,
             )
@@ -140,7 +144,23 @@ class Foreground:
     type=click.Path(path_type=Path),
     help="Write counters and VIPs there as JSON, at SIGUSR1 and at the end.",
 )
-def foreground(configs: tuple[Path, ...], interfaces: tuple[str, ...], report: Path | None) -> None:
+@click.option(
+    "--driver",
+    type=click.Choice(KINDS),
+    default=DEFAULT_DRIVER.kind,
+    show_default=True,
+    help="How packets come to the worker.",
+)
+@click.option(
+    "--xdp-mode",
+    type=click.Choice(MODES),
+    default=DEFAULT_DRIVER.mode,
+    show_default=True,
+    help="Where the program of the driver af_xdp runs.",
+)
+def foreground(
+    configs: tuple[Path, ...], interfaces: tuple[str, ...], report: Path | None, driver: Kind, xdp_mode: Mode
+) -> None:
     """Forward live traffic in this network namespace until interrupted.
 
     Traffic for the configured VIPs and node ports, and the replies of their pods, is steered to kuproxy on every
@@ -152,7 +172,7 @@ def foreground(configs: tuple[Path, ...], interfaces: tuple[str, ...], report: P
     ku run --config services.yaml
     ku run --config services.ku --interface eth0 --interface eth1
     """
-    Foreground(configs, interfaces, report).run()
+    Foreground(configs, interfaces, report, DriverChoice(kind=driver, mode=xdp_mode)).run()
 
 
 if __name__ == "__main__":

@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kuproxy.codes import InterfaceFlag
+from kuproxy.confine.lifetime import allow_locked_memory
+from kuproxy.confine.privilege import AFTER_START, Capability, to_lock_memory
+from kuproxy.daemon.driver import DEFAULT_DRIVER, DriverChoice
 from kuproxy.daemon.targets import TargetBook, steering_marks
+from kuproxy.daemon.xdp_sockets import XdpSockets
 from kuproxy.drivers.af_packet import open_for_worker
 from kuproxy.engine import handover
 from kuproxy.engine.contract import Engine
 from kuproxy.engine.live import Attachment, LiveEngine
+from kuproxy.engine.wiring import AF_PACKET, DriverKind, Wiring
 from kuproxy.errors import HandoverError
 from kuproxy.keeper.vault import Vault
 from kuproxy.model.config import InterfaceMark
@@ -24,6 +28,7 @@ from kuproxy.plane import Plane
 from kuproxy.steering.links import KU0, KU0_MAC, KU1, KU1_MAC, is_left
 from kuproxy.steering.steering import Steering
 from kuproxy.steering.targets import Targets
+from kuproxy.steering.xdp import Where, left_mode
 
 __all__ = ["Forwarder", "LiveNode"]
 
@@ -71,6 +76,11 @@ class Forwarder(Protocol):
         """Leave the node as it was."""
 
 
+def _words(kind: DriverKind, mode: Where) -> str:
+    """A driver for the log, and for `show`."""
+    return str(kind) if kind is DriverKind.AF_PACKET else f"{kind}, {mode} mode"
+
+
 def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
@@ -85,6 +95,7 @@ class LiveNode:
         workers: int = 1,
         vault: Vault | None = None,
         filtered: bool = True,
+        driver: DriverChoice = DEFAULT_DRIVER,
     ) -> None:
         """With what a predecessor has left in the vault; `notes` say what became of it. Raises HandoverError.
 
@@ -93,12 +104,17 @@ class LiveNode:
         self._filtered = filtered
         self._vault = vault if vault is not None else Vault()
         self.notes: list[str] = []
+        self._kind, self._where = driver.resolved(), Where(driver.mode)
+        self._xdp_sockets: XdpSockets | None = None
         self._marks: tuple[InterfaceMark, ...] = ()
         self._node_port_networks: frozenset[Prefix] | None = None
         workers = self._inherit(workers)
-        self.engine = LiveEngine(log2_buckets, workers, self._vault)
+        on_xdp = self._kind is DriverKind.AF_XDP
+        self.engine = LiveEngine(log2_buckets, workers, self._vault, locking=on_xdp)
         handover.leave_description(self._vault, workers)
-        self.steering = Steering(workers, tuple(interfaces) or None, self._vault)
+        self.steering = Steering(
+            workers, tuple(interfaces) or None, self._vault, self._where if on_xdp else None
+        )
         self._targets = TargetBook()
         self._general: Targets | None = None  # what does not depend on single VIPs
 
@@ -112,6 +128,7 @@ class LiveNode:
             raise HandoverError(f"the interface {KU0} is gone, and with it what the workers were connected to")
         if left["workers"] != workers:
             self.notes.append(f"{left['workers']} workers go on; {workers} need a restart of the keeper")
+        self._inherit_driver()
         if not handover.same_layout(left):
             lost = handover.losses(left, handover.describe(left["workers"]))
             self.notes.append(
@@ -120,24 +137,60 @@ class LiveNode:
             handover.migrate(left, self._vault)
         return int(left["workers"])
 
+    def _inherit_driver(self) -> None:
+        """Workers go on as they are connected."""
+        asked = (self._kind, self._where)
+        mode = left_mode(self._vault)
+        self._kind, self._where = (
+            (DriverKind.AF_PACKET, self._where) if mode is None else (DriverKind.AF_XDP, mode)
+        )
+        same_mode = self._kind is DriverKind.AF_PACKET or asked[1] in (Where.AUTO, self._where)
+        if asked[0] is not self._kind or not same_mode:
+            self.notes.append(
+                f"{_words(self._kind, self._where)} goes on; {_words(*asked)} needs a restart of the keeper"
+            )
+
+    @property
+    def capabilities(self) -> tuple[Capability, ...]:
+        """What is needed to go on, once started."""
+        locking = to_lock_memory() if self._kind is DriverKind.AF_XDP else ()
+        return (*AFTER_START, *locking)
+
+    @property
+    def driver(self) -> str:
+        """What carries the packets, in words; once started."""
+        gate = self.steering.gate
+        return _words(self._kind, gate.mode if gate is not None else Where.AUTO)
+
     def start(self, plane: Plane) -> None:
         plane.compiler.set_interface(STEERED, int(InterfaceFlag.NAT4_IN | InterfaceFlag.NAT6_IN))
         self.steering.start()
         count = len(self.engine.workers)
-        here = [
-            Attachment(
-                KU1, _mac(KU0_MAC), _mac(KU1_MAC), self._socket_opener(count > 1), filtered=self._filtered
-            )
-            for _ in range(count)
-        ]
-        adopted = self.engine.start(here)
+        here = Attachment(KU1, _mac(KU0_MAC), _mac(KU1_MAC), *self._wiring(count), filtered=self._filtered)
+        adopted = self.engine.start([here] * count)
+        plane.driver = self.driver
         if adopted:
             self.notes.append(f"{adopted} of {count} workers were running, and go on")
 
-    def _socket_opener(self, shared: bool) -> Callable[[], tuple[socket.socket, socket.socket]]:
-        """Opens the sockets of the next worker: PACKET_FANOUT_QM counts them in the order of their opening."""
-        fanout = _FANOUT if shared else None
-        return lambda: self.steering.namespace.run(lambda: open_for_worker(KU1, fanout))
+    def _wiring(self, workers: int) -> tuple[Callable[[], dict[str, int]], Wiring]:
+        """How a worker's sockets are opened, and which driver uses them."""
+        namespace, gate = self.steering.namespace, self.steering.gate
+        if gate is None:
+            # PACKET_FANOUT_QM counts workers in the order in which their sockets are opened.
+            fanout = _FANOUT if workers > 1 else None
+
+            def open_packet_sockets() -> dict[str, int]:
+                rx, tx = namespace.run(lambda: open_for_worker(KU1, fanout))
+                return {"rx": rx.detach(), "tx": tx.detach()}
+
+            return open_packet_sockets, AF_PACKET
+        allow_locked_memory()
+        if XdpSockets.are_left(self._vault):
+            stock = XdpSockets.adopt(gate.map_fd, self._vault)
+        else:
+            stock = namespace.run(lambda: XdpSockets.fill(KU1, workers, gate.map_fd, self._vault))
+        self._xdp_sockets = stock
+        return stock.take, Wiring(DriverKind.AF_XDP, gate.mode)
 
     def take_over(self) -> list[str]:
         return self.steering.take_over()
@@ -195,3 +248,5 @@ class LiveNode:
     def stop(self) -> None:
         self.steering.close()
         self.engine.stop()
+        if self._xdp_sockets is not None:
+            self._xdp_sockets.close()

@@ -41,7 +41,10 @@ ADOPTION_INTERVAL_S = 0.02  # an idle worker looks up every 50 ms
 _ANSWER_S = 0.05
 _DEFAULT_CONFIG = Path("/etc/kuproxy/kuproxy.toml")
 # What a running daemon cannot change: a reload that asks for it says so, and the rest is applied.
-_FIXED = ("state_directory", "interfaces", "workers", "log_format", "worker_filter", "api", "tcp", "metrics", "web")
+_FIXED = (
+    *("state_directory", "interfaces", "workers", "log_format", "worker_filter"),
+    *("api", "tcp", "metrics", "web", "driver"),
+)
 
 
 def _token(path: str) -> bytes:
@@ -84,6 +87,7 @@ class Daemon:
             settings.worker_count(),
             self._vault,
             filtered=settings.worker_filter,
+            driver=settings.driver,
         )
         self._node.engine.on_replaced = lambda line: log.warning("worker", text=line)
         self._controller = Controller(self._node, settings.paths(), log, self._state_file)
@@ -157,7 +161,7 @@ class Daemon:
             self._listen()
             await self._thread(self._start)
             self._drop_privileges()  # of this thread; `_start` has done it for the control thread
-            for thread in privilege.holders_of_more(privilege.AFTER_START):
+            for thread in privilege.holders_of_more(self._node.capabilities):
                 self._log.warning("privileges", text=f"thread {thread} has kept more than it should")
             tasks = [asyncio.create_task(each.serve()) for each in self._listeners]
             rest = [
@@ -224,6 +228,7 @@ class Daemon:
         self._log.info(
             "forwarding",
             interfaces=",".join(self._node.steering.attached),
+            driver=self._node.driver,
             vips=len(self._controller.plane.store),
             workers=len(self._node.engine.workers),
             socket=str(self._socket_path),
@@ -234,7 +239,7 @@ class Daemon:
 
     def _drop_privileges(self) -> None:
         """What was needed to begin is not needed to go on: docs/privileges.md."""
-        privilege.keep_only(*privilege.AFTER_START)
+        privilege.keep_only(*self._node.capabilities)
 
     async def _follow(self) -> None:
         """Take in the node's events, as they come."""

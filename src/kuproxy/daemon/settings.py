@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from kuproxy.daemon.driver import DriverChoice
 from kuproxy.daemon.log import LogFormat
 from kuproxy.errors import ConfigError, Problem
 
@@ -61,6 +62,10 @@ class Web(_Table, frozen=True):
     names: list[str] = []  # under which browsers reach it, beside addresses and localhost
 
 
+class Driver(DriverChoice, _Table, frozen=True):
+    """`[driver]`: how packets come to the workers."""
+
+
 class DaemonSettings(_Table, frozen=True):
     """The whole file."""
 
@@ -74,6 +79,7 @@ class DaemonSettings(_Table, frozen=True):
     tcp: Tcp | None = None
     metrics: Metrics | None = None
     web: Web | None = None
+    driver: Driver = Driver()
 
     def worker_count(self) -> int:
         return self.workers or min(64, len(os.sched_getaffinity(0)))
@@ -121,7 +127,13 @@ def load_settings(path: Path | None) -> DaemonSettings:
     return msgspec.structs.replace(settings, files=[str(here / name) for name in settings.files])
 
 
-_TABLES: dict[str, type[_Table]] = {"api": Api, "tcp": Tcp, "metrics": Metrics, "web": Web}
+_TABLES: dict[str, type[_Table]] = {
+    "api": Api,
+    "tcp": Tcp,
+    "metrics": Metrics,
+    "web": Web,
+    "driver": Driver,
+}
 
 
 def _unknown(content: dict[str, Any], kind: type[_Table], prefix: str) -> list[Problem]:

@@ -29,8 +29,10 @@ Documents = Sequence[dict[str, Any]]
 class DataPlane:
     """One run, configured by Kubernetes objects that `change` replaces."""
 
-    def __init__(self, node: Host, directory: Path, documents: Documents) -> None:
-        """Start it; `wait_for("forwarding")` waits until it is at work."""
+    def __init__(
+        self, node: Host, directory: Path, documents: Documents, options: Sequence[str] = ()
+    ) -> None:
+        """Start it; `wait_for("forwarding")` waits until it is at work. `options` are more of `ku run`'s."""
         self.config, settings = directory / "services.yaml", directory / "settings.ku"
         self._report, self._log = directory / "report.json", directory / "ku-run.log"
         write_manifest(self.config, documents)
@@ -38,7 +40,7 @@ class DataPlane:
         files = ("--config", str(self.config), "--config", str(settings), "--report", str(self._report))
         with self._log.open("wb") as log:
             self.process = node.start(
-                *(sys.executable, "-m", SUBCOMMANDS["run"].module, *files),
+                *(sys.executable, "-m", SUBCOMMANDS["run"].module, *files, *options),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -6,6 +6,7 @@ Only for the compiler; `now_ns` alone also works without it.
 import time
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -18,12 +19,18 @@ poll = types.ExternalFunction("poll", types.int32(types.uintp, types.uint64, typ
 sendmmsg = types.ExternalFunction(
     "sendmmsg", types.int32(types.int32, types.uintp, types.uint32, types.int32)
 )
+sendto = types.ExternalFunction(
+    "sendto",
+    types.intp(types.int32, types.uintp, types.uintp, types.int32, types.uintp, types.uint32),
+)
 getsockopt = types.ExternalFunction(
     "getsockopt", types.int32(types.int32, types.int32, types.int32, types.uintp, types.uintp)
 )
 
-EINTR, ENXIO, EAGAIN, ENODEV, ENOBUFS = 4, 6, 11, 19, 105  # asm-generic: the same on all machines we run on
+# asm-generic: the same on all machines we run on
+EINTR, ENXIO, EAGAIN, EBUSY, ENODEV, ENOBUFS = 4, 6, 11, 16, 19, 105
 MSG_DONTWAIT = 0x40
+SOL_SOCKET, SO_ERROR = 1, 4
 POLLIN, POLLOUT = 1, 4
 CLOCK_MONOTONIC = 1
 
@@ -69,3 +76,16 @@ if COMPILED:
 
 else:
     now_ns = time.monotonic_ns
+
+
+@kernel
+def poll_one(pollfd, fd, events, timeout_ms):
+    """poll(2) on one descriptor. Returns the events that came, 0 after the timeout or a signal.
+
+    `pollfd` is uint32[2], room for struct pollfd.
+    """
+    pollfd[0] = fd
+    pollfd[1] = events
+    if poll(pollfd.ctypes.data, np.uint64(1), np.int32(timeout_ms)) <= 0:
+        return np.int64(0)
+    return np.int64(pollfd[1]) >> 16

@@ -4,19 +4,17 @@ Sockets may be opened by one process and used by another, and by a third when th
 the ring meanwhile.  Everything here runs once per driver, in plain Python.  Constants are those of <linux/if_packet.h>.
 """
 
-import ctypes
 import errno
 import fcntl
 import mmap
-import os
 import socket
 import struct
-import weakref
 from typing import NamedTuple
 
 import numpy as np
 
 from kuproxy.dataplane.layout import HEADROOM, HOLD_ROOM
+from kuproxy.drivers._mapping import Stretch
 from kuproxy.errors import DriverError, PrivilegeError
 
 SOL_PACKET = 263
@@ -32,15 +30,6 @@ BLOCK = 1 << 21  # of the ring: one allocation of the kernel, at most
 TX_BUFFER = 1 << 26  # bytes that may be on their way out of the socket
 _SO_SNDBUFFORCE = 32
 _SIOCGIFNAME, _SIOCGIFINDEX = 0x8910, 0x8933
-_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-
-_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
-_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 
 class RingShape(NamedTuple):
@@ -131,24 +120,16 @@ class PacketSockets:
     def __init__(self, rx: socket.socket, tx: socket.socket, shape: RingShape):
         """Owns the sockets from now on.  Raises DriverError."""
         self.rx, self.tx = rx, tx
-        self._map: int | None = None
+        # One stretch of addresses, so that Frame.data is one array: the ring is laid over its beginning.
+        self._memory = Stretch(shape.size + HOLD_ROOM)
+        self.data = self._memory.data
         try:
             self.interface = str(rx.getsockname()[0])
             self.index = _index_of(rx, self.interface)
-            self.data = self._map_ring(shape.size)
+            self._memory.cover(shape.size, rx.fileno())
         except OSError as error:
             self.close()
             raise DriverError(f"packet socket: {error.strerror or error}") from error
-
-    def _map_ring(self, ring: int) -> np.ndarray:
-        """One stretch of addresses, so that Frame.data is one array: reserved whole, the ring laid over it."""
-        total = ring + -(-HOLD_ROOM // mmap.PAGESIZE) * mmap.PAGESIZE
-        address = _checked_mmap(None, total, _READ_WRITE, _ANONYMOUS, -1)
-        buffer = (ctypes.c_uint8 * (ring + HOLD_ROOM)).from_address(address)
-        weakref.finalize(buffer, _libc.munmap, address, total).atexit = False
-        self._map, self._ring = address, ring
-        _checked_mmap(address, ring, _READ_WRITE, mmap.MAP_SHARED | _MAP_FIXED, self.rx.fileno())
-        return np.frombuffer(buffer, np.uint8)
 
     def errors(self) -> int:
         """Read and clear the sockets' pending errors; returns one of them, 0 if there was none."""
@@ -166,10 +147,8 @@ class PacketSockets:
         return False
 
     def close(self) -> None:
-        if self._map is not None:
-            # Arrays may still refer to the ring's addresses: put ordinary memory there.
-            _checked_mmap(self._map, self._ring, _READ_WRITE, _ANONYMOUS | _MAP_FIXED, -1)
-            self._map = None
+        """Idempotent."""
+        self._memory.uncover()  # arrays may still refer to the ring's addresses
         self.rx.close()
         self.tx.close()
 
@@ -178,11 +157,3 @@ def _index_of(opened: socket.socket, interface: str) -> int:
     """Of an interface in the socket's network namespace, which need not be the caller's."""
     reply = fcntl.ioctl(opened, _SIOCGIFINDEX, struct.pack("16s24x", interface.encode()))
     return int(struct.unpack_from("i", reply, 16)[0])
-
-
-def _checked_mmap(address: int | None, size: int, protection: int, flags: int, fd: int) -> int:
-    result = _libc.mmap(address, size, protection, flags, fd, 0)
-    if result is None or result == ctypes.c_void_p(-1).value:
-        code = ctypes.get_errno()
-        raise OSError(code, f"mapping {size} bytes: {os.strerror(code)}")
-    return int(result)

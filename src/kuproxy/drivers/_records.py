@@ -35,6 +35,21 @@ def vnet_flags(data, vnet):
 
 
 @kernel
+def fill_in_crc32c(data, first, end):
+    """Write the checksum of the SCTP packet at data[first:end] (RFC 9260 section 6.8)."""
+    store32(data, first + SCTP_CHECKSUM, 0)
+    state = np.uint64(0xFFFFFFFF)
+    position = first
+    while position + 8 <= end:
+        state = crc32c(state, load64(data, position))
+        position += 8
+    while position < end:
+        state = crc32c_byte(state, np.int64(data[position]))
+        position += 1
+    store32(data, first + SCTP_CHECKSUM, np.int64(state) ^ 0xFFFFFFFF)
+
+
+@kernel
 def complete_sctp(data, vnet, start, length):
     """Fill in the CRC32C that an SCTP sender has left to the hardware, and say so in the header.
 
@@ -48,16 +63,7 @@ def complete_sctp(data, vnet, start, length):
     end = start + length
     if first + SCTP_CHECKSUM + 4 > end:
         return False
-    store32(data, first + SCTP_CHECKSUM, 0)
-    state = np.uint64(0xFFFFFFFF)
-    position = first
-    while position + 8 <= end:
-        state = crc32c(state, load64(data, position))
-        position += 8
-    while position < end:
-        state = crc32c_byte(state, np.int64(data[position]))
-        position += 1
-    store32(data, first + SCTP_CHECKSUM, np.int64(state) ^ 0xFFFFFFFF)
+    fill_in_crc32c(data, first, end)
     data[vnet] = data[vnet] & np.uint8(0xFF ^ NEEDS_CHECKSUM)
     return True
 

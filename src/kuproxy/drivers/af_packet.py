@@ -18,25 +18,24 @@ counted.
 """
 
 import socket
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
 
 from kuproxy.codes import Outcome, PacketFlag
-from kuproxy.dataplane._jit import COMPILED, kernel
+from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.layout import (
     BATCH,
     FRAME_SIZE,
     HEADROOM,
     META_COUNT,
     VNET_BYTES,
-    Frame,
     make_frame,
 )
 from kuproxy.dataplane.memory import acquire32, load16, load32, release32
 from kuproxy.drivers import _libc
 from kuproxy.drivers._libc import now_ns
+from kuproxy.drivers._live import Kernels, LiveDriver, checked_macs
 from kuproxy.drivers._packet_socket import (
     PACKET_STATISTICS,
     SOL_PACKET,
@@ -45,7 +44,7 @@ from kuproxy.drivers._packet_socket import (
     ring_shape,
 )
 from kuproxy.drivers._records import complete_sctp, describe, vnet_flags
-from kuproxy.errors import DriverError
+from kuproxy.drivers.contract import BROKEN, NOTHING, READY
 
 __all__ = ["AfPacketDriver", "AfPacketRing", "kernel_drops", "now_ns", "receive", "transmit", "wait"]
 
@@ -98,8 +97,6 @@ ETHERNET_BYTES = 14
 # A full send buffer empties in well under a millisecond; a vector must not wait for longer than this in all.
 RETRIES = 4
 RETRY_MS = 1
-
-READY, NOTHING, BROKEN = 1, 0, -1  # what `wait` returns
 
 
 class AfPacketRing(NamedTuple):
@@ -280,16 +277,6 @@ def _compose(ring, frame):
 
 
 @kernel
-def _poll(ring, fd, events, timeout_ms):
-    """poll(2) on one descriptor. Returns the events that came, 0 after the timeout or a signal."""
-    ring.poll[0] = fd
-    ring.poll[1] = events
-    if _libc.poll(ring.poll.ctypes.data, np.uint64(1), np.int32(timeout_ms)) <= 0:
-        return np.int64(0)
-    return np.int64(ring.poll[1]) >> 16
-
-
-@kernel
 def _send(ring, count):
     """Send messages[0:count] in order. Returns how many went; errors cost the packet that met them."""
     stats, tx = ring.stats, ring.words[R_TX_FD]
@@ -316,7 +303,7 @@ def _send(ring, count):
         if error == _libc.EAGAIN or error == _libc.ENOBUFS or error == _libc.EINTR:
             if retries < RETRIES:
                 retries += 1
-                _poll(ring, tx, _libc.POLLOUT, RETRY_MS)
+                _libc.poll_one(ring.poll, tx, _libc.POLLOUT, RETRY_MS)
                 continue
         elif error == _libc.ENXIO or error == _libc.ENODEV:
             break  # no interface any more: the rest would fare the same
@@ -347,7 +334,7 @@ def wait(ring, timeout_ms):
     BROKEN wants `AfPacketDriver.check`.  Call it only with nothing pending (after `transmit`, or when
     `receive` returned 0), else it returns at once.
     """
-    events = _poll(ring, ring.words[R_RX_FD], _libc.POLLIN, timeout_ms)
+    events = _libc.poll_one(ring.poll, ring.words[R_RX_FD], _libc.POLLIN, timeout_ms)
     if events & ~np.int64(_libc.POLLIN):
         return BROKEN
     return READY if events else NOTHING
@@ -378,7 +365,7 @@ def open_for_worker(interface: str, fanout: int | None) -> tuple[socket.socket, 
     return open_sockets(interface, ring_shape(FRAMES, FRAME_BYTES), fanout)
 
 
-class AfPacketDriver:
+class AfPacketDriver(LiveDriver):
     """Receives from `interface` and sends to it.
 
     What is sent gets `destination_mac` and `source_mac` (6 bytes each; None for both: addresses stay).
@@ -390,6 +377,10 @@ class AfPacketDriver:
     `ring` and `frame` are what the kernels of this module take.  Raises DriverError without a compiler or
     such an interface, PrivilegeError without CAP_NET_RAW.
     """
+
+    kernels = Kernels(receive, transmit, wait, kernel_drops)
+    counts = STATISTICS
+    drops_word = S_KERNEL_DROPS
 
     def __init__(
         self,
@@ -404,68 +395,17 @@ class AfPacketDriver:
         sockets: tuple[socket.socket, socket.socket] | None = None,
         words: np.ndarray | None = None,
     ):
-        if not COMPILED:
-            raise DriverError("af_packet needs the compiler: unset NUMBA_DISABLE_JIT")
-        if (destination_mac is None) != (source_mac is None):
-            raise DriverError("set both MAC addresses or none")
-        macs = None if destination_mac is None else bytes(destination_mac) + bytes(source_mac or b"")
-        if macs is not None and len(macs) != 12:
-            raise DriverError("a MAC address has 6 bytes")
+        macs = checked_macs("af_packet", destination_mac, source_mac)
         shape = ring_shape(frames, frame_bytes)
-        self.interfaces = (interface,)
         self._sockets = PacketSockets(*(sockets or open_sockets(interface, shape, fanout)), shape)
-        self.frame = make_frame(self._sockets.data)
         rx, tx = self._sockets.rx.fileno(), self._sockets.tx.fileno()
         self.ring = make_ring(shape.offsets, frame_bytes, rx, tx, index, macs, words)
+        super().__init__(self._sockets, make_frame(self._sockets.data))
         if words is not None:
             resume(self.ring, self.frame)
-        self._closed = False
 
-    @property
-    def finished(self) -> bool:
-        return self._closed
+    def _forget_sockets(self) -> None:
+        self.ring.words[[R_RX_FD, R_TX_FD]] = -1
 
-    def receive(self, frame: Frame) -> int:
-        return 0 if self._closed else receive(self.ring, frame)
-
-    def transmit(self, frame: Frame) -> tuple[int, int]:
-        return (0, 0) if self._closed else transmit(self.ring, frame)
-
-    def wait(self, timeout_ms: int) -> bool:
-        """Sleep until a packet comes; False after `timeout_ms`. DriverError when the interface is gone."""
-        result = BROKEN if self._closed else wait(self.ring, timeout_ms)
-        if result == BROKEN:
-            self.check()
-        return result == READY
-
-    def check(self) -> None:
-        """Clear the sockets' errors. Raises DriverError if the interface was removed, or the driver closed.
-
-        An interface that is merely down is no error: it may come up again.
-        """
-        if self._closed:
-            raise DriverError(f"interface {self.interfaces[0]}: the driver is closed")
-        self._sockets.errors()
-        if self._sockets.gone():
-            raise DriverError(f"interface {self.interfaces[0]} was removed")
-
-    def statistics(self) -> dict[str, int]:
-        """Counts since the driver was opened; `kernel_drops` is read from the socket now."""
-        counts = {name: int(self.ring.stats[word]) for name, word in STATISTICS.items()}
-        drops = self.ring.stats[S_KERNEL_DROPS] if self._closed else kernel_drops(self.ring)
-        return counts | {"kernel_drops": int(drops)}
-
-    def close(self) -> None:
-        """Give up sockets and ring. No kernel may be running on `ring` then, nor be called with it again."""
-        if not self._closed:
-            self._closed = True
-            self.ring.words[[R_RX_FD, R_TX_FD]] = -1
-            self._sockets.close()
-
-    def __enter__(self) -> "AfPacketDriver":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def count_on(self, dropped: int) -> None:
+        self.ring.stats[S_KERNEL_DROPS] = dropped

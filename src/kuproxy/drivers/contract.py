@@ -32,7 +32,9 @@ overwritten at any time.
 
 A `receive` that follows another without a `transmit` gives the former packets' buffers back unsent.
 
-Drivers for live traffic also have kernels that an engine's compiled loop calls; see `af_packet`.
+Drivers for live traffic also have kernels that an engine's compiled loop calls, with a bundle of arrays that the
+driver keeps as `ring`: receive(ring, frame), transmit(ring, frame), wait(ring, timeout_ms), which returns READY,
+NOTHING or BROKEN, and kernel_drops(ring), the packets that the kernel dropped so far because we were too slow.
 """
 
 from importlib import import_module
@@ -43,6 +45,8 @@ from kuproxy.errors import DriverError
 
 ANSWER_ROOM = 128  # an ICMPv6 error adds 48 bytes, an IPv4 one 28; tunnels grow into the headroom
 MIN_ROOM = 256
+
+READY, NOTHING, BROKEN = 1, 0, -1  # what a live driver's `wait` returns; BROKEN wants the driver's `check`
 
 
 @runtime_checkable
@@ -80,6 +84,12 @@ DRIVERS = {
     "capture": DriverRow("kuproxy.drivers.capture", "CaptureDriver", False, "pcap and pcapng files"),
     "af_packet": DriverRow(
         "kuproxy.drivers.af_packet", "AfPacketDriver", True, "a Linux interface, with GSO"
+    ),
+    "af_xdp": DriverRow(
+        "kuproxy.drivers.af_xdp",
+        "AfXdpDriver",
+        True,
+        "a queue of a Linux interface, before the kernel's stack",
     ),
 }
 

@@ -1,9 +1,9 @@
 """Live workers, seen from the control process: it makes their memory, has them born, calls, replaces and stops them.
 
 Memory and packet sockets belong to the node, not to a process: a worker that was killed is replaced by another that
-goes on with both, and a control process that was killed leaves them, and the running workers, to its successor, by way
-of the vault.  One thread does nothing but wait for a worker's end, so that however busy control is, a worker is
-replaced within some milliseconds.
+goes on with both (with AF_XDP, with the memory and a socket of its own), and a control process that was killed leaves
+them, and the running workers, to its successor, by way of the vault.  One thread does nothing but wait for a worker's
+end, so that however busy control is, a worker is replaced within some milliseconds.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from kuproxy.dataplane.layout import (
 )
 from kuproxy.engine.memory import BaselinesMemory, SharedMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.nest import Nest, guardian
+from kuproxy.engine.wiring import AF_PACKET, Wiring
 from kuproxy.engine.worker import WorkerOptions, kernels_word
-from kuproxy.errors import DriverError, TableFullError
+from kuproxy.errors import DriverError, HandoverError, KuError, TableFullError
 from kuproxy.keeper.vault import Vault
 
 __all__ = ["Attachment", "LiveEngine", "LiveWorker"]
@@ -56,8 +57,9 @@ class Attachment:
     device: str
     destination_mac: bytes
     source_mac: bytes
-    # Opens those for receiving and sending, bound to the device.
-    open_sockets: Callable[[], tuple[socket.socket, socket.socket]]
+    # Opens what the driver wants to be handed, by name (`Wiring.handed`); the caller closes it.
+    open_sockets: Callable[[], dict[str, int]]
+    driver: Wiring = AF_PACKET
     filtered: bool = True  # whether the worker's system calls are
 
 
@@ -71,13 +73,13 @@ class LiveWorker:
         self.process_id = 0  # 0 if none is running
         self.wanted = False  # whether one should run
         self.adopted = False  # whether a former control process had it born
-        self.failure = ""  # why it cannot work
+        self.failure: KuError | None = None  # why it cannot work
         self._tables, self._vault = tables, vault
         self._lock = threading.RLock()  # calls and replacements exclude each other
         self._pidfd = -1
         self._call: socket.socket | None = None
         self._sockets: dict[str, int] = {}
-        self._options: WorkerOptions | None = None
+        self._attachment: Attachment | None = None
         self._born_at = 0.0
         self._quick_deaths = 0
         left = {name: self._name(name) for name in ("state", "flows", "rx", "tx", "call")}
@@ -88,7 +90,7 @@ class LiveWorker:
             self.memory = WorkerMemory(log2_buckets, shared=shared, number=number)
             fds = {"state": self.memory.fixed.fd, "flows": self.memory.flows.fd}
             vault.keep({self._name(name): fd for name, fd in fds.items()})
-        if {"rx", "tx"} <= set(left):
+        if {"rx", "tx"} <= set(left):  # sockets of AF_XDP are never kept, see Wiring.lasting
             self._sockets = {name: vault.take(left[name]) for name in ("rx", "tx")}
         if "call" in left:
             self._call = socket.socket(fileno=vault.take(left["call"]))
@@ -104,12 +106,10 @@ class LiveWorker:
     # ------------------------------------------------------------------------------------------------ birth
 
     def prepare(self, attachment: Attachment) -> None:
-        """Open the sockets, if no predecessor of control has.  Raises DriverError."""
-        mac = attachment.destination_mac.hex(), attachment.source_mac.hex()
-        self._options = WorkerOptions(self.number, attachment.device, *mac, attachment.filtered)
-        if not self._sockets:
-            rx, tx = attachment.open_sockets()
-            self._sockets = {"rx": rx.detach(), "tx": tx.detach()}
+        """Open the sockets that last, if no predecessor of control has.  Raises DriverError."""
+        self._attachment = attachment
+        if attachment.driver.lasting and not self._sockets:
+            self._sockets = attachment.open_sockets()
             self._vault.keep({self._name(name): fd for name, fd in self._sockets.items()})
 
     def adopt(self) -> bool:
@@ -134,12 +134,17 @@ class LiveWorker:
         return True
 
     def bear(self, nest: Nest) -> None:
-        """Have a process work with this memory and these sockets.  Raises DriverError."""
-        assert self._options is not None
+        """Have a process work with this memory and these sockets, or others.  Raises DriverError, HandoverError."""
+        assert self._attachment is not None
+        here = self._attachment
+        macs = here.destination_mac.hex(), here.source_mac.hex()
+        options = WorkerOptions(self.number, here.device, *macs, here.driver, here.filtered)
         with self._lock:
             self._forget_process()
             self.wanted, self.adopted = True, False
             self._tables.tables.header[T_COMMAND + self.number] = COMMAND_RUN
+            nest.wait()  # so that no socket is opened in vain
+            handed = self._sockets if here.driver.lasting else here.open_sockets()
             ours, theirs = pair()
             fds = {
                 "tables": self._tables.region.fd,
@@ -147,12 +152,15 @@ class LiveWorker:
                 "state": self.memory.fixed.fd,
                 "flows": self.memory.flows.fd,
                 "call": theirs.fileno(),
-                **self._sockets,
+                **handed,
             }
             try:
-                pid = nest.bear(self._options, fds)
+                pid = nest.bear(options, fds)
             finally:
                 theirs.close()
+                if not here.driver.lasting:
+                    for fd in handed.values():
+                        os.close(fd)
             if self._call is not None:
                 self._call.close()
             self._call = ours
@@ -178,7 +186,10 @@ class LiveWorker:
         return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])
 
     def replace(self, nest: Nest) -> str:
-        """Another process in place of one that has ended, a line for the log; "" if none has.  Raises DriverError."""
+        """Another process in place of one that has ended, a line for the log; "" if none has.
+
+        Raises DriverError, and HandoverError when there can be none any more.
+        """
         with self._lock:
             return self._replace(nest) if self.has_ended else ""
 
@@ -189,9 +200,15 @@ class LiveWorker:
         if self._quick_deaths >= QUICK_DEATHS:
             self._forget_process()
             self.wanted = False
-            self.failure = f"worker {self.number} cannot work: {why or 'it ends at once, again and again'}"
-            raise DriverError(self.failure)
-        self.bear(nest)
+            self.failure = DriverError(
+                f"worker {self.number} cannot work: {why or 'it ends at once, again and again'}"
+            )
+            raise self.failure
+        try:
+            self.bear(nest)
+        except HandoverError as error:
+            self.wanted, self.failure = False, error
+            raise
         reason = f" ({why})" if why else ""
         return (
             f"worker {self.number}: process {ended} has ended{reason}, {self.process_id} goes on in its place"
@@ -306,8 +323,13 @@ def _open_pidfd(pid: int) -> int:
 class LiveEngine:
     """The workers of a node."""
 
-    def __init__(self, log2_buckets: int, workers: int = 1, vault: Vault | None = None) -> None:
-        """Over the memory that the vault has, if it has; see `engine.handover` for when it may be used."""
+    def __init__(
+        self, log2_buckets: int, workers: int = 1, vault: Vault | None = None, locking: bool = False
+    ) -> None:
+        """Over the memory that the vault has, if it has; see `engine.handover` for when it may be used.
+
+        `locking`: their driver locks memory, see `Nest`.
+        """
         self.vault = vault if vault is not None else Vault()
         self._memory = TablesMemory(self._kept("tables"))
         self.tables = self._memory.tables
@@ -320,7 +342,7 @@ class LiveEngine:
         self.tables.header[T_WORKERS] = workers
         self.workers = [LiveWorker(n, self._memory, shared, log2_buckets, self.vault) for n in range(workers)]
         self.on_replaced: Callable[[str], None] = lambda line: None  # called in another thread
-        self._nest = Nest(guardian(self.vault.connected))
+        self._nest = Nest(guardian(self.vault.connected), locking)
         self._watch: threading.Thread | None = None
         self._wake_r, self._wake_w = -1, -1
         self._ending = False
@@ -384,7 +406,7 @@ class LiveEngine:
                         line = worker.replace(self._nest)
                         if line:
                             self.on_replaced(line)
-                    except DriverError as error:
+                    except (DriverError, HandoverError) as error:
                         pause_s = _RETRY_S
                         self.on_replaced(str(error))
 
@@ -436,10 +458,10 @@ class LiveEngine:
         return sum(worker.flush() for worker in self.workers)
 
     def check(self) -> None:
-        """Raises DriverError if some worker cannot work."""
+        """Raises DriverError if some worker cannot work, HandoverError if it could after a new beginning."""
         for worker in self.workers:
-            if worker.failure:
-                raise DriverError(worker.failure)
+            if worker.failure is not None:
+                raise worker.failure
 
     def processes(self) -> list[tuple[str, int]]:
         """(role, process id) of all that run."""

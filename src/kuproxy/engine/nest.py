@@ -10,7 +10,7 @@ import threading
 
 from kuproxy.confine.lifetime import become_subreaper
 from kuproxy.datagrams import pair, receive, send
-from kuproxy.engine.worker import FDS, WorkerOptions
+from kuproxy.engine.worker import WorkerOptions
 from kuproxy.errors import DriverError
 
 __all__ = ["Nest"]
@@ -22,9 +22,12 @@ BIRTH_TIMEOUT_S = 10
 class Nest:
     """Owns the nursery's process, which ends with this one.  Threads may share it."""
 
-    def __init__(self, guardian: int) -> None:
-        """`guardian` is the process with which workers shall end: the nearest subreaper."""
-        self._guardian = guardian
+    def __init__(self, guardian: int, locking: bool = False) -> None:
+        """`guardian` is the process with which workers shall end: the nearest subreaper.
+
+        `locking`: workers will lock packet memory when they begin, and need what that takes.
+        """
+        self._guardian, self._locking = guardian, locking
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -44,6 +47,7 @@ class Nest:
                 "kuproxy.engine.nursery",
                 str(theirs.fileno()),
                 str(self._guardian),
+                *(["locking"] if self._locking else []),
             ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -55,13 +59,14 @@ class Nest:
         with self._lock:
             self._wait()
             try:
-                send(self._connection, {"options": options.to_json()}, [fds[name] for name in FDS])
+                handed = [fds[name] for name in options.handed]
+                send(self._connection, {"options": options.to_json()}, handed)
             except OSError as error:
                 raise DriverError(f"the nursery of workers has ended: {error.strerror}") from None
             return int(self._hear(BIRTH_TIMEOUT_S)["pid"])
 
     def wait(self) -> None:
-        """Until the kernels are loaded.  Raises DriverError."""
+        """Until the kernels are loaded, in a new nursery if this one has ended.  Raises DriverError."""
         with self._lock:
             self._wait()
 

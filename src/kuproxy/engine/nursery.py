@@ -6,7 +6,7 @@ fork of this process; the machine code is shared, too.  Each worker is forked tw
 guardian (the nearest subreaper: the keeper, or the control process of `ku run`) and outlives this process and
 control; it dies with the guardian.
 
-Started by `engine.live` as `python -m kuproxy.engine.nursery FD GUARDIAN`; it ends when its socket closes.
+Started by `engine.nest` as `python -m kuproxy.engine.nursery FD GUARDIAN [locking]`; it ends when its socket closes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,13 @@ import socket
 import sys
 import time
 
-import numpy as np
-
 from kuproxy.confine import privilege
 from kuproxy.confine.lifetime import end_with_parent
 from kuproxy.datagrams import receive, send
-from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, T_COMMAND
-from kuproxy.drivers.af_packet import make_ring
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
-from kuproxy.engine.loop import forward_af_packet
-from kuproxy.engine.worker import FDS, REHEARSAL, WorkerOptions, carry_out, run_worker
+from kuproxy.engine.way import load_loops
+from kuproxy.engine.worker import REHEARSAL, WorkerOptions, carry_out, run_worker
 
 __all__ = ["load_kernels"]
 
@@ -39,9 +35,7 @@ def load_kernels() -> None:
     """Have everything compiled that a worker calls; from the cache, if it is there."""
     engine = LocalEngine(0)
     driver = MemoryDriver([])
-    ring = make_ring(np.zeros(1, np.int64), 2048, -1, -1, 0, bytes(12))
-    engine.tables.header[T_COMMAND] = COMMAND_STOP  # it returns at once
-    forward_af_packet(driver.frame, engine.tables, engine.state, ring, 0, COMMAND_RUN)
+    load_loops(engine, driver.frame)
     for request in REHEARSAL:
         carry_out(request, engine.tables, engine.worker)
 
@@ -88,7 +82,8 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # they reach the whole group; control decides
     load_kernels()
-    privilege.keep_none()  # and so are all that are born here
+    # And so do all that are born here, which give up the rest when their driver is open.
+    privilege.keep_only(*(privilege.to_lock_memory() if "locking" in sys.argv[3:] else ()))
     gc.collect()
     gc.freeze()  # so that collections in workers do not write to pages that are shared
     send(connection, {"ready": True})
@@ -99,7 +94,8 @@ def main() -> int:
         request, fds = call
         options = WorkerOptions.from_json(request["options"])
         try:
-            send(connection, {"pid": _bear(connection, options, dict(zip(FDS, fds, strict=True)), guardian)})
+            handed = dict(zip(options.handed, fds, strict=True))
+            send(connection, {"pid": _bear(connection, options, handed, guardian)})
         except OSError as error:
             send(connection, {"error": f"fork: {error.strerror}"})
         for fd in fds:

@@ -1,7 +1,8 @@
-"""A worker's process: maps the shared memory it was handed, takes over its packet sockets, runs the compiled loop.
+"""A worker's process: maps the shared memory it was handed, takes over its driver's sockets, runs the compiled loop.
 
 It is forked by engine.nursery, with everything loaded.  Memory and sockets may be those of a worker that was killed:
-what that one left half done is put in order first, and packets that waited in the ring meanwhile are forwarded.
+what that one left half done is put in order first, and packets that waited in the ring meanwhile are forwarded.  With
+AF_XDP the sockets are new ones, and those packets are lost.
 """
 
 from __future__ import annotations
@@ -17,26 +18,20 @@ from kuproxy.confine import privilege, seccomp
 from kuproxy.datagrams import receive, send
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane._jit import source_digest
-from kuproxy.dataplane.layout import (
-    COMMAND_RUN,
-    COMMAND_STOP,
-    W_KERNELS,
-    W_PID,
-    W_RING,
-    W_STARTS,
-    Tables,
-)
-from kuproxy.drivers.af_packet import R_WORDS, AfPacketDriver
-from kuproxy.engine.loop import BROKEN, forward_af_packet, tick_now
+from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, W_KERNELS, W_PID, W_STARTS, Tables
+from kuproxy.drivers.contract import BROKEN
+from kuproxy.engine.loop import tick_now
 from kuproxy.engine.memory import SharedMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.repair import repair
 from kuproxy.engine.trace import start_trace
+from kuproxy.engine.way import open_way
+from kuproxy.engine.wiring import AF_PACKET, Wiring
 from kuproxy.errors import KuError
 
-__all__ = ["FDS", "REHEARSAL", "WorkerOptions", "carry_out", "run_worker"]
+__all__ = ["REHEARSAL", "WorkerOptions", "carry_out", "run_worker"]
 
-# What a worker is handed, in this order: memory, the socket that calls come over, packet sockets.
-FDS = ("tables", "shared", "state", "flows", "call", "rx", "tx")
+# What every worker is handed, in this order, before what its driver wants: memory, the socket that calls come by.
+_MEMORY = ("tables", "shared", "state", "flows", "call")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +42,21 @@ class WorkerOptions:
     device: str
     destination_mac: str  # hexadecimal, of the interface behind which the kernel routes
     source_mac: str
+    driver: Wiring = AF_PACKET
     filtered: bool = True  # under seccomp.py's filter, once it forwards
+
+    @property
+    def handed(self) -> tuple[str, ...]:
+        """Names of the descriptors that it gets, in their order."""
+        return (*_MEMORY, *self.driver.handed)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> WorkerOptions:
-        return cls(**json.loads(text))
+        options = json.loads(text)
+        return cls(**options | {"driver": Wiring(**options["driver"])})
 
 
 def kernels_word() -> int:
@@ -100,14 +102,12 @@ class Worker:
         self._tables = TablesMemory(fds["tables"]).tables
         self._memory = WorkerMemory.of(fds["state"], fds["flows"], SharedMemory(fds["shared"]))
         self._header = self._memory.state.header
+        self._header[W_PID] = os.getpid()  # before what takes time: a control process that takes over asks this one
         if self._header[W_STARTS]:
             repair(self._tables, self._memory.state)
-        self._driver = AfPacketDriver(
-            options.device,
-            destination_mac=bytes.fromhex(options.destination_mac),
-            source_mac=bytes.fromhex(options.source_mac),
-            sockets=(socket.socket(fileno=fds["rx"]), socket.socket(fileno=fds["tx"])),
-            words=self._header[W_RING : W_RING + R_WORDS],
+        macs = bytes.fromhex(options.destination_mac), bytes.fromhex(options.source_mac)
+        self._driver, self._forward = open_way(
+            options.driver, options.device, macs, options.worker, fds, self._header
         )
         self._header[W_STARTS] += 1
         self._header[W_KERNELS] = kernels_word()
@@ -142,7 +142,7 @@ class Worker:
         served = COMMAND_RUN
         while True:
             command = int(
-                forward_af_packet(
+                self._forward(
                     driver.frame, self._tables, self._memory.state, driver.ring, self._number, served
                 )
             )

@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 
 from kuproxy.confine import privilege
-from kuproxy.confine.lifetime import become_subreaper, raise_file_limit
+from kuproxy.confine.lifetime import allow_locked_memory, become_subreaper, raise_file_limit
 from kuproxy.datagrams import AT_ONCE, pair, receive, send
 
 from .notify import ServiceManager
@@ -120,12 +120,18 @@ class Keeper:
         elif "notify" in message:
             if "READY=1" in message["notify"]:
                 if not self._ever_ready:  # what comes after us only takes over: docs/privileges.md
-                    privilege.keep_only(*privilege.AFTER_START, pass_on=os.geteuid() != 0)
+                    privilege.keep_only(
+                        *privilege.AFTER_START, *self._to_lock_memory(), pass_on=os.geteuid() != 0
+                    )
                 self._ever_ready = self._ready = True
                 self._deaths = 0
             # Our own beat speaks for both: a manager that reads none must not hold up what control says.
             if message["notify"] != "WATCHDOG=1":
                 self._manager.send(message["notify"])
+
+    def _to_lock_memory(self) -> tuple[privilege.Capability, ...]:
+        """What workers on AF_XDP will need, if these are such: their control has left us what belongs to it."""
+        return privilege.to_lock_memory() if any(name.startswith("xdp/") for name in self._kept) else ()
 
     def _let_go(self, name: str) -> None:
         fd = self._kept.pop(name, None)
@@ -225,5 +231,6 @@ class Keeper:
 def main() -> int:
     """Entry point; the arguments are the module that is control's program, and what it is told."""
     raise_file_limit()
+    allow_locked_memory()
     become_subreaper()
     return Keeper([sys.executable, "-m", *sys.argv[1:]]).run()

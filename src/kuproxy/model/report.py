@@ -127,3 +127,4 @@ class Report:
     interfaces: tuple[InterfaceMark, ...] = ()
     trace: tuple[TracedPacket, ...] = ()
     flows: FlowList = FlowList()  # those that one `show flows` asks for
+    driver: str = ""  # what carries live traffic; empty where there is none

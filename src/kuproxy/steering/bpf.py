@@ -19,7 +19,19 @@ from typing import NamedTuple
 
 from ..errors import SteeringError
 
-__all__ = ["AttachType", "BpfObject", "Link", "LoadedProgram", "Map", "MapKind", "TestRun", "Verdict"]
+__all__ = [
+    "AttachType",
+    "BpfObject",
+    "Link",
+    "LinkFlag",
+    "LoadedProgram",
+    "Map",
+    "MapKind",
+    "ProgramKind",
+    "TestRun",
+    "Verdict",
+    "put_socket",
+]
 
 # __NR_bpf: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h, and the others' tables.
 _NR_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361}
@@ -49,11 +61,13 @@ class MapKind(IntEnum):
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
+    XSKMAP = 17  # queue → AF_XDP socket
 
 
 class AttachType(IntEnum):
-    """`enum bpf_attach_type`: TCX, the programs at an interface's ingress and egress (Linux 6.6)."""
+    """`enum bpf_attach_type`: XDP, and TCX, the programs at an interface's ingress and egress (Linux 6.6)."""
 
+    XDP = 37
     TCX_INGRESS = 46
     TCX_EGRESS = 47
 
@@ -67,7 +81,22 @@ class Verdict(IntEnum):
     REDIRECT = 7
 
 
-_PROG_TYPE_SCHED_CLS = 3
+class ProgramKind(IntEnum):
+    """`enum bpf_prog_type`."""
+
+    SCHED_CLS = 3
+    XDP = 6
+
+
+class LinkFlag(IntEnum):
+    """Of XDP: in which mode (`include/uapi/linux/if_link.h`)."""
+
+    NONE = 0
+    XDP_GENERIC = 1 << 1  # XDP_FLAGS_SKB_MODE
+    XDP_NATIVE = 1 << 2  # XDP_FLAGS_DRV_MODE
+
+
+_F_XDP_HAS_FRAGS = 1 << 5  # the program does not mind packets of several pieces
 _F_NO_PREALLOC = 1  # memory for the entries there are, not for all there could be; LPM tries insist on it
 _KINDS_WITHOUT_PREALLOC = (MapKind.HASH, MapKind.LPM_TRIE)
 _LOG_SIZE = 1 << 20
@@ -197,6 +226,19 @@ class Map(BpfObject):
         return b"".join(parts)
 
 
+def put_socket(map_fd: int, queue: int, socket_fd: int) -> None:
+    """Make an AF_XDP socket the one of its queue, in a map of kind XSKMAP that this process only has as a descriptor.
+
+    The kernel takes the entry out when the socket is closed.  (There are no batches for maps of sockets.)
+    """
+    key, value = (ctypes.create_string_buffer(struct.pack("=I", each), 4) for each in (queue, socket_fd))
+    attribute = struct.pack("=I4x3Q", map_fd, ctypes.addressof(key), ctypes.addressof(value), 0)
+    try:
+        _bpf(_Command.MAP_UPDATE_ELEM, attribute)
+    except OSError as error:
+        raise _refused(f"AF_XDP socket for queue {queue}", error) from error
+
+
 class TestRun(NamedTuple):
     """What a program made of a packet."""
 
@@ -206,9 +248,9 @@ class TestRun(NamedTuple):
 
 
 class LoadedProgram(BpfObject):
-    """A program of type SCHED_CLS that the verifier has accepted."""
+    """A program that the verifier has accepted."""
 
-    def __init__(self, name: str, code: bytes) -> None:
+    def __init__(self, name: str, code: bytes, kind: ProgramKind = ProgramKind.SCHED_CLS) -> None:
         instructions = ctypes.create_string_buffer(code, len(code))
         licence = ctypes.create_string_buffer(_LICENSE)
         log = ctypes.create_string_buffer(_LOG_SIZE)
@@ -217,7 +259,7 @@ class LoadedProgram(BpfObject):
             # prog_type, insn_cnt, insns, license, log_level, log_size, log_buf, kern_version, prog_flags, prog_name
             attribute = struct.pack(
                 "=2I2Q2IQ2I16s",
-                _PROG_TYPE_SCHED_CLS,
+                kind,
                 len(code) // 8,
                 ctypes.addressof(instructions),
                 ctypes.addressof(licence),
@@ -225,7 +267,7 @@ class LoadedProgram(BpfObject):
                 _LOG_SIZE if log_level else 0,
                 ctypes.addressof(log) if log_level else 0,
                 0,
-                0,
+                _F_XDP_HAS_FRAGS if kind == ProgramKind.XDP else 0,
                 name.encode()[:_NAME_LENGTH],
             )
             return _bpf(_Command.PROG_LOAD, attribute)[0]
@@ -283,9 +325,10 @@ class LoadedProgram(BpfObject):
 
 
 class Link(BpfObject):
-    """A program attached to an interface for as long as somebody holds this descriptor (`tcx_link_attach()`).
+    """A program attached to an interface for as long as somebody holds this descriptor.
 
-    The interface is looked up in the network namespace of the calling thread.
+    The interface is looked up in the network namespace of the calling thread (`tcx_link_attach()`,
+    `bpf_xdp_link_attach()`).
     """
 
     @classmethod
@@ -304,9 +347,11 @@ class Link(BpfObject):
             self.errno = error.errno
             raise _refused(f"BPF program {program.name!r} at interface {self.ifindex}", error) from error
 
-    def __init__(self, program: LoadedProgram, ifindex: int, where: AttachType) -> None:
+    def __init__(
+        self, program: LoadedProgram, ifindex: int, where: AttachType, flags: LinkFlag = LinkFlag.NONE
+    ) -> None:
         # prog_fd, target_ifindex, attach_type, flags, then struct tcx: relative_fd, pad, expected_revision
-        attribute = struct.pack("=6IQ", program.fd, ifindex, where, 0, 0, 0, 0)
+        attribute = struct.pack("=6IQ", program.fd, ifindex, where, flags, 0, 0, 0)
         try:
             fd, _ = _bpf(_Command.LINK_CREATE, attribute)
         except OSError as error:

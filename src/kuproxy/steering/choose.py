@@ -46,11 +46,16 @@ def worker_of(client: Address, port: int, workers: int, protocol: int = Protocol
     return (mixed * _MIX % (1 << 64) >> 32) * workers >> 32
 
 
-def choose_worker(program: Program, flow: Flow, address: int, port: int, workers: int) -> None:
+def choose_worker(
+    program: Program, flow: Flow, address: int, port: int, workers: int, generic_xdp: bool = False
+) -> None:
     """`address` and `port` are where the flow holds the client's; its ports may be changed here.
 
     veth hands a packet from transmit queue n to receive queue n, PACKET_FANOUT_QM to socket n.  The field holds
     the receive queue plus one (`skb_record_rx_queue()`).
+
+    Generic XDP takes the transmit queue's number for that field, too, and so sees the queue before it
+    (`netif_get_rxqueue()`): there queue 0 is left out.
     """
     build = program.build
     piece = flow.load(flow.PIECE, i8)
@@ -68,7 +73,8 @@ def choose_worker(program: Program, flow: Flow, address: int, port: int, workers
     _follow_datagram(program, flow, piece, chosen, settled)
     program.go(settled)
     program.at(settled)
-    program.set_context("queue_mapping", build.add(build.trunc(chosen.load(0, i64), i32), i32(1)))
+    first = i32(2 if generic_xdp else 1)
+    program.set_context("queue_mapping", build.add(build.trunc(chosen.load(0, i64), i32), first))
 
 
 def _follow_datagram(

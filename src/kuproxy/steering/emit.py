@@ -25,7 +25,7 @@ from llvmlite import binding as llvm
 from llvmlite import ir
 
 from ..errors import SteeringError
-from .bpf import LoadedProgram, Map
+from .bpf import LoadedProgram, Map, ProgramKind
 
 __all__ = ["CONTEXT", "HELPERS", "Buffer", "Program", "be16", "i8", "i16", "i32", "i64"]
 
@@ -50,6 +50,7 @@ HELPERS = {
     "l3_csum_replace": Helper(10, "4.1"),
     "l4_csum_replace": Helper(11, "4.1"),
     "redirect": Helper(23, "4.4"),
+    "redirect_map": Helper(51, "4.14"),
     "skb_load_bytes": Helper(26, "4.5"),
     "skb_load_bytes_relative": Helper(68, "4.18"),
     "redirect_neigh": Helper(152, "5.10"),
@@ -69,6 +70,8 @@ CONTEXT = {
     "ifindex": 40,
     "gso_size": 176,
 }
+# The same in `struct xdp_md`.
+XDP_CONTEXT = {"ingress_ifindex": 12, "rx_queue_index": 16}
 
 
 def be16(value: int) -> int:
@@ -104,15 +107,18 @@ class Buffer:
 
 
 class Program:
-    """A BPF program under construction: one function, whose only argument is the context (`struct __sk_buff *`).
+    """A BPF program under construction: one function, whose only argument is the context.
+
+    That is a `struct __sk_buff *`, of an XDP program a `struct xdp_md *`.
 
     `build` is llvmlite's IRBuilder, for arithmetic.  Finish with `load()`.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: ProgramKind = ProgramKind.SCHED_CLS) -> None:
         if sys.byteorder != "little":
             raise SteeringError("steering programs are written for little-endian machines")
-        self.name = name
+        self.name, self._kind = name, kind
+        self._fields = XDP_CONTEXT if kind == ProgramKind.XDP else CONTEXT
         self.module = ir.Module(name)
         self.module.triple = "bpfel"
         self._maps: dict[str, ir.GlobalVariable] = {}
@@ -136,7 +142,7 @@ class Program:
         self.build.store(value, self._context_address(field))
 
     def _context_address(self, field: str) -> ir.Value:
-        place = self.build.gep(self._function.args[0], [i64(CONTEXT[field])])
+        place = self.build.gep(self._function.args[0], [i64(self._fields[field])])
         return self.build.bitcast(place, i32.as_pointer())
 
     def buffer(self, size: int) -> Buffer:
@@ -253,7 +259,7 @@ class Program:
             code[offset + 1] = code[offset + 1] & 0x0F | 1 << 4
             struct.pack_into("<i", code, offset + 4, (maps or {})[name].fd)
             struct.pack_into("<i", code, offset + 12, 0)
-        return LoadedProgram(self.name, bytes(code))
+        return LoadedProgram(self.name, bytes(code), self._kind)
 
 
 def _emit_object(text: str) -> bytes:

@@ -9,12 +9,15 @@ Only ku0's own settings are touched, never the node's.
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
+import socket
+import struct
 import time
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from socket import if_nametoindex
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -56,6 +59,9 @@ _SYSCTLS = {
 }
 _IFF_UP, _IFF_NOARP, _IFF_MULTICAST = 0x1, 0x80, 0x1000
 _GSO_MAX_SEGS = 65535  # the kernel's default
+# include/uapi/linux/ethtool.h, sockios.h
+_ETHTOOL_GTXCSUM, _ETHTOOL_STXCSUM = 0x16, 0x17
+_SIOCETHTOOL = 0x8946
 _STALE_PATIENCE_S = 3.0
 _DROP, _GUARD = "link/ku1", "link/ku0"  # in the vault
 
@@ -67,9 +73,10 @@ class VethPair:
         """Create them, or take over those of a predecessor (`is_left`)."""
         self._netlink, self._namespace, self._vault = netlink, namespace, vault
         self.ifindex = 0
+        self._always_split = False
         self._ends: dict[str, Link] = {}  # by name in the vault
         if {_DROP, _GUARD} <= set(vault.names()) and _exists(KU0):  # the namespace has been taken already
-            self.ifindex = if_nametoindex(KU0)
+            self.ifindex = socket.if_nametoindex(KU0)
             for name in (_DROP, _GUARD):
                 self._ends[name] = Link.adopt(vault.take(name), self.ifindex, AttachType.TCX_EGRESS)
             return
@@ -104,7 +111,7 @@ class VethPair:
             )
         except NetlinkError as error:
             raise SteeringError(f"creating the interfaces {KU0} and {KU1}: {_reason(error)}") from error
-        self.ifindex = if_nametoindex(KU0)
+        self.ifindex = socket.if_nametoindex(KU0)
 
     def _configure_node_side(self) -> None:
         for path, value in _SYSCTLS.items():
@@ -125,7 +132,24 @@ class VethPair:
         segmentation from ku0's features for every frame with more, so that the kernel splits it on its way out of
         ku0, whoever redirected it there. Then TCP on this node builds no larger frames towards ku0, either.
         """
+        split = split or self._always_split
         self._ask("link", "set", index=self.ifindex, gso_max_segs=1 if split else _GSO_MAX_SEGS)
+
+    def finish_packets(self) -> None:
+        """Let the kernel compute every checksum and split every segment before a packet leaves ku0, for good.
+
+        AF_XDP has no words for unfinished packets.  Without checksum offload among ku0's features
+        `validate_xmit_skb()` completes what local senders have left open, whoever redirected it there.
+        """
+        self._always_split = True
+        self.split_segments(True)
+        try:
+            _ethtool(KU0, _ETHTOOL_STXCSUM, 0)
+            on = _ethtool(KU0, _ETHTOOL_GTXCSUM, 0)
+        except OSError as error:
+            raise SteeringError(f"checksum offload of {KU0}: {error.strerror}") from error
+        if on:
+            raise SteeringError(f"checksum offload of {KU0} cannot be switched off")
 
     def next_hops(self) -> dict[int, IPv4Address | IPv6Address]:
         """Family (4, 6) → the address through which routes lead to ku1. Without 6 where the node has none."""
@@ -138,7 +162,7 @@ class VethPair:
         """Let packets through to ku1, once the program stands at its ingress that ends them there."""
 
         def bring_up() -> Link:
-            index = if_nametoindex(KU1)
+            index = socket.if_nametoindex(KU1)
             link = Link(drop, index, AttachType.TCX_INGRESS)
             with IPRoute() as netlink:
                 netlink.bind(groups=0)
@@ -183,6 +207,15 @@ def is_left(vault: Vault) -> bool:
     return {_DROP, _GUARD, "namespace"} <= names and _exists(KU0)
 
 
+def _ethtool(name: str, command: int, value: int) -> int:
+    """ethtool(8) by ioctl, for commands with one number; returns it as the kernel left it. Raises OSError."""
+    argument = ctypes.create_string_buffer(struct.pack("=2I", command, value), 8)
+    request = struct.pack("16sQ16x", name.encode(), ctypes.addressof(argument))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        fcntl.ioctl(asking, _SIOCETHTOOL, request)
+    return int(struct.unpack("=2I", argument.raw)[1])
+
+
 def _wait_until_gone(name: str) -> None:
     """The kernel removes a dead process's namespace in the background; a fresh start may come too early."""
     deadline = time.monotonic() + _STALE_PATIENCE_S
@@ -194,7 +227,7 @@ def _wait_until_gone(name: str) -> None:
 
 def _exists(name: str) -> bool:
     try:
-        if_nametoindex(name)
+        socket.if_nametoindex(name)
     except OSError:
         return False
     return True

@@ -11,7 +11,9 @@ choose.py.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from typing import NamedTuple
 
 from llvmlite import ir
 
@@ -20,18 +22,26 @@ from .choose import choose_worker, worker_of
 from .emit import Program, i8, i16, i32, i64
 from .flow import Flow, MessageBit, read_flow
 from .keys import PREFIX_KEY_SIZE, STEER_KEY_SIZE, ConfigBit, Count, KeyBit
+from .links import NEXT_HOP4, NEXT_HOP6
 
 __all__ = ["Builder", "drop", "guard", "reply", "steer", "worker_of"]
 
-Builder = Callable[[int, int], Program]  # (ku0's interface index, workers)
+Builder = Callable[[int, int, bool], Program]  # (ku0's interface index, workers, generic_xdp)
 
 _PACKET_HOST = 0  # include/uapi/linux/if_packet.h: addressed to us, not only overheard
 _VLAN_ID = 0x0FFF
+_REDIR_NEIGH_BYTES = 20  # ends before Flow.SOURCE_PORT
 _LOOPBACK_IFINDEX = 1  # in every network namespace
 
 
-def steer(tunnel_ifindex: int, workers: int = 1) -> Program:
-    """For the ingress of the node's interfaces; maps: steer, prefixes, config, interfaces, counts, fragments."""
+def steer(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> Program:
+    """For the ingress of the node's interfaces; maps: steer, prefixes, config, interfaces, counts, fragments.
+
+    `generic_xdp`: at ku1 stands an XDP program in generic mode.  A plain redirect leaves a mark on a packet that keeps
+    such programs from seeing it (`skb_is_redirected()` in `netif_receive_generic_xdp()`), so packets go by way of
+    ku1's entry in the neighbour table, which sets their MAC addresses. See also `choose_worker`.
+    """
+    way = _Way(tunnel_ifindex, workers, generic_xdp)
     program = Program("ku_steer")
     foreign = program.label("foreign")
     _leave_to_others(program, foreign)
@@ -45,14 +55,14 @@ def steer(tunnel_ifindex: int, workers: int = 1) -> Program:
     program.go(foreign)
 
     program.at(forward)
-    _send_up(program, Count.FORWARD, flow, flow.SOURCE, flow.SOURCE_PORT, tunnel_ifindex, workers)
+    _send_up(program, Count.FORWARD, flow, flow.SOURCE, flow.SOURCE_PORT, way)
     program.at(back)
-    _send_up(program, Count.RETURN, flow, flow.DESTINATION, flow.DESTINATION_PORT, tunnel_ifindex, workers)
+    _send_up(program, Count.RETURN, flow, flow.DESTINATION, flow.DESTINATION_PORT, way)
     _let_pass(program, foreign)
     return program
 
 
-def reply(tunnel_ifindex: int, workers: int = 1) -> Program:
+def reply(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> Program:
     """For the egress of the node's interfaces: replies of processes on the node that are pods of a service.
 
     Only what was made here is looked at.  Packets that the workers send enter at ku0, so they do not come back up.
@@ -60,6 +70,7 @@ def reply(tunnel_ifindex: int, workers: int = 1) -> Program:
     errors about packets to pods (the link to the pod is too narrow for one, or the pod is gone) come up always: a
     client does not know the packet that they embed.
     """
+    way = _Way(tunnel_ifindex, workers, generic_xdp)
     program = Program("ku_reply")
     foreign = program.label("foreign")
     program.require(program.equal(program.context("ingress_ifindex"), 0), otherwise=foreign)
@@ -75,13 +86,13 @@ def reply(tunnel_ifindex: int, workers: int = 1) -> Program:
     program.go(foreign)
 
     program.at(back)
-    _send_up(program, Count.RETURN, flow, flow.DESTINATION, flow.DESTINATION_PORT, tunnel_ifindex, workers)
+    _send_up(program, Count.RETURN, flow, flow.DESTINATION, flow.DESTINATION_PORT, way)
     program.at(foreign)
     program.leave(Verdict.NEXT)
     return program
 
 
-def guard(tunnel_ifindex: int, workers: int = 1) -> Program:
+def guard(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> Program:
     """For the egress of ku0: no packet goes around in circles.
 
     A worker passes on what is not its own.  If the node then routes that packet to a VIP's prefix, it would come up
@@ -96,7 +107,7 @@ def guard(tunnel_ifindex: int, workers: int = 1) -> Program:
         program.require(program.equal(came_from, 0), otherwise=onward)
         program.require(program.equal(program.context("queue_mapping"), 0), otherwise=onward)
         flow = read_flow(program, onward, fragments=True)
-        choose_worker(program, flow, flow.SOURCE, flow.SOURCE_PORT, workers)
+        choose_worker(program, flow, flow.SOURCE, flow.SOURCE_PORT, workers, generic_xdp)
     program.go(onward)
     program.at(circling)
     program.leave(Verdict.DROP)
@@ -181,14 +192,38 @@ def _require_mark(
         program.require(program.nonzero(program.build.and_(marks, wanted)), otherwise=foreign)
 
 
-def _send_up(
-    program: Program, count: Count, flow: Flow, address: int, port: int, ifindex: int, workers: int
-) -> None:
+class _Way(NamedTuple):
+    """How packets come up: what a Builder is told."""
+
+    ifindex: int
+    workers: int
+    generic_xdp: bool
+
+
+def _send_up(program: Program, count: Count, flow: Flow, address: int, port: int, way: _Way) -> None:
     """Redirect to the egress of ku0. `address` and `port` are where the flow holds the client's."""
     _count(program, count)
-    if workers > 1:
-        choose_worker(program, flow, address, port, workers)
-    program.leave(program.build.trunc(program.call("redirect", i32(ifindex), i64(0)), i32))
+    if way.workers > 1:
+        choose_worker(program, flow, address, port, way.workers, way.generic_xdp)
+    if way.generic_xdp:
+        verdict = _redirect_to_neighbour(program, flow, way.ifindex)
+    else:
+        verdict = program.call("redirect", i32(way.ifindex), i64(0))
+    program.leave(program.build.trunc(verdict, i32))
+
+
+def _redirect_to_neighbour(program: Program, flow: Flow, ifindex: int) -> ir.Value:
+    """With the next hop of the packet's family, `struct bpf_redir_neigh`: family, then the address.
+
+    It lies where the flow's addresses were, which nobody needs any more: the stack has no room for another buffer.
+    """
+    flow.store(0, i32(socket.AF_INET))
+    flow.store(4, i32(int.from_bytes(NEXT_HOP4.packed, "little")))
+    with program.when(program.has_bits(flow.load(flow.FAMILY, i8), KeyBit.IPV6)):
+        flow.store(0, i32(socket.AF_INET6))
+        for offset in range(0, 16, 4):
+            flow.store(4 + offset, i32(int.from_bytes(NEXT_HOP6.packed[offset : offset + 4], "little")))
+    return program.call("redirect_neigh", i32(ifindex), flow.address(), i32(_REDIR_NEIGH_BYTES), i64(0))
 
 
 def _let_pass(program: Program, foreign: ir.Block) -> None:

@@ -7,8 +7,9 @@ however it ends, all of that is gone, and the node is as it was before.
 With a keeper, interfaces and attached programs outlive this process.  A successor fills maps of its own while its
 predecessor's programs go on with theirs, and then puts its programs into the same links (`take_over`).
 
-The workers' side: `namespace.enter()`, then AF_PACKET on `ku1`.  Transmitted frames are addressed to `KU0_MAC`.
-With several workers, PACKET_FANOUT_QM hands both directions of a flow to one of them.
+The workers' side: `namespace.enter()`, then AF_PACKET on `ku1`, or AF_XDP with the sockets registered in `gate`.
+Transmitted frames are addressed to `KU0_MAC`.  With several workers, PACKET_FANOUT_QM hands both directions of a flow
+to one of them, as the queues of AF_XDP do.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from . import program
 from .attach import LOOPBACK, Attachments, is_wanted
 from .bpf import AttachType, LoadedProgram, has_tcx
 from .keys import Address, ConfigBit, Network, endpoint_keys, network_keys
-from .links import VethPair, is_left
+from .links import KU1, VethPair, is_left
 from .maps import Stats, SteeringMaps
 from .namespace import PrivateNamespace
 from .node import NodeWatch, check_node
 from .routes import VipRoutes
 from .targets import Asked, MapWriter, NodePort, Pod, Targets, Vip
+from .xdp import Where, XdpGate
 
 __all__ = ["Steering"]
 
@@ -41,10 +43,15 @@ class Steering:
     """Brings traffic for VIPs and node ports, and pods' replies, to the workers on ku1.
 
     `interfaces`: names to attach to, None for every Ethernet-like one; `lo` always belongs to them.
+    `xdp`: the workers want AF_XDP, with the program attached to ku1 in this mode; None: they want AF_PACKET.
     """
 
     def __init__(
-        self, workers: int = 1, interfaces: Iterable[str] | None = None, vault: Vault | None = None
+        self,
+        workers: int = 1,
+        interfaces: Iterable[str] | None = None,
+        vault: Vault | None = None,
+        xdp: Where | None = None,
     ) -> None:
         if workers < 1:
             raise ValueError("steering needs at least one worker")
@@ -52,6 +59,8 @@ class Steering:
         self._vault = vault if vault is not None else Vault()
         self._waiting = False  # a predecessor's programs are still in charge
         self._names = None if interfaces is None else frozenset(interfaces)
+        self._xdp = xdp
+        self.gate: XdpGate | None = None
         self._resources = ExitStack()
         self._started = False
         self._forget()
@@ -106,12 +115,18 @@ class Steering:
         # Up to here nobody else could notice anything.
         self._netlink = own(IPRoute())
         self._netlink.bind(groups=0)  # answers only; events come over a socket of their own
-        self._pair = VethPair(self._netlink, self.namespace, self.workers, self._vault)
+        # Generic XDP leaves out one of several queues, see `choose`; whether it will be that is not known yet.
+        spare = self._xdp is not None and self.workers > 1
+        self._pair = VethPair(self._netlink, self.namespace, self.workers + spare, self._vault)
         own_close(self._pair.close)
         self._pair.bring_up_far_side(drop)
+        if self._xdp is not None:
+            self.gate = self._open_gate(self._xdp)
+            own_close(self.gate.close)
+        generic = self.gate is not None and self.gate.mode is Where.GENERIC
 
         def load(build: program.Builder) -> LoadedProgram:
-            loaded = build(self._pair.ifindex, self.workers).load(self._maps.by_name())
+            loaded = build(self._pair.ifindex, self.workers, generic).load(self._maps.by_name())
             own_close(loaded.close)
             return loaded
 
@@ -147,6 +162,18 @@ class Steering:
         """Let go, for a successor: everything stays as it is, and in the vault."""
         self._started = False
         self._resources.pop_all()
+
+    def _open_gate(self, where: Where) -> XdpGate:
+        """Packets on ku1 go into AF_XDP sockets, finished; what no socket takes meets `drop`."""
+        gate = XdpGate.adopt(self._vault) if self._waiting else None
+        if gate is None:
+            gate = self.namespace.run(lambda: XdpGate(KU1, self.workers, where, self._vault))
+        try:
+            self._pair.finish_packets()
+        except BaseException:
+            gate.close()
+            raise
+        return gate
 
     def close(self) -> None:
         """Detach, and delete the interfaces. Idempotent; also after a start that failed."""

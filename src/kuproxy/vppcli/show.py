@@ -49,6 +49,8 @@ def show_general(report: Report) -> str:
         f" #pods: {sum(len(_live_pods(vip)) for vip in report.vips)}",
         f" buckets: {report.settings.buckets}",
     ]
+    if report.driver:
+        lines.append(f" driver: {report.driver}")
     for version, source in ((4, report.settings.ip4_src_address), (6, report.settings.ip6_src_address)):
         if source is not None:
             lines.append(f" ip{version}-src-address: {source}")
@@ -158,6 +160,7 @@ def _text(lines: Iterable[str]) -> str:
 def to_json(report: Report) -> dict[str, Any]:
     """Everything in the report, as JSON takes it; keys are the words of the command language."""
     return {
+        "driver": report.driver,
         "settings": {
             "buckets": report.settings.buckets,
             "timeout": report.settings.timeout_s,
