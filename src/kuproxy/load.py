@@ -23,7 +23,7 @@ from kuproxy.kube.reader import Finding
 from kuproxy.kube.reader import Path as FieldPath
 from kuproxy.model.config import Config, Settings
 from kuproxy.model.node import DetectLocalMode, NodeInfo, NodeView, ProxySettings
-from kuproxy.model.service import EndpointSlice, Service
+from kuproxy.model.service import EndpointSlice, Service, ServiceObjects
 from kuproxy.model.vip import Prefix, Vip
 from kuproxy.vppcli.apply import Desired
 
@@ -88,7 +88,23 @@ def load_config(paths: Sequence[Path | str]) -> Config:
         config = replace(config, settings=settings, node_addresses=view.node.addresses)
     if not any(Path(name).suffix == SCRIPT_SUFFIX for name in paths):
         config = replace(config, settings=replace(config.settings, buckets=MANIFEST_BUCKETS))
-    return replace(config, vips=config.vips + tuple(vips), notes=tuple(notes))
+    return replace(
+        config,
+        vips=config.vips + tuple(vips),
+        notes=tuple(notes),
+        services=_service_objects(objects),
+        view=view,
+    )
+
+
+def _service_objects(objects: _Objects) -> tuple[ServiceObjects, ...]:
+    slices: dict[str, list[EndpointSlice]] = {}
+    for endpoint_slice, _place in objects.slices.values():
+        slices.setdefault(endpoint_slice.service_full_name, []).append(endpoint_slice)
+    return tuple(
+        ServiceObjects(service, tuple(slices.get(name, ())))
+        for name, (service, _place) in objects.services.items()
+    )
 
 
 def _load_file(path: Path, desired: Desired, objects: _Objects, notes: list[Problem]) -> None:
