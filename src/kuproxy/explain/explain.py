@@ -47,6 +47,7 @@ from kuproxy.vppcli.trace import step_facts
 __all__ = ["explain"]
 
 _ORIGIN_WORDS = {Origin.POD: "pod", Origin.NODE: "node", Origin.OUTSIDE: "outside"}
+_READING = {Node.INPUT, Node.FRAGMENT, Node.LOOKUP}  # what leaves the headers as they came
 _RESTORING = {
     Node.NAT4_IN2OUT,
     Node.NAT6_IN2OUT,
@@ -70,7 +71,7 @@ class _Subject:
     run: Run
     trace: TracedPacket | None
     record: VipRecord | None
-    read: TraceStep | None  # what kp-input read
+    read: TraceStep | None  # what was read of it
     looked: TraceStep | None  # what kp-balance was given
     origin: Origin
 
@@ -105,7 +106,9 @@ def _run(plane: Plane, packet: PacketIn, now: int, number: int) -> _Subject:
     trace = next(iter(build_trace(plane.compiler, run.rows)), None)
     steps = trace.steps if trace is not None else ()
     record = plane.compiler.record_at(run.vip) if run.vip else None
-    read = steps[0] if steps and steps[0].family else None
+    # The last of them knows the ports of later fragments, too.
+    reading = [step for step in steps if step.node in _READING and step.family]
+    read = reading[-1] if reading else None
     looked = next((step for step in steps if step.node is Node.BALANCE), None)
     origin = Origin.OUTSIDE
     if read is not None and read.source is not None:
