@@ -33,7 +33,6 @@ from kuproxy.dataplane.layout import (
     T_WORKERS,
     TICK_MASK,
     TICKS_PER_SECOND,
-    VNET_BYTES,
     W_HELD_NOW,
     W_TRACE_LEFT,
     W_TRACE_NEXT,
@@ -48,6 +47,7 @@ from kuproxy.dataplane.worker_choice import worker_of
 from kuproxy.engine.contract import Engine
 from kuproxy.engine.flows import Address
 from kuproxy.engine.memory import BaselinesMemory, WorkerMemory, ticks
+from kuproxy.engine.packets import PacketIn, bytes_of, put
 from kuproxy.engine.trace import address_of, trace_rows
 
 __all__ = [
@@ -66,18 +66,6 @@ __all__ = [
 ]
 
 LONGEST = 65_535 + 22  # an IP packet behind an Ethernet header with two tags
-ROOM = 16_384  # bytes that an answer may have, at least
-
-
-@dataclass(frozen=True, slots=True)
-class PacketIn:
-    """A frame as a driver would deliver it."""
-
-    data: bytes  # from its Ethernet header on
-    interface: int = 0
-    partial_checksum: bool = False  # its L4 checksum is the pseudo-header's alone
-    gso: bool = False  # segments under one header
-    room: int = ROOM  # bytes that may be written from its start, for answers; at least its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +85,9 @@ class Run:
 def _private(region: Region) -> dict[str, np.ndarray]:
     """The arrays of a region over a mapping of our own: what is written to them nobody else sees."""
     size = os.fstat(region.fd).st_size
-    mapping = mmap.mmap(region.fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+    mapping = mmap.mmap(
+        region.fd, size, mmap.MAP_PRIVATE | mmap.MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+    )
     places = {name: array.__array_interface__["data"][0] for name, array in region.arrays.items()}
     base = min(places.values())  # the first array lies at the region's beginning
     return {
@@ -146,16 +136,8 @@ def run_once(tables: Tables, state: WorkerState, packet: PacketIn, now: int) -> 
         raise ValueError(f"a frame of {length} bytes is longer than any")
     room = max(length, packet.room)
     frame = make_frame(np.zeros(HEADROOM + room + HOLD_ROOM, np.uint8))
-    frame.data[HEADROOM : HEADROOM + length] = np.frombuffer(packet.data, np.uint8)
+    put(frame, 0, HEADROOM, room, packet)
     record = frame.packets[0]
-    record["start"], record["vnet"] = HEADROOM, HEADROOM - VNET_BYTES
-    record["length"], record["room"], record["interface"] = length, room, packet.interface
-    if packet.partial_checksum:
-        record["flags"] = int(PacketFlag.VNET | PacketFlag.PARTIAL_CHECKSUM)
-    if packet.gso:
-        record["flags"] |= int(PacketFlag.GSO)
-        # struct virtio_net_hdr: to be checksummed, TCP over IPv4, headers of 34 bytes, segments of 6
-        frame.data[HEADROOM - VNET_BYTES : HEADROOM] = (1, 0, 0, 0, 0, 0, 34, 0, 6, 0)
     frame.meta[META_COUNT] = 1
     waiting = int(state.header[W_HELD_NOW])
     state.header[W_TRACE_LEFT], state.header[W_TRACE_NEXT] = 1, 0
@@ -165,18 +147,13 @@ def run_once(tables: Tables, state: WorkerState, packet: PacketIn, now: int) -> 
     return Run(
         Outcome(int(record["outcome"])),
         Reason(int(record["reason"])),
-        _bytes(frame.data, record),
+        bytes_of(frame, record),
         bool(record["flags"] & PacketFlag.PARTIAL_CHECKSUM),
         int(record["vip"]),
         int(record["pod"]),
         tuple(row for row in trace_rows([state]) if row["number"] == int(state.trace[0]["packet"])),
-        tuple(_bytes(frame.data, frame.packets[place]) for place in others),
+        tuple(bytes_of(frame, frame.packets[place]) for place in others),
     )
-
-
-def _bytes(data: np.ndarray, record: np.void) -> bytes:
-    start = int(record["start"])
-    return data[start : start + int(record["length"])].tobytes()
 
 
 def present_tick() -> int:
