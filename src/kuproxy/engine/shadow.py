@@ -85,9 +85,7 @@ class Run:
 def _private(region: Region) -> dict[str, np.ndarray]:
     """The arrays of a region over a mapping of our own: what is written to them nobody else sees."""
     size = os.fstat(region.fd).st_size
-    mapping = mmap.mmap(
-        region.fd, size, mmap.MAP_PRIVATE | mmap.MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-    )
+    mapping = mmap.mmap(region.fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
     places = {name: array.__array_interface__["data"][0] for name, array in region.arrays.items()}
     base = min(places.values())  # the first array lies at the region's beginning
     return {
