@@ -20,7 +20,7 @@ from kuproxy.control.compile import ring_owners
 from kuproxy.drivers.capture.driver import CaptureDriver
 from kuproxy.engine.batch import Batch, PacketOut
 from kuproxy.engine.contract import TICK_MASK, TICKS_PER_SECOND
-from kuproxy.engine.packets import PacketIn
+from kuproxy.engine.packets import LONGEST, PacketIn
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.explain.report import Explanation
 from kuproxy.explain.services import finder
@@ -49,7 +49,6 @@ AnyPrefix = AnyAddress | IPv4Network | IPv6Network
 AnyPod = AnyAddress | Pod
 _OUTSIDE = "outside"  # interface 0: where clients come from
 _PODS = "pods"  # interface 1: where replies come from
-_LONGEST = 65_557  # an IP packet behind an Ethernet header with two tags
 
 
 class Layers(Protocol):
@@ -425,8 +424,8 @@ def _frame_bytes(given: Any) -> bytes:
     else:
         hint = "it is bytes, uint8[n] or a packet of scapy"
         raise ConfigError(Problem(f"{type(given).__name__} is no frame", field="packets", hint=hint))
-    if not 0 < len(data) <= _LONGEST:
-        hint = f"1 to {_LONGEST}"
+    if not 0 < len(data) <= LONGEST:
+        hint = f"1 to {LONGEST}"
         raise ConfigError(Problem(f"{len(data)} bytes are no frame", field="packets", hint=hint))
     return data
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ from xml.etree import ElementTree
 import pytest
 
 import packets
-from daemon.rig import controller, served
-from kuproxy.client import Refusal
+from daemon.rig import as_user, controller, served
+from kuproxy.client import Client, Refusal
 from kuproxy.daemon.api.auth import Access
 from kuproxy.explain.dissect import dissect, rewrites
 from kuproxy.explain.packet import five_tuple, frame_of, from_hex
@@ -126,11 +127,20 @@ def test_mistakes_are_one_line(script: Path, words: tuple[str, ...], message: st
     assert message in ran.stderr and len(ran.stderr.splitlines()) == 1
 
 
+def asked_by_a_reader(client: Client, body: dict[str, object]) -> str:
+    told = client.request("POST", "/v1/explain", body)
+    with pytest.raises(Refusal, match="may read but not change"):
+        client.request("POST", "/v1/flows/flush")
+    return f"{told['outcome']}, and may not flush"
+
+
 def test_readers_may_ask_the_daemon_and_nothing_changes(script: Path) -> None:
     made = controller(files=(script,))
     frame = frame_of(five_tuple("tcp", "40.0.0.1:1024", "90.0.0.1:80"))
     body = {"frame": frame.hex(), "without_pods": ["10.0.0.3"]}
-    with served(made, Access(read_only=True)) as client:
+    with served(made, Access(owner=12345), mode=0o666) as client:
+        if os.geteuid() == 0:  # else no other user can be played
+            assert as_user(54321, lambda: asked_by_a_reader(client, body)) == "transmit, and may not flush"
         told = client.request("POST", "/v1/explain", body)
         assert told["outcome"] == "transmit" and told["vip"] == "90.0.0.1/32 protocol tcp port 80"
         assert told["what_if"]["pod"] in ("10.0.0.4:8080", "10.0.0.5:8080")

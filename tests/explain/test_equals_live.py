@@ -17,7 +17,7 @@ from differential import strategies
 from differential.plane import CompiledPlane
 from differential.strategies import INSIDE, Config
 from kuproxy.codes import Family, Outcome, Reason
-from kuproxy.engine.shadow import PacketIn
+from kuproxy.engine.packets import PacketIn
 from kuproxy.errors import ConfigError
 from kuproxy.explain.explain import explain
 from kuproxy.explain.report import Explanation

@@ -11,7 +11,7 @@ import pytest
 import packets
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
-from kuproxy.engine.shadow import PacketIn
+from kuproxy.engine.packets import PacketIn
 from kuproxy.errors import ConfigError
 from kuproxy.explain.explain import explain
 from kuproxy.explain.services import finder

@@ -9,8 +9,9 @@ import numpy as np
 from kuproxy.codes import PacketFlag
 from kuproxy.dataplane.layout import VNET_BYTES, Frame
 
-__all__ = ["PacketIn", "bytes_of", "put"]
+__all__ = ["LONGEST", "PacketIn", "bytes_of", "put"]
 
+LONGEST = 65_535 + 22  # an IP packet behind an Ethernet header with two tags
 ROOM = 16_384  # bytes that an answer may have, at least
 
 

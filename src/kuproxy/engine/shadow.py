@@ -47,11 +47,10 @@ from kuproxy.dataplane.worker_choice import worker_of
 from kuproxy.engine.contract import Engine
 from kuproxy.engine.flows import Address
 from kuproxy.engine.memory import BaselinesMemory, WorkerMemory, ticks
-from kuproxy.engine.packets import PacketIn, bytes_of, put
+from kuproxy.engine.packets import LONGEST, PacketIn, bytes_of, put
 from kuproxy.engine.trace import address_of, trace_rows
 
 __all__ = [
-    "PacketIn",
     "Run",
     "ShadowEngine",
     "affinity_pod",
@@ -64,8 +63,6 @@ __all__ = [
     "shadow_state",
     "worker_for",
 ]
-
-LONGEST = 65_535 + 22  # an IP packet behind an Ethernet header with two tags
 
 
 @dataclass(frozen=True, slots=True)

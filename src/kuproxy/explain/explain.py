@@ -12,8 +12,8 @@ import numpy as np
 from kuproxy.codes import PROTOCOLS_WITH_PORTS, REASON_TEXT, HashMode, Node, Origin, Outcome, Protocol, Reason
 from kuproxy.control.compile import VipRecord
 from kuproxy.control.trace import build_trace
+from kuproxy.engine.packets import PacketIn
 from kuproxy.engine.shadow import (
-    PacketIn,
     Run,
     affinity_pod,
     bucket_rows,

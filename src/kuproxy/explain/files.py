@@ -8,7 +8,7 @@ from pathlib import Path
 from kuproxy.drivers.capture.driver import CaptureDriver
 from kuproxy.drivers.capture.reader import Capture
 from kuproxy.engine.contract import TICK_MASK, TICKS_PER_SECOND
-from kuproxy.engine.shadow import PacketIn
+from kuproxy.engine.packets import PacketIn
 from kuproxy.explain.report import Explanation
 from kuproxy.explain.services import finder
 from kuproxy.explain.whatif import WhatIf, explain_both

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from kuproxy.engine.shadow import PacketIn, ShadowEngine
+from kuproxy.engine.packets import PacketIn
+from kuproxy.engine.shadow import ShadowEngine
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.explain.explain import explain
 from kuproxy.explain.report import Counterfactual, Explanation

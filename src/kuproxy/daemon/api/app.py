@@ -128,7 +128,7 @@ def _endpoint(
             if not access.may_read(peer, authorization):
                 raise Refused(401, access.refusal(peer))
             may_write = access.may_write(peer, authorization)
-            changes = route.write or (access.read_only and route.method != "GET" and not route.asks)
+            changes = route.write or (access.read_only and route.method != "GET")
             if changes and not may_write:
                 raise Refused(403, access.refusal(peer))
             query = _query(request, route.query)

@@ -9,14 +9,14 @@ from msgspec import Meta
 
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.schema import Record, Text
-from kuproxy.engine.shadow import PacketIn, present_tick
+from kuproxy.engine.packets import LONGEST, PacketIn
+from kuproxy.engine.shadow import present_tick
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.explain.report import Explanation
 from kuproxy.explain.whatif import WhatIf, explain_both
 
 __all__ = ["ExplainRequest", "explain_packet"]
 
-LONGEST = 65_535 + 22
 MOST_PODS = 1024
 
 PodText = Annotated[str, Meta(max_length=80)]

@@ -133,7 +133,6 @@ class Route:
     query: type[msgspec.Struct] = Nothing
     body: type[msgspec.Struct] | None = None
     write: bool = False
-    asks: bool = False  # a question, though it has a body: nothing changes
 
 
 def writes(text: str) -> bool:
@@ -362,7 +361,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "POST", "/v1/explain", "what becomes of a packet, and why", explain_packet, Explanation,
-        body=ExplainRequest, asks=True,
+        body=ExplainRequest,
     ),
     Route("GET", "/v1/health", "whether it forwards what was asked for", _get_health, views.Health),
     Route("POST", "/v1/ku", "carry out command lines", _run_lines, views.Output, body=Lines),
