@@ -17,7 +17,8 @@ def picture(told: Explanation) -> str:
     if told.vip is not None:
         chosen = next((each.rule for each in told.candidates if each.verdict == "chosen"), "")
         lost = sum(each.verdict == "lost" for each in told.candidates)
-        steps.append(PictureStep(f"VIP {told.vip}", (chosen, f"{lost} others lost") if lost else (chosen,)))
+        rivals = (f"{lost} other{'s' * (lost > 1)} lost",) if lost else ()
+        steps.append(PictureStep(f"VIP {told.vip}", (chosen, *rivals)))
     if told.ring is not None:
         before = f", before: {told.ring.before}" if told.ring.before else ""
         owner = f"owner {told.ring.owner}{before}"

@@ -9,9 +9,9 @@ from kuproxy.pictures.svg import DROPPED, NOBODY, colour, document, text
 
 __all__ = ["PictureEnd", "PictureStep", "explanation_svg"]
 
-_BOX_W, _LINE, _PAD = 300, 15, 8
+_BOX_W, _LINE, _PAD = 360, 15, 8
 _GAP = 22
-_END_W, _END_X = 260, 380
+_END_W, _END_X = 320, 440
 _MARGIN = 8
 _MOST_ENDS = 24
 
