@@ -186,7 +186,7 @@ def dissect(data: bytes, gue_port: int = 0) -> list[Field]:
     return reader.fields
 
 
-def _inner_first(fields: list[Field]) -> dict[tuple[str, str], Field]:
+def _by_name(fields: list[Field]) -> dict[tuple[str, str], Field]:
     return {(field.layer, field.name): field for field in fields}
 
 
@@ -211,8 +211,8 @@ def rewrites(before: bytes, after: bytes, gue_port: int = 0) -> list[Rewrite]:
     """Every field that differs, is gone or is new, in the order of the frame that leaves."""
     old_fields, new_fields = dissect(before, gue_port), dissect(after, gue_port)
     extra = max(0, _depth(new_fields) - _depth(old_fields))
-    olds = _inner_first(old_fields)
-    news = _inner_first(list(_renamed(new_fields, extra)))
+    olds = _by_name(old_fields)
+    news = _by_name(list(_renamed(new_fields, extra)))
     found = []
     for key in [*(key for key in olds if key not in news), *news]:
         old, new = olds.get(key), news.get(key)
