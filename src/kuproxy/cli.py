@@ -34,6 +34,8 @@ SUBCOMMANDS = {
     "top": Subcommand("kuproxy.top", "watch services, pods, flows and drops on a terminal"),
     "completion": Subcommand("kuproxy.completion", "print what makes a shell complete `ku`"),
     "replay": Subcommand("kuproxy.replay", "run a capture file through the data plane"),
+    "check": Subcommand("kuproxy.check", "find what is wrong with configuration files"),
+    "explain": Subcommand("kuproxy.explain", "tell what becomes of a packet, and why"),
     "ring": Subcommand("kuproxy.ring", "print the new-flow table of some pods"),
     "demo": Subcommand("kuproxy.demo", "show it all on real connections, in namespaces of its own"),
 }
@@ -45,6 +47,8 @@ EXAMPLES = """\
 examples:
   ku ring --new-len 16 10.0.0.1 10.0.0.2 10.0.0.3
   ku replay --config services.ku in.pcapng out.pcapng
+  ku check services.ku
+  ku explain --config services.ku tcp 40.0.0.1:1024 90.0.0.1:80
   ku run --config services.yaml
   ku daemon --settings kuproxy.toml
   ku kube-proxy --config /var/lib/kube-proxy/config.conf

@@ -10,7 +10,7 @@ problems of all files.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -23,15 +23,16 @@ from kuproxy.kube.reader import Finding
 from kuproxy.kube.reader import Path as FieldPath
 from kuproxy.model.config import Config, Settings
 from kuproxy.model.node import DetectLocalMode, NodeInfo, NodeView, ProxySettings
-from kuproxy.model.service import EndpointSlice, Service
+from kuproxy.model.service import EndpointSlice, Service, ServiceObjects
 from kuproxy.model.vip import Prefix, Vip
 from kuproxy.vppcli.apply import Desired
 
-__all__ = ["MANIFEST_SUFFIXES", "SCRIPT_SUFFIX", "load_config", "read_text"]
+__all__ = ["MANIFEST_SUFFIXES", "SCRIPT_SUFFIX", "load_config", "load_with_places", "read_text"]
 
 T = TypeVar("T")
 
 SCRIPT_SUFFIX = ".ku"
+SCRIPT_OWNER = "ku"  # of the VIPs of scripts
 MANIFEST_SUFFIXES = (".yaml", ".yml", ".json")
 
 # Scripts have VPP's 1,024 buckets unless they say otherwise. A node whose configuration is manifests alone has nobody
@@ -64,6 +65,23 @@ class _Objects:
 
 def load_config(paths: Sequence[Path | str]) -> Config:
     """Read files.  Raises ConfigError with every problem, in the order of the files and their lines."""
+    return _load(paths)[0]
+
+
+def load_with_places(paths: Sequence[Path | str]) -> tuple[Config, Callable[[Vip], Problem]]:
+    """The same, and what says of a VIP where it stands: a problem with file and line, and no message."""
+    config, objects, desired = _load(paths)
+
+    def place(vip: Vip) -> Problem:
+        if vip.owner == SCRIPT_OWNER:
+            return desired.place_of(vip.key).problem("")
+        found = objects.services.get(vip.owner.partition(":")[0])
+        return Problem("") if found is None else found[1].problem("")
+
+    return config, place
+
+
+def _load(paths: Sequence[Path | str]) -> tuple[Config, _Objects, Desired]:
     problems: list[Problem] = []
     notes: list[Problem] = []
     desired = Desired()
@@ -88,7 +106,24 @@ def load_config(paths: Sequence[Path | str]) -> Config:
         config = replace(config, settings=settings, node_addresses=view.node.addresses)
     if not any(Path(name).suffix == SCRIPT_SUFFIX for name in paths):
         config = replace(config, settings=replace(config.settings, buckets=MANIFEST_BUCKETS))
-    return replace(config, vips=config.vips + tuple(vips), notes=tuple(notes))
+    config = replace(
+        config,
+        vips=config.vips + tuple(vips),
+        notes=tuple(notes),
+        services=_service_objects(objects),
+        view=view,
+    )
+    return config, objects, desired
+
+
+def _service_objects(objects: _Objects) -> tuple[ServiceObjects, ...]:
+    slices: dict[str, list[EndpointSlice]] = {}
+    for endpoint_slice, _place in objects.slices.values():
+        slices.setdefault(endpoint_slice.service_full_name, []).append(endpoint_slice)
+    return tuple(
+        ServiceObjects(service, tuple(slices.get(name, ())))
+        for name, (service, _place) in objects.services.items()
+    )
 
 
 def read_text(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,34 +29,44 @@ def mark_flags(mark: InterfaceMark) -> int:
     return int(flags | (InterfaceFlag.NAT6_IN if mark.nat6_in else 0))
 
 
+def local_plane(config: Config, interfaces: Sequence[str]) -> tuple[LocalEngine, Plane, list[Problem]]:
+    """A plane in this process that holds what `config` asks for, and what is worth knowing about it.
+
+    `interfaces` are the names of what packets come in by, in the order of their numbers.  Raises KuError.
+    """
+    if len(interfaces) > MAX_INTERFACES:
+        raise ConfigError(f"the capture has {len(interfaces)} interfaces; {MAX_INTERFACES} at most")
+    engine = LocalEngine(config.settings.buckets.bit_length() - 1)
+    plane = Plane(engine, decrement_ttl=True, any_node_address=True)
+    notes = list(config.notes)
+    for mark in config.interfaces:
+        if mark.name not in interfaces:
+            notes.append(
+                Problem(f"interface {mark.name} is not in the capture", hint=f"it has {', '.join(interfaces)}")
+            )
+        for index in [index for index, name in enumerate(interfaces) if name == mark.name]:
+            plane.compiler.set_interface(index, mark_flags(mark))
+    plane.follow_node(config.node_addresses, (), config.node_addresses)
+    plane.apply(config)
+    engine.trace(config.trace)
+    return engine, plane, notes
+
+
 class Replay:
     """One run of a capture through a local engine."""
 
     def __init__(self, config: Config, driver: CaptureDriver):
-        self.engine = LocalEngine(config.settings.buckets.bit_length() - 1)
-        self.plane = Plane(self.engine, decrement_ttl=True, any_node_address=True)
+        self.engine, self.plane, self.notes = local_plane(config, driver.interfaces)
         self.driver = driver
-        self.notes: list[Problem] = list(config.notes)
-        self._mark(config)
-        self.plane.follow_node(config.node_addresses, (), config.node_addresses)
-        self.plane.apply(config)
-        self.engine.trace(config.trace)
         self.packets = 0
-
-    def _mark(self, config: Config) -> None:
-        names = self.driver.interfaces
-        if len(names) > MAX_INTERFACES:
-            raise ConfigError(f"the capture has {len(names)} interfaces; {MAX_INTERFACES} at most")
-        for mark in config.interfaces:
-            if mark.name not in names:
-                self.notes.append(
-                    Problem(f"interface {mark.name} is not in the capture", hint=f"it has {', '.join(names)}")
-                )
-            for index in [index for index, name in enumerate(names) if name == mark.name]:
-                self.plane.compiler.set_interface(index, mark_flags(mark))
 
     def run(self) -> None:
         """All packets, then everything that has expired by the last one's time."""
+        self.engine.maintain(self.forward())
+        self.plane.collect()
+
+    def forward(self) -> int:
+        """All packets; returns the last one's time in ticks."""
         frame = self.driver.frame
         now = 0
         collected = None
@@ -68,8 +79,7 @@ class Replay:
             if collected is None or (now - collected) & TICK_MASK >= GARBAGE_INTERVAL:
                 self.plane.collect()
                 collected = now
-        self.engine.maintain(now)
-        self.plane.collect()
+        return now
 
     def summary(self) -> dict[str, Any]:
         """Counters as JSON takes them."""

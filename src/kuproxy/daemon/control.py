@@ -23,6 +23,8 @@ from kuproxy.daemon.persist import Loaded, StateFile
 from kuproxy.daemon.sampler import Sampler
 from kuproxy.daemon.schema import Conf, State, merged_marks, settings_over
 from kuproxy.errors import ConflictError, DriverError, KuError
+from kuproxy.explain.services import ServiceFinder, finder
+from kuproxy.explain.services import Source as ServiceSource
 from kuproxy.load import load_config
 from kuproxy.model.config import Config, InterfaceMark, Settings, Show
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
@@ -67,6 +69,7 @@ class Controller:
         self.replace: Callable[[], None] = (
             _no_successor  # have another control process take over; may raise KuError
         )
+        self.find_service: ServiceFinder = lambda owner: None  # of another source, by a VIP's owner
         self.ready = False
         self.adoption_s: float | None = None  # from the last change to its adoption by every worker
         self._pending: tuple[int, float] | None = None  # generation, when it was published
@@ -92,6 +95,13 @@ class Controller:
     @property
     def marks(self) -> tuple[InterfaceMark, ...]:
         return merged_marks(self.file_config, self.commands.config())
+
+    def service_behind(self, owner: str) -> ServiceSource | None:
+        """The Service that a VIP with this owner is made from, and from where it was looked at."""
+        found = self.find_service(owner)
+        if found is not None:
+            return found
+        return finder(self.file_config.services, self.file_config.view)(owner)
 
     @property
     def generation(self) -> int:

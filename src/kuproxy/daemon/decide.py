@@ -15,7 +15,7 @@ from kuproxy.kube.objects import document
 from kuproxy.kube.plain import plain_service, plain_slice
 from kuproxy.kube.reader import Finding
 from kuproxy.model.node import NodeInfo, NodeView
-from kuproxy.model.service import EndpointSlice, Service
+from kuproxy.model.service import EndpointSlice, Service, ServiceObjects
 from kuproxy.model.vip import Prefix
 
 __all__ = ["Decider", "HealthCheck", "read_node", "read_service_cidrs"]
@@ -69,6 +69,21 @@ class Decider:
             self.health = health
         return self.book.update(changes), other_faults
 
+    def objects(self, cluster: Cluster, key: Claimant) -> ServiceObjects | None:
+        """A service as it is decided by, with its slices; None: there is none, or it has faults."""
+        service = self._service(cluster, key, [])
+        return None if service is None else ServiceObjects(service, tuple(_slices(cluster, key, [])))
+
+    @staticmethod
+    def _service(cluster: Cluster, key: Claimant, found: list[Finding]) -> Service | None:
+        raw = cluster.services.get(key)
+        if raw is None:
+            return None
+        service = plain_service(raw) or convert_service(document(raw), found)
+        if service is not None and service.proxy_name is not None:  # the selector let it through: it is ours
+            service = replace(service, proxy_name=None)
+        return service
+
     def _wanted(
         self,
         cluster: Cluster,
@@ -78,14 +93,10 @@ class Decider:
         health: dict[Claimant, HealthCheck],
     ) -> Wanted | None:
         health.pop(key, None)
-        raw = cluster.services.get(key)
-        if raw is None:
-            return None
-        service = plain_service(raw) or convert_service(document(raw), found)
+        service = self._service(cluster, key, found)
         if service is None:
             return None
-        if service.proxy_name is not None:  # the selector let it through: it is ours
-            service = replace(service, proxy_name=None)
+        raw = cluster.services[key]
         slices = _slices(cluster, key, found)
         ready = local_ready(service, slices, view)
         if ready is not None:

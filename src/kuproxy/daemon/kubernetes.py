@@ -34,6 +34,7 @@ from kuproxy.kube.objects import EndpointSlice
 from kuproxy.kube.pace import Pace
 from kuproxy.kube.reader import Finding
 from kuproxy.model.node import NodeInfo, NodeView, ProxySettings
+from kuproxy.model.service import ServiceObjects
 from kuproxy.model.vip import Address, VipKey
 
 __all__ = [
@@ -182,6 +183,7 @@ class KubernetesSource:
         now = asyncio.get_running_loop().time()
         cluster = Cluster(self.options.node_name, self._random, now, self._pace, self.options.proxy_name)
         self._cluster = cluster
+        self._controller.find_service = self._find_service
         self._watcher = Watcher(cluster, self._load, self._report, self._note_arrival)
         await self._thread(self._controller.plane.compiler.warm)
         # A hundred thousand objects arrive that stay; looking through them again and again would double the time.
@@ -257,6 +259,14 @@ class KubernetesSource:
         for listener in self.listeners.sync:
             listener(sync)
         return sync
+
+    def _find_service(self, owner: str) -> tuple[ServiceObjects, NodeView] | None:
+        """What a VIP with this owner, `namespace/service:port`, is made from."""
+        namespace, _, rest = owner.partition("/")
+        if self._cluster is None:
+            return None
+        objects = self._decider.objects(self._cluster, (namespace, rest.partition(":")[0]))
+        return None if objects is None else (objects, self.view)
 
     def _look(self, cluster: Cluster) -> bool:
         """See what has become of the node and the service ranges; whether services are to be decided anew."""

@@ -11,6 +11,7 @@ from kuproxy.dataplane.layout import (
     Tables,
     WorkerState,
 )
+from kuproxy.engine.memory import TablesMemory, WorkerMemory
 
 __all__ = ["MAX_INTERFACES", "TICKS_PER_SECOND", "TICK_MASK", "Engine"]
 
@@ -20,6 +21,16 @@ class Engine(Protocol):
 
     tables: Tables
     baselines: Baselines
+
+    @property
+    def tables_memory(self) -> TablesMemory:
+        """The region that the tables lie in."""
+        ...
+
+    @property
+    def memories(self) -> Sequence[WorkerMemory]:
+        """The regions of all workers."""
+        ...
 
     @property
     def states(self) -> Sequence[WorkerState]:

@@ -351,6 +351,16 @@ class LiveEngine:
         return self.vault.take(name) if name in self.vault.names() else None
 
     @property
+    def tables_memory(self) -> TablesMemory:
+        """The region that the tables lie in."""
+        return self._memory
+
+    @property
+    def memories(self) -> Sequence[WorkerMemory]:
+        """The regions of all workers."""
+        return [worker.memory for worker in self.workers]
+
+    @property
     def states(self) -> Sequence[WorkerState]:
         """The state bundles of all workers."""
         return [worker.memory.state for worker in self.workers]

@@ -30,6 +30,16 @@ class LocalEngine:
         return self.workers[0]
 
     @property
+    def tables_memory(self) -> TablesMemory:
+        """The region that the tables lie in."""
+        return self.memory
+
+    @property
+    def memories(self) -> tuple[WorkerMemory, ...]:
+        """The regions of all workers."""
+        return self.workers
+
+    @property
     def state(self) -> WorkerState:
         """The first worker's state bundle."""
         return self.worker.state

@@ -12,6 +12,8 @@ from ipaddress import IPv4Network, IPv6Network
 
 from kuproxy.codes import FlowState
 from kuproxy.errors import ConfigError, Problem
+from kuproxy.model.node import NodeView
+from kuproxy.model.service import ServiceObjects
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey, is_power_of_two
 
 __all__ = [
@@ -191,3 +193,5 @@ class Config:
     sources: tuple[str, ...] = ()  # the files, as they were named
     notes: tuple[Problem, ...] = ()  # what was skipped, or is not honoured yet; never an error
     node_addresses: tuple[Address, ...] = ()  # as a Node object names them, the primary ones first
+    services: tuple[ServiceObjects, ...] = ()  # what the VIPs that belong to a Service were made from
+    view: NodeView | None = None  # from which node they were looked at

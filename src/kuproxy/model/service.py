@@ -23,6 +23,7 @@ __all__ = [
     "IpMode",
     "LoadBalancerIngress",
     "Service",
+    "ServiceObjects",
     "ServicePort",
     "ServiceType",
     "SessionAffinity",
@@ -173,3 +174,11 @@ class EndpointSlice:
     @property
     def service_full_name(self) -> str:
         return f"{self.namespace}/{self.service}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceObjects:
+    """A Service with the slices that belong to it."""
+
+    service: Service
+    slices: tuple[EndpointSlice, ...] = ()

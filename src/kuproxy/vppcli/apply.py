@@ -36,6 +36,7 @@ from kuproxy.vppcli.actions import (
     SetInterface,
     ShowAction,
     VipSelector,
+    Where,
 )
 from kuproxy.vppcli.grammar import scan_script
 
@@ -56,6 +57,11 @@ class Desired:
         self._by_prefix: dict[Prefix, tuple[VipKey, ...]] = {}
         self._node_ports: dict[tuple[Family, int, Protocol], VipKey] = {}
         self._interfaces: dict[str, tuple[bool, bool]] = {}
+        self._places: dict[VipKey, Where] = {}  # where VIPs were added last
+
+    def place_of(self, key: VipKey) -> Where:
+        """Where the VIP was added; nowhere if no script did it."""
+        return self._places.get(key, Where())
 
     @property
     def vips(self) -> tuple[Vip, ...]:
@@ -129,6 +135,7 @@ class Desired:
         match action:
             case AddVip():
                 self._add_vip(action.vip)
+                self._places[action.vip.key] = action.where
             case DelVip():
                 self._del_vip(action.selector)
             case AddPods():
@@ -207,6 +214,7 @@ class Desired:
             )
         key = keys[0]
         vip = self._vips.pop(key)
+        self._places.pop(key, None)
         del self._pods[key]
         rest = tuple(other for other in self._by_prefix[key.prefix] if other != key)
         if rest:

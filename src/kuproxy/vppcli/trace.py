@@ -9,7 +9,7 @@ from kuproxy.codes import REASON_TEXT, Node, Outcome, Protocol, Reason
 from kuproxy.model.report import TracedPacket, TraceStep
 from kuproxy.model.vip import Address, address_text
 
-__all__ = ["show_trace", "trace_json"]
+__all__ = ["show_trace", "step_facts", "trace_json"]
 
 # Nodes that change neither the packet nor its record in a way that the header line would tell.
 _DECIDING = (Node.LOOKUP, Node.NODEPORT4, Node.NODEPORT6, Node.BALANCE)
@@ -27,7 +27,7 @@ def show_trace(packets: Iterable[TracedPacket]) -> str:
         lines += [f"Packet {packet.number}", ""]
         for step in packet.steps:
             lines.append(f"{_time(step.time_s)}: {step.node.label}")
-            lines += [f"  {line}" for line in _facts(step)]
+            lines += [f"  {line}" for line in step_facts(step)]
         lines.append("")
     return "".join(f"{line}\n" for line in lines)
 
@@ -53,7 +53,8 @@ def _header(step: TraceStep) -> str:
     return f"{_protocol(step.protocol)} {source} -> {destination}{' fragment' if step.fragment else ''}"
 
 
-def _facts(step: TraceStep) -> Iterator[str]:
+def step_facts(step: TraceStep) -> Iterator[str]:
+    """What a node did, a line each."""
     if step.node is Node.INPUT:
         yield f"interface {step.interface}, {step.bytes} bytes"
         if step.family:

@@ -5,7 +5,7 @@ from operator import attrgetter, lt
 
 import numpy as np
 
-from kuproxy.codes import PodFlag
+from kuproxy.codes import Origin, PodFlag
 from kuproxy.control.compile.entries import MatchEntries, reference_place
 from kuproxy.control.compile.records import Draining, Ring, VipRecord
 from kuproxy.control.compile.rings import fill, fill_equal
@@ -113,6 +113,14 @@ class PodRows(MatchEntries):
         if ring is None or ring.kind == RING_OUTSIDE:
             return np.zeros(record.vip.new_len, np.uint32)
         return self._ring_view(ring, RING_INSIDE).copy()
+
+    def ring_for(self, record: VipRecord, origin: Origin) -> np.ndarray | None:
+        """uint32[slots]: the same of the ring for clients of this origin; None: it has no pods."""
+        ring = record.ring
+        which = RING_OUTSIDE if origin is Origin.OUTSIDE else RING_INSIDE
+        if ring is None or (ring.kind and not ring.kind & which):
+            return None
+        return self._ring_view(ring, which)
 
     def bounds(self) -> tuple[int, int]:
         """One more than the highest index of a VIP, and of a pod, that was ever given out."""

@@ -2,7 +2,7 @@
 
 `endpoints` says which endpoints may serve, `exposure` at which addresses and how, `masquerade` whose address pods see,
 `cleanup` which UDP flows end, `conflicts` who gets what two claim, `health` what load balancers hear, `nodeports` where
-node ports answer.
+node ports answer, `verdict` why an endpoint serves or does not.
 """
 
 from kuproxy.control.policy.cleanup import stale_udp
@@ -29,6 +29,7 @@ from kuproxy.control.policy.masquerade import (
     pod_traffic,
 )
 from kuproxy.control.policy.nodeports import node_port_addresses, node_port_networks
+from kuproxy.control.policy.verdict import Verdict, verdicts
 
 __all__ = [
     "Candidate",
@@ -36,6 +37,7 @@ __all__ = [
     "HealthAnswer",
     "PodTraffic",
     "ServiceVips",
+    "Verdict",
     "candidates_for",
     "categorize",
     "cluster_ip_guards",
@@ -56,5 +58,6 @@ __all__ = [
     "skip_reason",
     "stale_udp",
     "translate",
+    "verdicts",
     "vips_of",
 ]

@@ -16,6 +16,7 @@ from msgspec import Meta
 from kuproxy import __version__
 from kuproxy.codes import FlowState
 from kuproxy.daemon.api import views
+from kuproxy.daemon.api.explain import ExplainRequest, explain_packet
 from kuproxy.daemon.api.graph import Graph, get_graph, get_graph_picture
 from kuproxy.daemon.api.rates import (
     Overview,
@@ -44,6 +45,7 @@ from kuproxy.daemon.schema import (
 )
 from kuproxy.daemon.upgrade import UpgradeError, ask_installed
 from kuproxy.errors import ConfigError, Problem
+from kuproxy.explain.report import Explanation
 from kuproxy.model.config import MAX_TRACED, FlowFilter, Show, ShowKind
 from kuproxy.model.report import Report
 from kuproxy.model.vip import parse_address
@@ -356,6 +358,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/trace", "the traced packets", _get_trace, views.Trace),
     Route(
         "POST", "/v1/trace", "trace the next packets", _add_trace, TraceRequest, body=TraceRequest, write=True
+    ),
+    Route(
+        "POST", "/v1/explain", "what becomes of a packet, and why", explain_packet, Explanation,
+        body=ExplainRequest,
     ),
     Route("GET", "/v1/health", "whether it forwards what was asked for", _get_health, views.Health),
     Route("POST", "/v1/ku", "carry out command lines", _run_lines, views.Output, body=Lines),

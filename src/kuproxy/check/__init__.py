@@ -1,0 +1,1 @@
+"""Lint: configurations that are accepted, and still do not do what their writer wants."""
