@@ -34,6 +34,10 @@ SUBCOMMANDS = {
     "top": Subcommand("kuproxy.top", "watch services, pods, flows and drops on a terminal"),
     "completion": Subcommand("kuproxy.completion", "print what makes a shell complete `ku`"),
     "replay": Subcommand("kuproxy.replay", "run a capture file through the data plane"),
+    "simulate": Subcommand("kuproxy.sim", "what a change of pods would do to a trace's flows, by algorithm"),
+    "plot": Subcommand(
+        "kuproxy.plot", "draw new-flow tables, their differences and results of `ku simulate`"
+    ),
     "ring": Subcommand("kuproxy.ring", "print the new-flow table of some pods"),
     "demo": Subcommand("kuproxy.demo", "show it all on real connections, in namespaces of its own"),
 }
@@ -45,6 +49,7 @@ EXAMPLES = """\
 examples:
   ku ring --new-len 16 10.0.0.1 10.0.0.2 10.0.0.3
   ku replay --config services.ku in.pcapng out.pcapng
+  ku simulate run --config services.ku --plan plan.yaml --algorithm all trace.pcap
   ku run --config services.yaml
   ku daemon --settings kuproxy.toml
   ku kube-proxy --config /var/lib/kube-proxy/config.conf
