@@ -4,8 +4,8 @@
       worker-1: [10.0.0.1, 10.0.0.2]
     events:
       - {at: 10, remove: [10.0.0.3]}      # seconds after the first packet; its flows stay (drain)
-      - {at: 20, add: [10.0.0.9], weight: 50}
-      - {at: 30, reweigh: [10.0.0.4], weight: 20}
+      - {at: 20, add: [10.0.0.9], weight: 2}   # of 1 unless said
+      - {at: 30, reweigh: [10.0.0.4], weight: 3}
       - {at: 40, lose: [worker-1]}        # gone at once, with all flows
     rolling:                              # every so often one pod of `replace` goes and one of `with` comes
       - {at: 50, every: 2, replace: [10.0.0.4], with: [10.0.0.10]}

@@ -167,6 +167,8 @@ def _frames(vip: Vip, drawn: Drawn, rows: slice) -> np.ndarray:
     frames = np.zeros((len(drawn.flow[rows]), max(60, l4 + header + 4)), np.uint8)
     end = l4 + header + (0 if tcp else 4)
     flow = drawn.flow[rows]
+    # So that packets of one flow can be told apart: the identification of IPv4, the payload of UDP.
+    number = np.arange(len(drawn.flow))[rows]
     destination = np.frombuffer(vip.key.prefix.network_address.packed, np.uint8)
     frames[:, :12] = np.frombuffer(_MACS, np.uint8)
     protocol = int(Protocol.TCP if tcp else Protocol.UDP)
@@ -174,6 +176,7 @@ def _frames(vip: Vip, drawn: Drawn, rows: slice) -> np.ndarray:
         _put(frames, 12, 2, 0x0800)
         frames[:, 14] = 0x45
         _put(frames, 16, 2, end - 14)
+        _put(frames, 18, 2, number)
         frames[:, 22], frames[:, 23] = 64, protocol
         _put(frames, 26, 4, _CLIENT4 + drawn.clients[flow])
         frames[:, 30:34] = destination
@@ -196,6 +199,7 @@ def _frames(vip: Vip, drawn: Drawn, rows: slice) -> np.ndarray:
         _put(frames, l4 + 14, 2, 65535)
     else:
         _put(frames, l4 + 4, 2, end - l4)
+        _put(frames, l4 + 8, 4, number)
     start = 26 if family == 4 else 22
     value = _checksum(frames, start, end, protocol + end - l4)
     _put(frames, l4 + (16 if tcp else 6), 2, value if tcp else np.where(value == 0, 0xFFFF, value))

@@ -233,11 +233,13 @@ def model_table(
 ):
     """The packets first ... last - 1 of one epoch through a table of buckets of WAYS entries, as the data plane's.
 
-    ticks: int64[packets] of 0.1 s; flows: int64[packets], numbers of flows; hashes: uint32[flows], whose low bits name
-    the bucket; choices: int64[epochs, flows], the pod for a flow's first packet, -1 none; alive: bool[epochs, pods]: a
-    flow of a pod that is not is forgotten.  expires: int64[entries], owner: int64[entries], a flow or -1, pods:
-    int64[entries] are the table.  timeout in ticks; 0: nothing is remembered.  Written: pod_out, kinds (both
-    [packets]).
+    - ticks, flows: int64[packets], of 0.1 s, and numbers of flows; hashes: uint32[flows], whose low bits name the bucket;
+    - choices: int64[epochs, flows], the pod for a flow's first packet, -1 none;
+    - alive: bool[epochs, pods]: a flow of a pod that is not gets another one, and keeps its entry;
+    - expires, owner, pods: int64[entries], the table; owner is a flow or -1;
+    - timeout in ticks; 0: nothing is remembered.
+
+    Written: pod_out (int64[packets]) and kinds (uint8[packets]).
     """
     mask = len(expires) // WAYS - 1
     for i in range(first, last):
@@ -247,9 +249,12 @@ def model_table(
         free = np.int64(-1)
         found = np.int64(-1)
         for slot in range(base, base + WAYS):
-            held = owner[slot] >= 0 and expires[slot] > now and alive[epoch, pods[slot]]
+            held = owner[slot] >= 0 and expires[slot] > now
             if held and owner[slot] == flow:
-                found = slot
+                if alive[epoch, pods[slot]]:
+                    found = slot
+                else:
+                    free = slot
             elif not held and free < 0:
                 free = slot
         if found >= 0:
