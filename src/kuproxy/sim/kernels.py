@@ -233,7 +233,8 @@ def model_table(
 ):
     """The packets first ... last - 1 of one epoch through a table of buckets of WAYS entries, as the data plane's.
 
-    - ticks, flows: int64[packets], of 0.1 s, and numbers of flows; hashes: uint32[flows], whose low bits name the bucket;
+    - ticks, flows: int64[packets], of 0.1 s, and numbers of flows;
+    - hashes: uint32[flows], whose low bits name the bucket;
     - choices: int64[epochs, flows], the pod for a flow's first packet, -1 none;
     - alive: bool[epochs, pods]: a flow of a pod that is not gets another one, and keeps its entry;
     - expires, owner, pods: int64[entries], the table; owner is a flow or -1;
