@@ -17,57 +17,20 @@ from bench.suites.graph import count_name
 from bench.suites.maglev import ring_of
 from bench.world import NOW, World, make_vip, pod
 from kuproxy.codes import VipCounter
-from kuproxy.control.compile import address_words
-from kuproxy.dataplane._jit import kernel
-from kuproxy.dataplane.hash import pod_seed
+from kuproxy.control.compile.words import word_columns
 from kuproxy.dataplane.layout import TICKS_PER_SECOND, W_FLOWS, WAYS
+from kuproxy.sim.algorithms import next_prime
+from kuproxy.sim.kernels import fill_prime
 
-_LOW = np.uint64(0xFFFFFFFF)
 _EXPIRY_S = 40  # VPP's default timeout
-
-
-@kernel
-def _fill_prime(hi, lo, owners, walk, ring):
-    """The paper's table: size a prime M, offset = h1 mod M, skip = h2 mod (M - 1) + 1, with the same two hashes."""
-    slots = len(ring)
-    pods = len(owners)
-    for p in range(pods):
-        seed = pod_seed(hi[p], lo[p])
-        walk[0, p] = np.int64(seed >> np.uint64(32)) % slots
-        walk[1, p] = np.int64(seed & _LOW) % (slots - 1) + 1
-    filled = 0
-    while True:
-        for p in range(pods):
-            slot = walk[0, p]
-            while ring[slot] != 0:
-                slot = (slot + walk[1, p]) % slots
-            ring[slot] = owners[p]
-            walk[0, p] = (slot + walk[1, p]) % slots
-            filled += 1
-            if filled == slots:
-                return
 
 
 def prime_ring(numbers: list[int], slots: int) -> np.ndarray:
     """uint32[slots] of pod numbers; `slots` must be a prime."""
-    words = [address_words(pod(4, n).address) for n in numbers]
-    ring = np.zeros(slots, np.uint32)
-    _fill_prime(
-        np.array([w[0] for w in words], np.uint64),
-        np.array([w[1] for w in words], np.uint64),
-        np.array(numbers, np.uint32),
-        np.empty((2, len(words)), np.int64),
-        ring,
-    )
-    return ring
-
-
-def next_prime(number: int) -> int:
-    """The least prime above; 65537 for 65536."""
-    number += 1
-    while any(number % d == 0 for d in range(2, int(number**0.5) + 1)):
-        number += 1
-    return number
+    hi, lo = word_columns(pod(4, n) for n in numbers)
+    places = np.full(slots, -1, np.int64)
+    fill_prime(hi, lo, np.ones(len(numbers), np.int64), np.empty((2, len(numbers)), np.int64), places)
+    return np.array(numbers, np.uint32)[places]
 
 
 class Shares(Count):

@@ -36,6 +36,10 @@ SUBCOMMANDS = {
     "replay": Subcommand("kuproxy.replay", "run a capture file through the data plane"),
     "check": Subcommand("kuproxy.check", "find what is wrong with configuration files"),
     "explain": Subcommand("kuproxy.explain", "tell what becomes of a packet, and why"),
+    "simulate": Subcommand("kuproxy.sim", "what a change of pods would do to a trace's flows, by algorithm"),
+    "plot": Subcommand(
+        "kuproxy.plot", "draw new-flow tables, their differences and results of `ku simulate`"
+    ),
     "ring": Subcommand("kuproxy.ring", "print the new-flow table of some pods"),
     "demo": Subcommand("kuproxy.demo", "show it all on real connections, in namespaces of its own"),
 }
@@ -49,6 +53,7 @@ examples:
   ku replay --config services.ku in.pcapng out.pcapng
   ku check services.ku
   ku explain --config services.ku tcp 40.0.0.1:1024 90.0.0.1:80
+  ku simulate run --config services.ku --plan plan.yaml --algorithm all trace.pcap
   ku run --config services.yaml
   ku daemon --settings kuproxy.toml
   ku kube-proxy --config /var/lib/kube-proxy/config.conf

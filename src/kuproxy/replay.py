@@ -59,27 +59,46 @@ class Replay:
         self.engine, self.plane, self.notes = local_plane(config, driver.interfaces)
         self.driver = driver
         self.packets = 0
+        self._collected: int | None = None
 
     def run(self) -> None:
         """All packets, then everything that has expired by the last one's time."""
-        self.engine.maintain(self.forward())
+        self.forward()
+        self.finish()
+
+    def forward(self) -> None:
+        """All packets, and nothing after the last."""
+        while self.step():
+            pass
+
+    def step(self) -> int:
+        """The next vector; returns how many packets were in it, 0 at the end of the capture."""
+        frame = self.driver.frame
+        received = self.driver.receive(frame)
+        if not received:
+            return 0
+        now = self.driver.tick & TICK_MASK
+        self.packets += received
+        self.arrived(received)
+        self.engine.process(frame, now)
+        self.processed(received)
+        self.driver.transmit(frame)
+        self.engine.maintain(now, SWEEP_BUCKETS)
+        if self._collected is None or (now - self._collected) & TICK_MASK >= GARBAGE_INTERVAL:
+            self.plane.collect()
+            self._collected = now
+        return received
+
+    def finish(self) -> None:
+        """Let go what has expired by the last packet's time."""
+        self.engine.maintain(self.driver.tick & TICK_MASK)
         self.plane.collect()
 
-    def forward(self) -> int:
-        """All packets; returns the last one's time in ticks."""
-        frame = self.driver.frame
-        now = 0
-        collected = None
-        while received := self.driver.receive(frame):
-            now = self.driver.tick & TICK_MASK
-            self.packets += received
-            self.engine.process(frame, now)
-            self.driver.transmit(frame)
-            self.engine.maintain(now, SWEEP_BUCKETS)
-            if collected is None or (now - collected) & TICK_MASK >= GARBAGE_INTERVAL:
-                self.plane.collect()
-                collected = now
-        return now
+    def arrived(self, received: int) -> None:
+        """For those who watch: the packets in the driver's frame, as they came."""
+
+    def processed(self, received: int) -> None:
+        """For those who watch: what the graph made of them; behind `received` stand fragments that it released."""
 
     def summary(self) -> dict[str, Any]:
         """Counters as JSON takes them."""

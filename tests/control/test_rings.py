@@ -85,3 +85,13 @@ def test_the_compiler_keeps_what_every_change_replaced() -> None:
     assert report() == (owners, before, moved), "no change of this VIP"
     change("ku vip 90.0.0.0/8 del")
     assert len(plane.compiler.former_rings) == 0
+
+
+def test_a_report_draws_itself_for_notebooks() -> None:
+    ring = np.array([1, 2, 2, 1], np.uint32)
+    report = compare_rings(
+        ring, {1: PODS[0], 2: PODS[1]}, FormerRing(np.array([1, 1, 2, 1]), {1: PODS[0], 2: PODS[1]})
+    )
+    picture = report._repr_svg_()
+    assert picture.startswith("<svg") and "1 moved by the last change" in picture
+    assert str(PODS[0]) in picture

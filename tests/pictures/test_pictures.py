@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from kuproxy.pictures.chart import bars_svg, lines_svg
 from kuproxy.pictures.graph import GraphEdge, GraphNode, graph_svg
 from kuproxy.pictures.ring import ring_svg
 from kuproxy.pictures.svg import colour, short
@@ -106,3 +107,34 @@ def test_the_graph_goes_left_to_right_and_nothing_overlaps() -> None:
     assert [line.get("stroke-dasharray") is not None for line in lines] == [False, False, False, True, False]
     texts = [each.text for each in picture.iter(f"{SVG}text")]
     assert {"2/s", "3/s", "✕ 1/s", "5/s · 10"} <= set(texts)
+
+
+def test_lines_lie_where_their_values_are() -> None:
+    picture = parsed(
+        lines_svg({"a & b": [(0, 0.0), (5, 1.0), (10, 2.0)]}, title="t", x_label="seconds", y_label="flows")
+    )
+    [line] = [path for path in picture.iter(f"{SVG}path") if path.get("class") == "line"]
+    points = [tuple(map(float, point)) for point in re.findall(r"([\d.]+) ([\d.]+)", line.get("d", ""))]
+    assert points == [(64.0, 256.0), (384.0, 143.0), (704.0, 30.0)]
+    words = [each.text for each in picture.iter(f"{SVG}text")]
+    assert "a & b" in words and "10" in words and "2" in words
+
+
+def test_lines_have_gaps_where_nothing_was_measured() -> None:
+    nothing = float("nan")
+    picture = lines_svg(
+        {"a": [(0, 1.0), (1, nothing), (2, 3.0), (3, 4.0)]}, title="t", x_label="x", y_label="y"
+    )
+    [path] = re.findall(r'class="line" d="([^"]+)"', picture)
+    assert path.count("M") == 2 and path.count("L") == 1
+    with pytest.raises(ValueError, match="no points"):
+        lines_svg({"a": [(0, nothing)]}, title="t", x_label="x", y_label="y")
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    picture = parsed(bars_svg([("<a>", 10.0), ("b", 5.0)], title="shares", unit="slots", even=7.5))
+    first, second = (float(bar.get("width", "")) for bar in picture.iter(f"{SVG}rect"))
+    assert first == pytest.approx(2 * second)
+    assert any(path.get("class") == "even" for path in picture.iter(f"{SVG}path"))
+    cut = bars_svg([(str(number), 1.0) for number in range(300)], title="many")
+    assert cut.count('class="bar"') == 200 and "the first 200 of 300" in cut

@@ -79,6 +79,22 @@ class RingReport:
     before: np.ndarray | None
     moved: int  # slots with another owner than before
 
+    def svg(self, title: str = "new-flow table") -> str:
+        """The ring as a picture; slots that moved stand out."""
+        from kuproxy.pictures.ring import MOST_CELLS, ring_svg
+
+        every = max(1, len(self.owners) // MOST_CELLS)
+        return ring_svg(
+            self.owners[::every].tolist(),
+            [str(share.pod) for share in self.shares],
+            None if self.before is None else self.before[::every].tolist(),
+            total=len(self.owners),
+            moved=self.moved,
+            title=title,
+        )
+
+    _repr_svg_ = svg  # what a notebook asks for
+
 
 def _positions(owners: np.ndarray, places: Mapping[int, int]) -> np.ndarray:
     """int32[slots]: positions for pod indices, -1 for what is not in `places`."""

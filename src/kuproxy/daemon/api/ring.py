@@ -12,8 +12,6 @@ from kuproxy.daemon.api.rates import record_of
 from kuproxy.daemon.api.views import Picture, View
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.schema import VipRef
-from kuproxy.model.vip import address_text
-from kuproxy.pictures.ring import MOST_CELLS, ring_svg
 
 __all__ = ["Ring", "RingQuery", "get_ring", "get_ring_picture"]
 
@@ -87,17 +85,4 @@ def get_ring(controller: Controller, query: RingQuery, _body: None) -> Ring:
 def get_ring_picture(controller: Controller, query: VipRef, _body: None) -> Picture:
     record = record_of(controller, query)
     report = _ring_report(controller, record)
-    names = [address_text(share.pod.address, share.pod.port) for share in report.shares]
-    step = max(1, len(report.owners) // MOST_CELLS)
-    before = None if report.before is None else report.before[::step].tolist()
-    owners = report.owners[::step].tolist()
-    return Picture(
-        svg=ring_svg(
-            owners,
-            names,
-            before,
-            total=len(report.owners),
-            moved=report.moved,
-            title=f"new-flow table of {record.vip.key}",
-        )
-    )
+    return Picture(svg=report.svg(f"new-flow table of {record.vip.key}"))
