@@ -282,7 +282,7 @@ def test_a_grid_on_dask_gives_what_one_process_gives(tmp_path):
     assert [outcome.summary() for outcome in sweep(jobs, processes=2, dask="local")] == wanted
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
         assert [each.summary() for each in sweep(jobs, dask=cluster.scheduler_address)] == wanted
-    with pytest.raises(ConfigError, match="no scheduler at tcp://127.0.0.1:1"):
+    with pytest.raises(ConfigError, match=r"no scheduler at tcp://127\.0\.0\.1:1"):
         sweep(jobs, dask="tcp://127.0.0.1:1")
 
 

@@ -116,7 +116,8 @@ def resilience(size: int, gone: float, trials: int, backends: int = BACKENDS) ->
 
 def efficiency_text(found: Sequence[Efficiency]) -> str:
     """A table to read: the median of the draws beside the published figure, and the range of nine in ten."""
-    text = f"{'table':>7}  {'method':<10}  {'published':>9}  {'median':>7}  {'relative':>8}  {'5 to 95 %':>15}  {'draws':>5}\n"
+    text = f"{'table':>7}  {'method':<10}  {'published':>9}  {'median':>7}  {'relative':>8}"
+    text += f"  {'5 to 95 %':>15}  {'draws':>5}\n"
     for each in found:
         low, median, high = np.percentile(each.draws, [5, 50, 95]).tolist()
         published = "-" if each.published is None else f"{each.published:.1f} %"
