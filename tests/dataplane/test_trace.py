@@ -186,3 +186,22 @@ def test_a_new_pod_does_not_inherit_the_counts_of_its_index() -> None:
         traced.plane.collect()
     traced.plane.apply(traced.config)
     assert all(not any(pod.counters.values()) for vip in traced.plane.report().vips for pod in vip.pods)
+
+
+def test_the_slot_is_the_one_that_chose_the_pod() -> None:
+    """By the flow's hash, or by the client's address alone where the VIP says so."""
+    pods = [f"10.0.0.{number}" for number in range(1, 9)]
+    for hashing in ("", "hash source"):
+        vip = f"ku vip 90.0.0.1 port 80 protocol tcp new_len 64 {hashing}\n"
+        traced = Traced(f"{vip}ku pod 90.0.0.1 {' '.join(pods)}\n")
+        [record] = traced.plane.compiler.records()
+        owners = traced.plane.compiler.owners_of(record).tolist()
+        traced.engine.trace(6)
+        clients = [("40.0.0.1", 1000), ("40.0.0.1", 1001), ("40.0.0.1", 1002), ("40.0.0.9", 1000), ("40.0.0.9", 1001)]
+        for client, port in clients:
+            traced.send(packets.frame(packets.tcp(client, "90.0.0.1", port, 80, flags=packets.SYN)))
+        steps = [step for each in traced.plane.report().trace for step in each.steps if step.node is Node.BALANCE]
+        names = {index: pod.address for pod, index in record.pods.items()}
+        assert [names[owners[step.ring_slot]] for step in steps] == [step.pod for step in steps]
+        slots = [step.ring_slot for step in steps]
+        assert len(set(slots[:3])) == len(set(slots[3:])) == 1 if hashing else len(set(slots)) == len(slots)

@@ -10,6 +10,7 @@ import numpy as np
 from kuproxy.codes import Node, PacketFlag, Reason
 from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.addresses import destination, source
+from kuproxy.dataplane.choice import ring_hash
 from kuproxy.dataplane.layout import (
     META_COUNT,
     RING_LOG2,
@@ -110,7 +111,8 @@ def _write(frame, tables, state, now, node, index):
     if node == _BALANCE and vip["ring"] != _ZERO and packet["reason"] != Reason.NO_POD.value:
         slots = np.int64(1) << (np.int64(vip["ring"]) & RING_LOG2)
         row["ring_slots"] = slots
-        row["ring_slot"] = np.int64(packet["hash"]) & (slots - 1)
+        hashed = ring_hash(vip, np.int64(packet["hash"]), packet["family"], row["source_hi"], row["source_lo"])
+        row["ring_slot"] = hashed & (slots - 1)
     pod = tables.pods[packet["pod"]]
     row["pod"] = packet["pod"]
     row["pod_hi"] = pod["hi"]
