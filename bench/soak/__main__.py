@@ -143,7 +143,8 @@ def table(verdicts: dict[tuple[str, str], verdict.Verdict]) -> str:
     lines = ["| process | metric | first | last | per hour | |", "|---|---|--:|--:|--:|---|"]
     for (name, metric), each in verdicts.items():
         values = f"{each.first:.0f} | {each.last:.0f} | {each.per_hour:+.0f}"
-        lines.append(f"| {name} | {metric} | {values} | {each.word} |")
+        word = "" if metric in verdict.NOT_JUDGED else each.word
+        lines.append(f"| {name} | {metric} | {values} | {word} |")
     return "\n".join(lines)
 
 

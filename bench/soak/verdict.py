@@ -16,6 +16,9 @@ MATTERS_SHARE = 0.01
 # What growth of less is not worth a word, by metric; over the judged part of the run.
 MATTERS = {"descriptors": 2.0, "threads": 1.0}
 MATTERS_KIB = 512.0
+# Told, and not judged: a process's proportional share rises when another process that maps the same libraries ends,
+# and falls when one begins.  What a process holds itself cannot grow without its RSS.
+NOT_JUDGED = {"pss_kib"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def judge(metric: str, times_s: list[float], values: list[float]) -> Verdict:
     matters = MATTERS.get(metric, max(MATTERS_KIB, MATTERS_SHARE * float(np.median(v))))
     # A staircase of few steps has a median slope of zero: the ends tell.
     risen = max(growth, last - first)
-    return Verdict(first, last, slope * 3600, z > SIGNIFICANT_Z and risen >= matters)
+    grows = metric not in NOT_JUDGED and z > SIGNIFICANT_Z and risen >= matters
+    return Verdict(first, last, slope * 3600, grows)
 
 
 def _mann_kendall(v: np.ndarray, s: float) -> float:
