@@ -129,7 +129,7 @@ def test_down_and_up_again(pair: tuple[str, netns.Peer]) -> None:
         assert not driver.wait(10)  # no error: it may come back
         netns.ip("-n", namespace, "link", "set", "near0", "up")
         peer.send(packet(100, 1, 1000))
-        assert forward(driver) == 101 - n
+        assert forward(driver, timeout_ms=5000) == 101 - n
         assert driver.statistics()["received"] == 101
 
 
