@@ -50,7 +50,7 @@ def compare(both: Both, cases: Cases, version: int, tally: Counter[str]) -> int:
     probes = cases.probes(objects, version)
     outer = outer_addresses(objects)
     marker = cases.to_sentinel(version)
-    told = ask(ours, probes, [marker]), ask(theirs, probes, [marker])
+    told = ask(ours, probes, marker), ask(theirs, probes, marker)
     for probe in probes:
         our, their = (each[probe] for each in told)
         rules = theirs.rules[version].ask(

@@ -60,7 +60,7 @@ class Asking:
     def both(self, *probes: Probe) -> list[tuple[Fate, Fate]]:
         """(ours, theirs), for each."""
         marker = self.probe(SENTINEL[4], 9, protocol=UDP)
-        ours, theirs = (ask(plane, probes, [marker]) for plane in (self.ours, self.theirs))
+        ours, theirs = (ask(plane, probes, marker) for plane in (self.ours, self.theirs))
         return [(ours[probe], theirs[probe]) for probe in probes]
 
 

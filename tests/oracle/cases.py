@@ -44,7 +44,7 @@ class Probe:
 
     @property
     def mark(self) -> bytes:
-        return struct.pack(">I", 0x10000000 + self.number * 4096)
+        return struct.pack(">I", 0x10000000 + self.number * 256)
 
     def frame(self, source_port: int = 0) -> bytes:
         """As the client sends it (from another port)."""

@@ -10,6 +10,7 @@ from oracle.planes import Ours, Theirs
 from oracle.wires import NODE_OWN, Seen, Wires
 from packets import ACK, ICMP, ICMP6, RST, SYN, TCP, UDP, frame, tcp, udp
 
+STEP = 100_000  # between the numbers of a client's packets
 ANOTHER_PORT = 30_000  # of the same client: its second connection
 
 
@@ -29,36 +30,44 @@ class Fate:
     seen: list[Seen] = field(default_factory=list, repr=False)
 
 
-def ask(plane: Ours | Theirs, probes: Sequence[Probe], sentinels: Sequence[Probe]) -> dict[Probe, Fate]:
-    """Send them, answer in the endpoints' place, send the flows' next packets, and second connections."""
-    wires = plane.wires
-    got = _exchange(wires, [(each, each.frame()) for each in (*probes, *sentinels)], sentinels)
+def ask(plane: Ours | Theirs, probes: Sequence[Probe], marker: Probe) -> dict[Probe, Fate]:
+    """Send them, answer in the endpoints' place, send the flows' next packets, and second connections.
+
+    `marker` goes to the sentinel, behind the packets of every step; so the step ends only after them.
+    """
+    steps = _Steps(plane.wires, marker)
+    got = steps.send([(each.where, each.frame()) for each in probes])
     fates = {probe: _fate(probe, got) for probe in probes}
     translated = [probe for probe, fate in fates.items() if fate.what == "translated"]
-    for probe in translated:
-        answer = fates[probe].seen[0]
-        wires.send(answer.where, _answer(answer))
-    got = wires.collect()
+    answered = [fates[probe].seen[0] for probe in translated]
+    got = steps.send([(each.where, _answer(each)) for each in answered])
     for probe in translated:
         fates[probe].reply = _reply(probe, [each for each in got if _is_for_client(each, probe)])
     again = [replace(probe, flags=ACK) for probe in translated]
-    got = _exchange(wires, [(each, each.frame()) for each in again], [])
+    got = steps.send([(each.where, each.frame()) for each in again])
     for probe, next_one in zip(translated, again, strict=True):
         fates[probe].again = "same" if _fate(next_one, got).endpoint == fates[probe].endpoint else "another"
     second = [
-        replace(probe, number=probe.number + 100_000, source_port=probe.source_port + ANOTHER_PORT)
+        replace(probe, number=probe.number + STEP, source_port=probe.source_port + ANOTHER_PORT)
         for probe in translated
     ]
-    got = _exchange(wires, [(each, each.frame()) for each in second], [])
+    got = steps.send([(each.where, each.frame()) for each in second])
     for probe, next_one in zip(translated, second, strict=True):
         fates[probe].second = _fate(next_one, got).endpoint
     return fates
 
 
-def _exchange(wires: Wires, frames: Sequence[tuple[Probe, bytes]], sentinels: Sequence[Probe]) -> list[Seen]:
-    for probe, data in frames:
-        wires.send(probe.where, data)
-    return wires.collect(until=[each.mark for each in sentinels])
+class _Steps:
+    """Packets, step by step, each with a marker of its own behind."""
+
+    def __init__(self, wires: Wires, marker: Probe) -> None:
+        self._wires, self._marker = wires, marker
+
+    def send(self, frames: Sequence[tuple[str, bytes]]) -> list[Seen]:
+        self._marker = replace(self._marker, number=self._marker.number + STEP)
+        for where, data in (*frames, (self._marker.where, self._marker.frame())):
+            self._wires.send(where, data)
+        return self._wires.collect(until=[self._marker.mark])
 
 
 def _fate(probe: Probe, got: Sequence[Seen]) -> Fate:
