@@ -226,7 +226,8 @@ def settings() -> str:
 def not_supported() -> str:
     """The list in the README."""
     readme = (ROOT / "README.md").read_text()
-    return "# Not supported yet\n" + readme.split("## Not supported yet\n")[1].rpartition("\nApache")[0]
+    listed = readme.split("## Not supported yet\n")[1].rpartition("\nApache")[0]
+    return "# Not supported yet\n" + listed.replace("](docs/", "](../")
 
 
 PAGES: dict[str, Callable[[], str]] = {

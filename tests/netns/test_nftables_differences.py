@@ -142,6 +142,35 @@ def test_echoes(asking: Asking) -> None:
     assert got[1] == {(NODE[4], CLIENT, 3), (CLIENT, EXTERNAL, 8)}
 
 
+FIREWALL = """
+table inet firewall {
+    chain forward {
+        type filter hook forward priority filter - 5; policy accept;
+        ct state invalid drop
+    }
+}
+"""
+
+
+def test_firewalls_that_ask_conntrack(asking: Asking) -> None:
+    """A rule that drops what conntrack calls invalid; and the page's remedy."""
+    remedy = re.search(r"```nft\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert remedy is not None
+    planes = (asking.ours, asking.theirs)
+    for plane in planes:
+        plane.wires.nft(FIREWALL)
+    try:
+        [(ours, theirs)] = asking.both(asking.probe(WEB))
+        assert (ours.reply, theirs.reply) == ("0 packets", "restored")
+        asking.ours.wires.nft(remedy[1])
+        [(ours, _)] = asking.both(asking.probe(WEB))
+        assert ours.reply == "restored"
+        asking.ours.wires.nft("delete table inet kuproxy")
+    finally:
+        for plane in planes:
+            plane.wires.nft("delete table inet firewall")
+
+
 def test_the_page_names_a_test_for_each_row() -> None:
     rows = re.findall(r"^\|.*`(test_\w+)` \|$", PAGE.read_text(), re.MULTILINE)
     tests = {name for name in globals() if name.startswith("test_")} - {"test_the_page_names_a_test_for_each_row"}

@@ -89,16 +89,9 @@ class Theirs:
         services = [each for each in objects if each["kind"] == "Service"]
         slices = [each for each in objects if each["kind"] == "EndpointSlice"]
         text = "".join(table(services, slices, self._node, version).text() for version in (4, 6))
-        self._nft("-f", "-", text=text)
+        self.wires.nft(text)
         for version, word in ((4, "ip"), (6, "ip6")):
-            self.rules[version] = Ruleset(self._nft("list", "table", word, "kube-proxy"))
-
-    def _nft(self, *words: str, text: str = "") -> str:
-        done = self.wires.node.run(
-            lambda: subprocess.run(("nft", *words), input=text, capture_output=True, text=True, check=False)
-        )
-        assert done.returncode == 0, f"{done.stderr}\n{text}"
-        return done.stdout
+            self.rules[version] = Ruleset(self.wires.nft(f"list table {word} kube-proxy"))
 
     def close(self) -> None:
         self.wires.close()

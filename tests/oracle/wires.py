@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -220,6 +221,15 @@ class Wires:
         hops = struct.unpack("=i", told[_IPV6_HOPLIMIT])[0]
         source = ip_address(address[0].partition("%")[0]).packed
         return _seen("node", source, told[_IPV6_PKTINFO][:16], own.proto, hops, data)
+
+    def nft(self, text: str) -> str:
+        """Rules for the node's kernel; returns what nft prints."""
+        words = ("nft", "-f", "-")
+        done = self.node.run(
+            lambda: subprocess.run(words, input=text, capture_output=True, text=True, check=False)
+        )
+        assert done.returncode == 0, f"{done.stderr}\n{text}"
+        return done.stdout
 
     def close(self) -> None:
         for each in (*self._sockets.values(), *self._own, *self._raw.values()):
