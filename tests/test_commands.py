@@ -145,6 +145,16 @@ def test_the_commands_of_a_page_on_a_node(name: str, tmp_path: Path) -> None:
             assert pods == {"90.0.0.1/32": {"10.2.0.2", "10.2.0.3"}, "90.0.0.2/32": {"10.2.0.2", "10.2.0.4"}}
 
 
+def test_what_the_readme_shows_is_printed(tmp_path: Path) -> None:
+    """`$ ku …` and what stands below it."""
+    readme = (DOCS.parent / "README.md").read_text()
+    shown = re.findall(r"^    \$ ku (.+)\n((?:    .+\n)+)", readme, re.MULTILINE)
+    assert shown
+    for line, output in shown:
+        printed = Shell(tmp_path)(line)
+        assert printed.startswith(re.sub(r"^    ", "", output, flags=re.MULTILINE)), printed
+
+
 def test_the_tutorial_tells_what_happens() -> None:
     assert run_python(DOCS / "tutorial.md") > 10
 
