@@ -163,7 +163,7 @@ class Cases:
         else:
             where, source = kind, NODE[version] if kind == "node" else pick.choice(CLIENTS[version])
         flags = SYN if pick.random() < 0.85 else ACK
-        port_of_client = 1024 + self._probes % 28000
+        port_of_client = 10_000 + self._probes % 18_000  # no service's and no endpoint's
         return Probe(
             self._probes, where, source, port_of_client, target, port, protocol, flags, affine=affine
         )
