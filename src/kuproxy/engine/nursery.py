@@ -7,6 +7,8 @@ guardian (the nearest subreaper: the keeper, or the control process of `ku run`)
 control; it dies with the guardian.
 
 Started by `engine.nest` as `python -m kuproxy.engine.nursery FD GUARDIAN [locking]`; it ends when its socket closes.
+The compiler leaves nearly a gigabyte behind, which every worker would inherit: a nursery that has compiled kernels
+begins anew, with what is in the cache by then.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from kuproxy.confine import privilege
 from kuproxy.confine.lifetime import end_with_parent
 from kuproxy.datagrams import receive, send
+from kuproxy.dataplane._jit import cache_directory
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
 from kuproxy.engine.way import load_loops
@@ -29,6 +32,7 @@ from kuproxy.engine.worker import REHEARSAL, WorkerOptions, carry_out, run_worke
 __all__ = ["load_kernels"]
 
 _ADOPTION_PATIENCE_S = 5.0
+_ANEW = "anew"  # the last word of our own command line, then
 
 
 def load_kernels() -> None:
@@ -38,6 +42,19 @@ def load_kernels() -> None:
     load_loops(engine, driver.frame)
     for request in REHEARSAL:
         carry_out(request, engine.tables, engine.worker)
+
+
+def _in_cache() -> int:
+    """Files of this build's compiled kernels."""
+    return sum(1 for _ in cache_directory().rglob("*"))
+
+
+def _load_lean() -> None:
+    """`load_kernels`, and none of the compiler's memory; does not return where that takes a new beginning."""
+    before = _in_cache()
+    load_kernels()
+    if _in_cache() > before and _ANEW not in sys.argv[3:]:
+        os.execv(sys.executable, [sys.executable, "-m", "kuproxy.engine.nursery", *sys.argv[1:], _ANEW])
 
 
 def _wait_for_guardian(guardian: int) -> bool:
@@ -81,7 +98,7 @@ def main() -> int:
     connection, guardian = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # they reach the whole group; control decides
-    load_kernels()
+    _load_lean()
     # And so do all that are born here, which give up the rest when their driver is open.
     privilege.keep_only(*(privilege.to_lock_memory() if "locking" in sys.argv[3:] else ()))
     gc.collect()
