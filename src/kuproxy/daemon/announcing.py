@@ -46,7 +46,7 @@ NOTHING = _tag(())
 
 
 class Announcing:
-    """Belongs to the controller, and is used in its thread alone."""
+    """Belongs to the controller, and is used in its thread; but for `stopping` and `may_attract`, which a stop uses."""
 
     def __init__(self, settings: Announce | None = None, directory: Path | None = None) -> None:
         """`directory`: where it is remembered that the node is drained; None: nowhere."""
@@ -103,6 +103,6 @@ class Announcing:
         patience = 0.0 if self.settings is None else self.settings.patience_s
         return any(
             not (each.settled and each.tag == NOTHING and not each.announced)
-            for each in self.speakers.values()
+            for each in tuple(self.speakers.values())  # the loop's thread asks too, at a stop
             if now - each.at < patience
         )
