@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuproxy.announce.exabgp import WINDOW, Dialogue, configuration
+from kuproxy.announce.exabgp import BATCH, WINDOW, Dialogue, configuration
 from kuproxy.announce.settings import Bgp, Neighbor
 from kuproxy.errors import ConfigError
 
@@ -30,18 +30,16 @@ class Model:
 
     def feed(self, data: bytes) -> None:
         for line in data.decode().splitlines():
-            verb, word, prefix, hop, address, *_ = line.split()
-            assert (word, hop) == ("route", "next-hop")
-            assert address == ("2001:db8::1" if ":" in prefix else "192.0.2.1")
-            if verb == "announce" and prefix == str(REFUSED):
+            head, _, tail = line.partition(" nlri ")
+            verb, word, hop, address, *_ = head.split()
+            prefixes = tail.split()
+            assert (word, hop) == ("attributes", "next-hop") and 0 < len(prefixes) <= BATCH
+            assert {address} == {"2001:db8::1" if ":" in each else "192.0.2.1" for each in prefixes}
+            if verb == "announce" and str(REFUSED) in prefixes:
                 self.answers += b"error\n"
                 continue
-            if verb == "announce":
-                self.routes.add(prefix)
-                self.answers += b"done\n"
-            else:
-                self.answers += b"done\n" if prefix in self.routes else b"error\n"
-                self.routes.discard(prefix)
+            (self.routes.update if verb == "announce" else self.routes.difference_update)(prefixes)
+            self.answers += b"done\n"
 
 
 @given(st.data())
@@ -55,7 +53,7 @@ def test_what_is_wanted_last_is_what_is_announced(data: st.DataObject) -> None:
         size = data.draw(st.integers(0, len(model.answers)))  # wherever the pipe cuts
         dialogue.receive(model.answers[:size])
         model.answers = model.answers[size:]
-    for _ in range(3):
+    for _ in range(4):
         dialogue.receive(model.answers)
         model.answers = b""
         model.feed(dialogue.commands())
@@ -67,7 +65,7 @@ def test_what_is_wanted_last_is_what_is_announced(data: st.DataObject) -> None:
 
 
 def test_no_more_than_the_window_is_under_way() -> None:
-    many = [ip_network(f"90.{number >> 8}.{number & 255}.0/32") for number in range(3 * WINDOW)]
+    many = [ip_network(f"90.{number >> 8}.{number & 255}.0/32") for number in range(3 * WINDOW * BATCH)]
     dialogue = Dialogue(BGP)
     dialogue.want(many)
     assert dialogue.commands().count(b"\n") == WINDOW
@@ -77,7 +75,7 @@ def test_no_more_than_the_window_is_under_way() -> None:
     dialogue.want([])  # withdrawals do not overtake what they withdraw
     assert dialogue.commands() == b""
     dialogue.receive(b"done\n" * WINDOW)
-    assert dialogue.commands().startswith(b"withdraw route ")
+    assert dialogue.commands().startswith(b"withdraw attributes ")
     assert not dialogue.settled
 
 
@@ -85,7 +83,7 @@ def test_attributes_and_families() -> None:
     dialogue = Dialogue(BGP)
     dialogue.want(ALL[-1:])
     assert dialogue.commands() == (
-        b"announce route 2001:db8:90::/64 next-hop 2001:db8::1 med 10 community [ 64512:1 64512:2 ]\n"
+        b"announce attributes next-hop 2001:db8::1 med 10 community [ 64512:1 64512:2 ] nlri 2001:db8:90::/64\n"
     )
     four = Dialogue(Bgp(asn=1, router_id="1.1.1.1", next_hop4="192.0.2.1", neighbors=BGP.neighbors))
     four.want(ALL[-1:])

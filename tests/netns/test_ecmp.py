@@ -90,6 +90,7 @@ def test_nodes_come_and_go_under_live_connections() -> None:
         one, two, three = made.nodes
         start(made, one, two)
         made.wait_for_hops(one, two)
+        assert made.router.birdc(f"show route all for {VIPS[0]}").count("(64512,1)") == 2
         with connections(made) as many:
             assert len(many.pods) == 5
             before = one.flows(), two.flows()

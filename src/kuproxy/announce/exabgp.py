@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from kuproxy.model.vip import Prefix
 __all__ = ["ENVIRONMENT", "Dialogue", "configuration"]
 
 PROCESS = "kuproxy"
-# Commands that have no answer yet, at most: both sides of the pipes would wait for the other if more than a pipe's
-# 64 KiB were on the way in each direction.
-WINDOW = 200
+# Prefixes in one command, and commands that have no answer yet, at most.  Both sides of the pipes would wait for each
+# other if answers filled a pipe's 64 KiB while we still write; twenty answers take 120 bytes.
+BATCH = 100
+WINDOW = 20
 
 # ExaBGP goes on announcing what a process that has died had asked for, whatever `api.terminate` says (5.0: it looks at
 # that only where a session has something to tell).  So it is to start another one, which ends it: `bgp.main`.
@@ -89,7 +90,8 @@ class Dialogue:
         self._wanted: frozenset[Prefix] = frozenset()
         self._told: set[Prefix] = set()  # announced, as far as it was told
         self._refused: set[Prefix] = set()  # by ExaBGP, until they are no longer wanted
-        self._waiting: deque[tuple[str, Prefix]] = deque()  # for an answer
+        self._suspect: set[Prefix] = set()  # were refused together: asked for one by one
+        self._waiting: deque[tuple[str, tuple[Prefix, ...]]] = deque()  # for an answer
         self._rest = b""
         self.announced: set[Prefix] = set()  # acknowledged
         self.sessions: dict[str, str] = {str(ip_address(each.address)): "down" for each in bgp.neighbors}
@@ -98,6 +100,7 @@ class Dialogue:
         """From now on these, and no others; a family without a next hop is left out."""
         self._wanted = frozenset(prefix for prefix in prefixes if self._bgp.next_hop(prefix))
         self._refused &= self._wanted
+        self._suspect &= self._wanted
 
     @property
     def settled(self) -> bool:
@@ -113,26 +116,36 @@ class Dialogue:
         return f"no session with {', '.join(down)}" if down else ""
 
     def commands(self) -> bytes:
-        """What is to be written now: a line for each change, as many as the window allows."""
-        gone = sorted(self._told - self._wanted, key=str)
-        new = sorted(self._wanted - self._told - self._refused, key=str)
+        """What is to be written now: lines, as many as the window allows."""
         out: list[str] = []
-        for prefix in (*gone, *new):
+        for verb, prefixes in self._batches():
             if len(self._waiting) >= WINDOW:
                 break
-            verb = "withdraw" if prefix in self._told else "announce"
-            out.append(self._line(verb, prefix))
-            self._waiting.append((verb, prefix))
-            (self._told.discard if verb == "withdraw" else self._told.add)(prefix)
+            out.append(self._line(verb, prefixes))
+            self._waiting.append((verb, prefixes))
+            (self._told.difference_update if verb == "withdraw" else self._told.update)(prefixes)
         return "".join(out).encode("ascii")
 
-    def _line(self, verb: str, prefix: Prefix) -> str:
-        words = [verb, "route", str(prefix), "next-hop", self._bgp.next_hop(prefix)]
+    def _batches(self) -> Iterator[tuple[str, tuple[Prefix, ...]]]:
+        """Prefixes of one family each, withdrawals first."""
+        for verb, prefixes in (
+            ("withdraw", self._told - self._wanted),
+            ("announce", self._wanted - self._told - self._refused),
+        ):
+            for version in (4, 6):
+                family = sorted((each for each in prefixes if each.version == version), key=str)
+                together = [each for each in family if each not in self._suspect]
+                for first in range(0, len(together), BATCH):
+                    yield verb, tuple(together[first : first + BATCH])
+                yield from ((verb, (each,)) for each in family if each in self._suspect)
+
+    def _line(self, verb: str, prefixes: tuple[Prefix, ...]) -> str:
+        words = [verb, "attributes", "next-hop", self._bgp.next_hop(prefixes[0])]
         if self._bgp.med is not None:
             words += ["med", str(self._bgp.med)]
         if self._bgp.communities:
             words += ["community", "[", *self._bgp.communities, "]"]
-        return " ".join(words) + "\n"
+        return " ".join([*words, "nlri", *map(str, prefixes)]) + "\n"
 
     def receive(self, data: bytes) -> None:
         """What ExaBGP has written, in whatever pieces."""
@@ -147,15 +160,14 @@ class Dialogue:
     def _answered(self, done: bool) -> None:
         if not self._waiting:
             return
-        verb, prefix = self._waiting.popleft()
+        verb, prefixes = self._waiting.popleft()
         if verb == "withdraw":  # an error says that there was none
-            self.announced.discard(prefix)
+            self.announced.difference_update(prefixes)
         elif done:
-            self.announced.add(prefix)
-        else:
-            self._told.discard(prefix)
-            if prefix in self._wanted:
-                self._refused.add(prefix)
+            self.announced.update(prefixes)
+        else:  # of all of them, as ExaBGP reads the whole line before it does anything
+            self._told.difference_update(prefixes)
+            (self._suspect if len(prefixes) > 1 else self._refused).update(self._wanted.intersection(prefixes))
 
     def _event(self, text: str) -> None:
         try:
