@@ -12,7 +12,7 @@ BIN  := $(VENV)/bin
 .SUFFIXES:
 SHELL := /bin/sh
 
-.PHONY: help demo test test-long soak bench lint audit dist install warm lock clean
+.PHONY: help demo test test-long soak bench docs lint audit dist install warm lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -31,6 +31,9 @@ test-long: warm  ## all tests, with more examples per property
 
 bench: warm  ## the benchmarks; results go to bench/results
 	$(BIN)/python -m bench $(ARGS)
+
+docs: warm  ## the documentation site, in build/site; a broken link is an error
+	$(BIN)/python -m docs.site
 
 lint: install  ## ruff, mypy, the import rules, and the lock files
 	$(BIN)/ruff check .

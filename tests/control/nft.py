@@ -36,7 +36,7 @@ class Ruleset:
             name: dict(self._elements(body))
             for name, body in re.findall(r"\tmap (\S+) \{\n(.*?)\n\t\}", text, re.DOTALL)
         }
-        cidrs = re.search(r"daddr (\{ [^}]+\}) drop comment \"Drop traffic to unallocated", text)
+        cidrs = re.search(r"daddr (\{ [^}]+\}|\S+) drop comment \"Drop traffic to unallocated", text)
         self.service_ranges = []
         for part in re.findall(r"[0-9a-f.:/-]+", cidrs[1]) if cidrs else ():
             if "-" in part:
@@ -108,7 +108,9 @@ class Ruleset:
                 continue
             if "numgen" in rule:
                 found = re.findall(r"([0-9a-f.:]+) \. (\d+)[ ,]", rule.partition("map {")[2])
-                found += re.findall(r"__([0-9a-f.:]+)/(\d+)", rule)
+                named = re.findall(r"__([0-9a-f.]+)/(\d+)", rule)  # names have no colons
+                six = self._source.version == 6
+                found += [(address.replace(".", ":") if six else address, port) for address, port in named]
                 return frozenset((address, int(port)) for address, port in found)
             if "saddr @affinity" in rule:
                 continue  # a new client

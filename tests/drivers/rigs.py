@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from kuproxy.codes import Outcome
 from kuproxy.drivers.contract import DRIVERS, driver_class
+from kuproxy.errors import DriverError
 from tests.drivers import netns
+
+
+def assert_removal_is_told(namespace: str, driver: Any, start: int) -> None:
+    """near0 goes while the driver waits at it: one clear error, and no stall, in receiving and in sending."""
+    remover = threading.Timer(0.2, netns.ip, ["-n", namespace, "link", "del", "far0"])
+    remover.start()
+    begin = time.monotonic()
+    with pytest.raises(DriverError, match=r"near0 was removed"):
+        for _ in range(100):
+            driver.wait(500)
+    remover.join()
+    assert time.monotonic() - begin < 5
+    with pytest.raises(DriverError, match=r"near0 was removed"):
+        driver.check()
+    driver.frame.meta[0] = 1  # sending into nowhere: an error, no stall
+    driver.frame.packets[0]["start"], driver.frame.packets[0]["length"] = start, 60
+    driver.frame.packets[0]["outcome"] = Outcome.TRANSMIT
+    assert driver.transmit(driver.frame) == (0, 1)
 
 
 class Rig:

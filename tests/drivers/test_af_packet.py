@@ -19,6 +19,7 @@ from kuproxy.dataplane._jit import COMPILED
 from kuproxy.drivers.af_packet import RETRIES, AfPacketDriver, now_ns
 from kuproxy.errors import DriverError
 from tests.drivers import netns
+from tests.drivers.rigs import assert_removal_is_told
 from tests.drivers.test_contract import packet
 
 pytestmark = [
@@ -173,20 +174,7 @@ def test_down_and_up_again(pair: tuple[str, netns.Peer]) -> None:
 def test_interface_removed_while_polling(pair: tuple[str, netns.Peer]) -> None:
     namespace, _ = pair
     with opened(namespace) as driver:
-        remover = threading.Timer(0.2, netns.ip, ["-n", namespace, "link", "del", "far0"])
-        remover.start()
-        begin = time.monotonic()
-        with pytest.raises(DriverError, match=r"near0 was removed"):
-            for _ in range(20):
-                driver.wait(5000)
-        remover.join()
-        assert time.monotonic() - begin < 5
-        with pytest.raises(DriverError, match=r"near0 was removed"):
-            driver.check()
-        driver.frame.meta[0] = 1  # sending into nowhere: an error, no stall
-        driver.frame.packets[0]["start"], driver.frame.packets[0]["length"] = 100, 60
-        driver.frame.packets[0]["outcome"] = Outcome.TRANSMIT
-        assert driver.transmit(driver.frame) == (0, 1)
+        assert_removal_is_told(namespace, driver, 100)
 
 
 def test_memory_outlives_the_driver(pair: tuple[str, netns.Peer]) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,23 @@ class Daemon:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(15) == 0, self.log
+
+
+@contextmanager
+def serving_daemon(settings: str = "") -> Iterator[Daemon]:
+    """One with these settings besides, that serves the world's web VIPs; whatever happens, it ends."""
+    with world() as made:
+        running = Daemon(made)
+        with running.settings.open("a") as file:
+            file.write(settings)
+        running.start()
+        running.serve_web()
+        try:
+            yield running
+            running.stop()
+        finally:
+            running.process.kill()
+            running.notified.close()
 
 
 @pytest.fixture

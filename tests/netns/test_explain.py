@@ -9,24 +9,16 @@ import pytest
 
 from kuproxy.client import Client
 from kuproxy.explain.packet import five_tuple, frame_of
-from netns.test_daemon import Daemon
-from netns.world import CLIENT, HTTP, WEB, Kept, world
+from netns.test_daemon import Daemon, serving_daemon
+from netns.world import CLIENT, HTTP, WEB, Kept
 
 pytestmark = pytest.mark.netns
 
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    with world() as made:
-        running = Daemon(made)
-        running.start()
-        running.serve_web()
-        try:
-            yield running
-            running.stop()
-        finally:
-            running.process.kill()
-            running.notified.close()
+    with serving_daemon() as running:
+        yield running
 
 
 def ask(daemon: Daemon, port: int, flags: str, **more: Any) -> Any:

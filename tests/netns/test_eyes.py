@@ -25,26 +25,16 @@ from typing import Any
 import pytest
 
 from kuproxy.client import Client
-from netns.test_daemon import PODS, Daemon
-from netns.world import WEB, Kept, web, world
+from netns.test_daemon import PODS, Daemon, serving_daemon
+from netns.world import WEB, Kept, web
 
 pytestmark = pytest.mark.netns
 
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    with world() as made:
-        running = Daemon(made)
-        with running.settings.open("a") as settings:
-            settings.write('[web]\naddress = "127.0.0.1"\n')
-        running.start()
-        running.serve_web()
-        try:
-            yield running
-            running.stop()
-        finally:
-            running.process.kill()
-            running.notified.close()
+    with serving_daemon('[web]\naddress = "127.0.0.1"\n') as running:
+        yield running
 
 
 class Terminal:

@@ -17,6 +17,7 @@ from netns.world import world
 
 UNIT = Path(__file__).parents[2] / "packaging/kuproxy.service"
 SPEAKER = UNIT.with_name("kuproxy-announce@.service")
+DROP_IN = UNIT.with_name("af_xdp.conf")
 MOST_EXPOSED = 29  # tenths; systemd calls up to 3.9 "OK", and 9.6 is what a unit without any sandboxing gets
 systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="no systemd-analyze (Debian: systemd)"
@@ -71,6 +72,18 @@ def test_the_speakers_unit_is_understood_and_less_exposed(tmp_path: Path) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     done = analyze("security", "--offline=true", f"--threshold={MOST_EXPOSED - 10}", str(copy))
     assert done.returncode == 0, done.stdout[-300:]
+
+
+@systemd
+def test_af_xdp_exposes_a_little_more_and_is_a_choice(unit: Path) -> None:
+    place = unit.with_name(f"{unit.name}.d")
+    place.mkdir()
+    shutil.copy(DROP_IN, place)
+    verified = analyze("verify", str(unit))
+    assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
+    for threshold, status in ((MOST_EXPOSED, 1), (MOST_EXPOSED + 3, 0)):
+        words = ("security", "--offline=true", f"--threshold={threshold}", str(unit))
+        assert analyze(*words).returncode == status, "the drop-in counts, and for no more than its sockets"
 
 
 def test_capabilities_are_those_that_the_daemon_starts_with() -> None:

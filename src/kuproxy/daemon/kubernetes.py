@@ -24,7 +24,7 @@ from kuproxy.control.book import Claimant, Difference
 from kuproxy.control.policy import node_port_networks, pod_traffic
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.decide import Decider, HealthCheck, read_node, read_service_cidrs
-from kuproxy.daemon.memory import give_back
+from kuproxy.daemon.memory import settle
 from kuproxy.daemon.programming import Programmer
 from kuproxy.daemon.thread import ControlThread
 from kuproxy.errors import KuError
@@ -215,6 +215,8 @@ class KubernetesSource:
                 self._tell(self.listeners.arrival)
             if batch.first:
                 self.synced.set()
+                del batch  # with all that it names
+                await self._thread(settle)
 
     async def _retry(self) -> None:
         while True:
@@ -297,9 +299,6 @@ class KubernetesSource:
         """Everything is in the store for the first time."""
         self._tell(self.listeners.synced)
         self._controller.plane.end_stale(self._decider.book.serving())
-        gc.freeze()
-        gc.enable()
-        give_back()
 
     def try_again(self) -> None:
         """What was refused may be possible now."""

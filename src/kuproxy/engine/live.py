@@ -143,6 +143,7 @@ class LiveWorker:
             self._forget_process()
             self.wanted, self.adopted = True, False
             self._tables.tables.header[T_COMMAND + self.number] = COMMAND_RUN
+            self.memory.state.header[W_KERNELS] = 0  # nobody works yet
             nest.wait()  # so that no socket is opened in vain
             handed = self._sockets if here.driver.lasting else here.open_sockets()
             ours, theirs = pair()
@@ -171,7 +172,8 @@ class LiveWorker:
     def await_work(self) -> None:
         """Until the process has said in its memory that it works.  Raises DriverError with its reason if it cannot."""
         deadline = time.monotonic() + BIRTH_PATIENCE_S
-        while int(self.memory.state.header[W_PID]) != self.process_id:
+        header = self.memory.state.header
+        while int(header[W_PID]) != self.process_id or not header[W_KERNELS]:
             if self.has_ended:
                 raise DriverError(f"worker {self.number} cannot work: {self._last_words() or 'it ended at once'}")
             if time.monotonic() > deadline:

@@ -110,7 +110,6 @@ class Worker:
             options.driver, options.device, macs, options.worker, fds, self._header
         )
         self._header[W_STARTS] += 1
-        self._header[W_KERNELS] = kernels_word()
 
     def _answer_calls(self) -> None:
         """Carry out what control has asked for; it may have died since."""
@@ -136,8 +135,9 @@ class Worker:
 
     def run(self) -> int:
         """Forward until told to stop. Returns the exit status."""
+        kernels = kernels_word()  # of files, which the filter does not let it read
         self._give_up()
-        self._header[W_PID] = os.getpid()  # which says that it works
+        self._header[W_KERNELS] = kernels  # which says that it works
         driver = self._driver
         served = COMMAND_RUN
         while True:
