@@ -39,6 +39,8 @@ class Daemon(socketserver.ThreadingUnixStreamServer):
     def __init__(self, path: Path) -> None:
         self.prefixes: list[str] = []
         self.heard: dict[str, Any] = {}
+        self.speaks = threading.Event()
+        self.speaks.set()
         super().__init__(str(path), _Handler)
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -52,6 +54,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.heard = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.server.speaks.is_set():
+            self.server.speaks.wait(60)
+            return  # whoever asked has gone
         tag = "+".join(self.server.prefixes)[:16]
         same = self.server.heard["tag"] == tag
         answer = {"complete": True, "tag": tag, "prefixes": None if same else self.server.prefixes}
@@ -77,7 +82,7 @@ class Node:
         self.settings = directory / "kuproxy.toml"
         self.settings.write_text(
             f'[api]\nsocket = "{directory}/ku.sock"\n'
-            '[announce]\nranges = ["192.168.77.0/24", "fd00:77::/64"]\ninterval_s = 0.1\n'
+            '[announce]\nranges = ["192.168.77.0/24", "fd00:77::/64"]\ninterval_s = 0.1\npatience_s = 2\n'
             '[announce.layer2]\ninterface = "lan"\n'
         )
         (self.mac,) = host.netlink(lambda netlink: [netlink.get_links(ifname="lan")[0].get_attr("IFLA_ADDRESS")])
@@ -189,3 +194,20 @@ def test_an_address_is_at_one_node_and_moves() -> None:
         assert made.neighbour(VIPS[1]) == two.mac
         again.terminate()
         assert again.wait(5) == 0
+
+
+def test_a_daemon_that_is_silent_for_too_long_or_gone_is_not_spoken_for() -> None:
+    with lan() as made:
+        one, two = made.nodes
+        one.start()
+        until(lambda: made.neighbour(VIPS[0]) == one.mac, lambda: one.log)
+        two.start()
+        until(lambda: two.daemon.heard.get("tag", "") != "")
+        one.daemon.speaks.clear()
+        until(lambda: made.neighbour(VIPS[0]) == two.mac, lambda: two.log)
+        assert "has said nothing for 2 s" in one.log
+        one.daemon.speaks.set()
+        until(lambda: one.log.endswith("in order\n"))
+        two.daemon.close()  # the socket's file is still there, and nobody listens
+        until(lambda: made.neighbour(VIPS[0]) == one.mac, lambda: two.log)
+        assert "no daemon runs" in two.log

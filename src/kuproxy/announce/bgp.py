@@ -36,7 +36,7 @@ def converse(path: Path) -> None:
     settings, socket = load_announce(path)
     assert settings.bgp is not None
     link, dialogue = Link(settings, socket, "bgp"), Dialogue(settings.bgp)
-    said = ""
+    said: str | None = None
     due = 0.0
     while True:
         now = time.monotonic()
@@ -46,7 +46,7 @@ def converse(path: Path) -> None:
             )
             dialogue.want(wanted)
             due = time.monotonic() + settings.interval_s
-            state = link.refusal or link.judge.why or dialogue.problem
+            state = link.trouble or dialogue.problem
             if state != said:
                 said = state
                 print(f"ku announce: {state or 'in order'}", file=sys.stderr, flush=True)

@@ -135,7 +135,8 @@ def speak(settings: Announce, socket_path: str) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    ask_at, said, problem = 0.0, "", ""
+    said: str | None = None
+    ask_at, problem = 0.0, ""
     while not ending:
         now = time.monotonic()
         if now >= ask_at:
@@ -144,7 +145,7 @@ def speak(settings: Announce, socket_path: str) -> None:
             refused = speaker.want(wanted, now)
             problem = f"not single addresses: {', '.join(refused)}" if refused else ""
             ask_at = now + settings.interval_s
-            state = link.refusal or link.judge.why or problem
+            state = link.trouble or problem
             if state != said:
                 said = state
                 print(f"ku announce: {state or 'in order'}", file=sys.stderr, flush=True)

@@ -25,6 +25,11 @@ class Link:
         self.judge = Judge(settings.patience_s)
         self.refusal = ""  # what the daemon has said instead of an answer
 
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the daemon, in a line; empty if nothing is."""
+        return "; ".join(each for each in (self.judge.why, self.refusal) if each)
+
     def ask(self, *, settled: bool, announced: int, problem: str) -> frozenset[Prefix]:
         """What may be announced now.  Blocks for as long as an answer may take."""
         judge = self.judge
@@ -38,6 +43,7 @@ class Link:
         try:
             answer = self._client.request("POST", "/v1/announce", body)
         except Absent:
+            self.refusal = ""
             judge.absent()
         except Refusal as refusal:
             self.refusal = str(refusal)
