@@ -12,7 +12,7 @@ BIN  := $(VENV)/bin
 .SUFFIXES:
 SHELL := /bin/sh
 
-.PHONY: help demo test test-long soak bench docs lint install warm lock clean
+.PHONY: help demo test test-long soak bench docs lint audit dist install warm lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -41,6 +41,25 @@ lint: install  ## ruff, mypy, the import rules, and the lock files
 	$(BIN)/lint-imports
 	@echo "lock files: every line a version or a hash, no place of origin"
 	@! grep -nE '://|^ *-[^ -]|^ *--[^h]|[[:space:]]@[[:space:]]|(^|[[:space:]])/' requirements/*.txt
+
+# pip-audit lives in an environment of its own; it asks a database of vulnerabilities over the network.
+audit: install  ## the dependencies: locked, unchanged, licences; known vulnerabilities (OFFLINE=1 leaves those out)
+	$(BIN)/python -m release.audit
+ifdef OFFLINE
+	@echo "NOT ASKED for known vulnerabilities: that takes a network"
+else
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)-audit/bin/pip-audit --require-hashes --disable-pip -r requirements/runtime.txt
+	$(VENV)-audit/bin/pip-audit --require-hashes --disable-pip -r requirements/dev.txt
+endif
+
+# The same bytes on every machine: the time is that of the last commit.
+dist: install  ## wheel, source, bill of materials and their digests, in dist/
+	rm -rf dist
+	export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct); umask 022; $(BIN)/python -m hatchling build \
+		&& $(BIN)/python -m release.sbom > dist/kuproxy.cdx.json
+	cd dist && sha256sum * > SHA256SUMS
 
 install: $(VENV)/.package  ## the environment in .venv
 
@@ -73,5 +92,5 @@ lock:  ## requirements/*.txt anew from pyproject.toml (UPGRADE=--upgrade for the
 	rm -rf $(VENV)-lock
 
 clean:  ## everything that the other targets made, but for benchmark results
-	rm -rf $(VENV) $(VENV)-lock build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-audit build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -26,6 +26,13 @@ from kuproxy.client import Client
 
 # Page → its commands that no test runs here, and why.
 NOT_RUN = {
+    "announcing.md": {
+        "announce bgp --settings /etc/kuproxy/kuproxy.toml": "goes on, with a router: tests/netns/test_ecmp.py",
+        "announce layer2": "goes on, on a link: tests/netns/test_layer2.py",
+        "announce show": "to a daemon with [announce]: tests/netns/test_ecmp.py",
+        "announce drain": "the same",
+        "announce undrain": "the same",
+    },
     "drivers.md": {
         "run --config services.yaml --driver af_xdp --xdp-mode native": "tests/netns/test_af_xdp.py, with traffic",
     },

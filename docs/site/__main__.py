@@ -3,7 +3,7 @@
     build/pages/          what Sphinx reads, laid out like the repository so that links between pages hold
       index.md            docs/site/index.md
       docs/…              the pages as they are, reference/ made from the code, drawings/ by kuproxy.pictures
-      bench/results/…, CHANGELOG.md, CONTRIBUTING.md
+      bench/results/…, CHANGELOG.md, CONTRIBUTING.md, SECURITY.md
     build/site/           the site
 
 Warnings are errors: a link to nowhere, a page in no table of contents, a heading that skips a level.  After that every
@@ -55,7 +55,7 @@ def assemble(pages: Path) -> None:
         for page in (ROOT / place).glob("*.md"):
             shutil.copy(page, pages / place)
     (pages / "bench/results").mkdir(parents=True)
-    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "bench/results/SUMMARY.md"):
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "bench/results/SUMMARY.md"):
         shutil.copy(ROOT / name, pages / name)
     shutil.copy(HERE / "index.md", pages)
     for folder in ("reference", "drawings"):

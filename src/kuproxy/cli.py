@@ -29,6 +29,7 @@ SUBCOMMANDS = {
         "kuproxy.daemon.service", "the same as a service, with commands, an API and a memory", kept=True
     ),
     "kube-proxy": Subcommand("kuproxy.kubeproxy.service", "be the kube-proxy of this node", kept=True),
+    "announce": Subcommand("kuproxy.announce", "tell routers or a link which VIPs this node serves; drain it"),
     "upgrade": Subcommand("kuproxy.upgrade", "have the installed version take over from the running daemon"),
     "shell": Subcommand("kuproxy.shell", "type commands to the daemon, with completion and history"),
     "top": Subcommand("kuproxy.top", "watch services, pods, flows and drops on a terminal"),

@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import Any
 
-__all__ = ["DEFAULT_SOCKET", "Client", "Refusal", "main", "take_options"]
+__all__ = ["DEFAULT_SOCKET", "Absent", "Client", "Refusal", "main", "take_options"]
 
 DEFAULT_SOCKET = "/run/kuproxy/ku.sock"
 TIMEOUT_S = 60.0
@@ -23,9 +23,13 @@ class Refusal(Exception):
     """One line for the user: the daemon refuses, or is not there."""
 
 
+class Absent(Refusal):
+    """Nobody listens at the socket: neither a daemon nor the keeper that holds the socket for its successor."""
+
+
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
@@ -37,12 +41,13 @@ class _UnixConnection(http.client.HTTPConnection):
 class Client:
     """A daemon, by the path of its socket."""
 
-    def __init__(self, path: str = "") -> None:
+    def __init__(self, path: str = "", timeout_s: float = TIMEOUT_S) -> None:
+        self.timeout_s = timeout_s
         self.path = path or os.environ.get("KU_SOCKET", DEFAULT_SOCKET)
 
     def request(self, method: str, target: str, body: object = None) -> Any:
-        """The decoded answer.  Raises Refusal."""
-        connection = _UnixConnection(self.path)
+        """The decoded answer.  Raises Refusal; Absent if there is nobody."""
+        connection = _UnixConnection(self.path, self.timeout_s)
         data = None if body is None else json.dumps(body).encode()
         headers = {} if data is None else {"Content-Type": "application/json"}
         try:
@@ -50,7 +55,7 @@ class Client:
             response = connection.getresponse()
             content = json.loads(response.read())
         except (FileNotFoundError, ConnectionRefusedError):
-            raise Refusal(
+            raise Absent(
                 f"no daemon listens at {self.path}; start one with `ku daemon`, or say --socket PATH"
             ) from None
         except PermissionError:

@@ -14,8 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import packets
 from daemon.rig import as_user, controller, served
+from kuproxy.announce.settings import Announce, Layer2
 from kuproxy.client import Client, Refusal
+from kuproxy.daemon.announcing import Announcing
 from kuproxy.daemon.control import Controller
+from kuproxy.daemon.metrics import exposition
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
 from kuproxy.errors import SteeringError
@@ -299,3 +302,31 @@ def test_a_failure_of_steering_leaves_everything_as_it_was(
     assert [str(vip.key) for vip in made.plane.store] == ["90.0.0.0/8"]
     assert made.plane.settings.timeout_s is None
     assert made.plane.totals().capacity == (4096,)
+
+
+def test_announcing_by_way_of_the_api(client: Client, made: Controller) -> None:
+    beat = {"speaker": "bgp"}
+    assert "[announce]" in refused(client, "POST", "/v1/announce", beat)
+    assert "[announce]" in refused(client, "PUT", "/v1/announce/drain", {"on": True})
+    assert client.request("GET", "/v1/announce")["configured"] is False
+    made.announcing = Announcing(Announce(ranges=["90.0.0.0/8"], layer2=Layer2(interface="eth0")))
+    client.request("PUT", "/v1/vips", VIP)
+    order = client.request("POST", "/v1/announce", beat)
+    assert (order["complete"], order["prefixes"]) == (True, ["90.0.0.0/8"])
+    again = beat | {"tag": order["tag"], "settled": True, "announced": 1, "problem": "no session with 192.0.2.1"}
+    assert client.request("POST", "/v1/announce", again)["prefixes"] is None
+    view = client.request("PUT", "/v1/announce/drain", {"on": True})
+    assert view["drained"] and view["prefixes"] == ["90.0.0.0/8"]
+    [speaker] = view["speakers"]
+    assert (speaker["announced"], speaker["settled"]) == (1, True)
+    assert client.request("POST", "/v1/announce", again)["prefixes"] == []
+    text = exposition(made)[0].decode()
+    values = {
+        sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples
+    }
+    assert values["kuproxy_announce_servable_prefixes"] == 1
+    assert values["kuproxy_announce_drained"] == 1
+    assert values["kuproxy_announce_prefixes"] == 1
+    assert values["kuproxy_announce_problem"] == 1
+    made.ready = False  # until every source has spoken nothing counts
+    assert client.request("POST", "/v1/announce", beat)["complete"] is False

@@ -27,7 +27,17 @@ def order() -> str:
         return ""
 
 
-signal.signal(signal.SIGTERM, lambda *_: (say("stop"), sys.exit(0)))
+
+
+def stop(*_: object) -> None:
+    say("stop")
+    if order() == "linger":  # for ever, having asked for a second
+        vault.notify("EXTEND_TIMEOUT_USEC=1000000")
+        time.sleep(60)
+    sys.exit(0)
+
+
+signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGHUP, lambda *_: say("reload"))
 signal.signal(signal.SIGUSR2, lambda *_: (say("leave"), os._exit(REPLACE)))
 if order() == "fail":

@@ -110,6 +110,18 @@ def test_the_service_manager_hears_of_it(kept: Kept) -> None:
     assert kept.end()[0] == 0
 
 
+def test_a_stop_takes_as_long_as_control_asks_for(kept: Kept) -> None:
+    """The keeper and the service manager wait for so long, and not for ever: what is announced is withdrawn first."""
+    (kept.directory / "order").write_text("linger")
+    kept.start()
+    kept.control(0)
+    kept.process.terminate()
+    heard = set()
+    while b"EXTEND_TIMEOUT_USEC=1000000" not in heard:
+        heard.add(kept.manager.recv(100))
+    assert "killed" in kept.end()[1]
+
+
 def test_a_control_process_that_never_came_up_is_not_started_again(kept: Kept) -> None:
     (kept.directory / "order").write_text("fail")
     kept.start()

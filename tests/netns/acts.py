@@ -24,6 +24,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from forked import forked
+from kuproxy.announce.layer2 import Speaker
 from kuproxy.confine.privilege import Capability, keep_only
 from kuproxy.daemon.api.auth import peer_of
 from kuproxy.drivers import _packet_socket
@@ -59,6 +60,10 @@ def _programs(workers: int = 2) -> list[LoadedProgram]:
     loaded = [program.drop().load(), *(each(1, workers).load(maps.by_name()) for each in builders)]
     _kept.extend((maps, loaded))
     return loaded
+
+
+def listen_on_link() -> Act:
+    return lambda: _kept.append(Speaker("lo"))
 
 
 def attach_xdp() -> Act:
@@ -311,6 +316,7 @@ ACTS: dict[str, Callable[[], Act]] = {
     "open an AF_XDP socket": open_xdp_socket,
     "lock packet memory for an open AF_XDP socket": use_xdp_socket,
     "put an AF_XDP socket into the open map": register_xdp_socket,
+    "listen to ARP and neighbour discovery (`ku announce layer2`)": listen_on_link,
     "reduce the bounding set": bounding_set,
 }
 

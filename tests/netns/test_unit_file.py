@@ -16,6 +16,7 @@ from netns.test_privileges import use
 from netns.world import world
 
 UNIT = Path(__file__).parents[2] / "packaging/kuproxy.service"
+SPEAKER = UNIT.with_name("kuproxy-announce@.service")
 DROP_IN = UNIT.with_name("af_xdp.conf")
 MOST_EXPOSED = 29  # tenths; systemd calls up to 3.9 "OK", and 9.6 is what a unit without any sandboxing gets
 systemd = pytest.mark.skipif(
@@ -61,6 +62,16 @@ def test_systemd_finds_it_little_exposed(unit: Path) -> None:
     assert done.returncode == 0, done.stdout[-300:]
     unit.write_text(unit.read_text().replace("ProtectSystem=strict", "ProtectSystem=no"))
     assert analyze(*words).returncode != 0, "the threshold is as low as it can be"
+
+
+@systemd
+def test_the_speakers_unit_is_understood_and_less_exposed(tmp_path: Path) -> None:
+    copy = tmp_path / SPEAKER.name.replace("@", "@bgp")
+    copy.write_text(SPEAKER.read_text().replace("/opt/kuproxy/bin/ku", "/bin/true"))
+    done = analyze("verify", str(copy))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = analyze("security", "--offline=true", f"--threshold={MOST_EXPOSED - 10}", str(copy))
+    assert done.returncode == 0, done.stdout[-300:]
 
 
 @systemd

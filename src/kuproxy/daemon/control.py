@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from kuproxy.control.store import Changes
+from kuproxy.daemon.announcing import Announcing
 from kuproxy.daemon.commands import SOURCE, Commands
 from kuproxy.daemon.node import Forwarder
 from kuproxy.daemon.persist import Loaded, StateFile
@@ -70,6 +71,7 @@ class Controller:
             _no_successor  # have another control process take over; may raise KuError
         )
         self.find_service: ServiceFinder = lambda owner: None  # of another source, by a VIP's owner
+        self.announcing = Announcing()
         self.ready = False
         self.adoption_s: float | None = None  # from the last change to its adoption by every worker
         self._pending: tuple[int, float] | None = None  # generation, when it was published

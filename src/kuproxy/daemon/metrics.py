@@ -5,6 +5,7 @@ Nothing is counted here.  Help texts are the sentences of `codes`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry
@@ -75,6 +76,7 @@ class _Collector:
             nodes.add_metric(labels, each.count)
         yield nodes
         yield from self._workers(report)
+        yield from self._announcing()
 
     def _overall(self) -> Iterator[Metric]:
         controller = self._controller
@@ -106,6 +108,32 @@ class _Collector:
             if outcome is not Outcome.NONE:
                 outcomes.add_metric([outcome.name.lower()], totals.outcomes[outcome])
         yield outcomes
+
+    def _announcing(self) -> Iterator[Metric]:
+        announcing = self._controller.announcing
+        if announcing.settings is None:
+            return
+        prefixes, _ = announcing.servable(self._controller.plane.store, self._controller.generation)
+        left_alone = announcing.drained or announcing.stopping
+        yield GaugeMetricFamily(
+            "kuproxy_announce_servable_prefixes", "Prefixes of VIPs that this node can serve", value=len(prefixes)
+        )
+        yield GaugeMetricFamily(
+            "kuproxy_announce_drained",
+            "Whether nothing shall be announced, by order or for a stop",
+            value=int(left_alone),
+        )
+        announced = GaugeMetricFamily(
+            "kuproxy_announce_prefixes", "Prefixes that a speaker announces", labels=["speaker"]
+        )
+        trouble = GaugeMetricFamily(
+            "kuproxy_announce_problem", "Whether a speaker reports a problem", labels=["speaker"]
+        )
+        for name, each in sorted(announcing.present(time.monotonic()).items()):
+            announced.add_metric([name], each.announced)
+            trouble.add_metric([name], int(bool(each.problem)))
+        yield announced
+        yield trouble
 
     def _workers(self, report: Report) -> Iterator[Metric]:
         activity = [worker_activity(state) for state in self._controller.plane.engine.states]

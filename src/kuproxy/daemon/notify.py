@@ -33,6 +33,10 @@ class Notifier:
     def stopping(self) -> None:
         self._send("STOPPING=1")
 
+    def extend(self, seconds: float) -> None:
+        """A stop takes so much longer, from now on."""
+        self._send(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
+
     def alive(self) -> None:
         if self._vault.connected:
             self._vault.notify("WATCHDOG=1")

@@ -19,6 +19,7 @@ import click
 
 from kuproxy.confine import privilege
 from kuproxy.confine.lifetime import end_with_parent, raise_file_limit
+from kuproxy.daemon.announcing import Announcing
 from kuproxy.daemon.api.app import make_app, make_metrics_app, make_web_app
 from kuproxy.daemon.api.auth import Access
 from kuproxy.daemon.api.server import Listener, bind_tcp, bind_unix, tls_context
@@ -39,6 +40,8 @@ from kuproxy.model.config import Config
 COLLECT_INTERVAL_S = 1.0
 ADOPTION_INTERVAL_S = 0.02  # an idle worker looks up every 50 ms
 _ANSWER_S = 0.05
+STOP_S = 20.0  # for everything else of a stop, as the unit has it
+WITHDRAWN_WITHIN_S = 10.0  # speakers that have not withdrawn by then are not waited for
 _DEFAULT_CONFIG = Path("/etc/kuproxy/kuproxy.toml")
 # What a running daemon cannot change: a reload that asks for it says so, and the rest is applied.
 _FIXED = (
@@ -92,6 +95,7 @@ class Daemon:
         self._node.engine.on_replaced = lambda line: log.warning("worker", text=line)
         self._controller = Controller(self._node, settings.paths(), log, self._state_file)
         self._controller.base = base or Config()
+        self._controller.announcing = Announcing(settings.announce, Path(settings.state_directory))
         self._awaits_source = base is not None
         self._controller.before_reload = self._reload_settings
         if self._vault.connected:
@@ -103,6 +107,7 @@ class Daemon:
         self._thread = ControlThread()
         self._stopped, self._hangup, self._replaced = (asyncio.Event() for _ in range(3))
         self._told_to_stop = False
+        self._withdrawal: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # Run beside everything else from when packets are forwarded; one that ends with an error ends the daemon.
@@ -193,8 +198,29 @@ class Daemon:
         return REPLACE if leaving else 0
 
     def _stop(self) -> None:
+        """The first time in good order; who is told again does not wait."""
+        assert self._loop is not None
+        if self._told_to_stop or not self._controller.ready:
+            self._stopped.set()
+        else:
+            self._withdrawal = self._loop.create_task(self._withdraw())
         self._told_to_stop = True
-        self._stopped.set()
+
+    async def _withdraw(self) -> None:
+        """Let the network look elsewhere before forwarding ends: speakers withdraw, and routers have time to hear."""
+        announcing, loop = self._controller.announcing, asyncio.get_running_loop()
+        announcing.stopping = True
+        try:
+            if announcing.settings is not None and announcing.may_attract(loop.time()):
+                drain_s = announcing.settings.drain_s
+                self._log.info("withdrawing", drain_s=drain_s)
+                self._notifier.extend(WITHDRAWN_WITHIN_S + drain_s + STOP_S)
+                deadline = loop.time() + WITHDRAWN_WITHIN_S
+                while announcing.may_attract(loop.time()) and loop.time() < deadline:
+                    await asyncio.sleep(0.05)
+                await asyncio.sleep(drain_s)
+        finally:
+            self._stopped.set()
 
     def _replace_soon(self) -> None:
         """In the loop's thread, and when the client that asks for it has its answer."""
@@ -292,6 +318,7 @@ class Daemon:
             if getattr(settings, name) != getattr(self._settings, name):
                 self._log.warning("needs a restart", setting=name)
         self._controller.files = settings.paths()
+        self._controller.announcing.settings = settings.announce
 
 
 @click.command(name="daemon")

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from kuproxy.announce.settings import Announce, read_announce
 from kuproxy.daemon.driver import DriverChoice
 from kuproxy.daemon.log import LogFormat
 from kuproxy.errors import ConfigError, Problem
@@ -80,6 +81,7 @@ class DaemonSettings(_Table, frozen=True):
     metrics: Metrics | None = None
     web: Web | None = None
     driver: Driver = Driver()
+    announce: Announce | None = None
 
     def worker_count(self) -> int:
         return self.workers or min(64, len(os.sched_getaffinity(0)))
@@ -116,6 +118,8 @@ def load_settings(path: Path | None) -> DaemonSettings:
     unknown = _unknown(content, DaemonSettings, "")
     if unknown:
         raise ConfigError(Problem(p.message, str(path), p.line, p.field, p.hint) for p in unknown)
+    if isinstance(content.get("announce"), dict):
+        read_announce(content["announce"], str(path))  # as the speakers do, with the same words
     try:
         settings = msgspec.convert(content, DaemonSettings)
     except msgspec.ValidationError as error:
@@ -127,16 +131,17 @@ def load_settings(path: Path | None) -> DaemonSettings:
     return msgspec.structs.replace(settings, files=[str(here / name) for name in settings.files])
 
 
-_TABLES: dict[str, type[_Table]] = {
+_TABLES: dict[str, type[msgspec.Struct]] = {
     "api": Api,
     "tcp": Tcp,
     "metrics": Metrics,
     "web": Web,
     "driver": Driver,
+    "announce": Announce,
 }
 
 
-def _unknown(content: dict[str, Any], kind: type[_Table], prefix: str) -> list[Problem]:
+def _unknown(content: dict[str, Any], kind: type[msgspec.Struct], prefix: str) -> list[Problem]:
     """Keys that mean nothing, each with those that would."""
     known = kind.__struct_fields__
     problems = [

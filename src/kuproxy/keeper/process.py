@@ -125,6 +125,8 @@ class Keeper:
                     )
                 self._ever_ready = self._ready = True
                 self._deaths = 0
+            if message["notify"].startswith("EXTEND_TIMEOUT_USEC="):  # what is announced is withdrawn first
+                self._stop_by = self._heard_at + int(message["notify"].partition("=")[2]) / 1e6
             # Our own beat speaks for both: a manager that reads none must not hold up what control says.
             if message["notify"] != "WATCHDOG=1":
                 self._manager.send(message["notify"])

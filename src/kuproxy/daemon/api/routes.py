@@ -16,6 +16,15 @@ from msgspec import Meta
 from kuproxy import __version__
 from kuproxy.codes import FlowState
 from kuproxy.daemon.api import views
+from kuproxy.daemon.api.announce import (
+    AnnounceBeat,
+    AnnounceOrder,
+    AnnounceView,
+    DrainRequest,
+    ask_announce,
+    get_announce,
+    set_drain,
+)
 from kuproxy.daemon.api.explain import ExplainRequest, explain_packet
 from kuproxy.daemon.api.graph import Graph, get_graph, get_graph_picture
 from kuproxy.daemon.api.rates import (
@@ -368,6 +377,15 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "POST", "/v1/upgrade", "have the installed version take over", _upgrade, views.Upgrade,
         body=UpgradeRequest, write=True,
+    ),
+    Route("GET", "/v1/announce", "what the network is told, and by whom", get_announce, AnnounceView),
+    Route(
+        "POST", "/v1/announce", "for speakers: what to announce", ask_announce, AnnounceOrder,
+        body=AnnounceBeat, write=True,
+    ),
+    Route(
+        "PUT", "/v1/announce/drain", "announce nothing, or again what is served", set_drain, AnnounceView,
+        body=DrainRequest, write=True,
     ),
     Route("POST", "/v1/reload", "read the files again", _reload, views.Changed, write=True),
 )  # fmt: skip
