@@ -125,8 +125,11 @@ class Rig:
         self.closed: set[int] = set()
         self.renew()
 
-    def renew(self) -> None:
-        """Enter every flow of the reference's that may be cached, as user space does."""
+    def renew(self, begin_anew: bool = False) -> None:
+        """Enter every flow of the reference's that may be cached, as user space does; or of another reference's."""
+        if begin_anew:
+            self.reference = reference()
+            begin(self.reference)
         if self.generation:
             everything = np.arange(1, len(self.flows) + 1)
             keys = self.maps.keys_of(everything)
@@ -135,7 +138,8 @@ class Rig:
             self.maps.fence()
         self.generation += 1
         established = (FlowState.TCP_ESTABLISHED, FlowState.UDP)
-        self.flows = [each for each in self.reference.live_flows(0) if each.state in established]
+        flows = [each for each in self.reference.live_flows(0) if each.state in established]
+        self.flows = flows[: self.maps.pairs]  # damaged packets begin flows, too
         self.closed = set()
         pairs = np.arange(1, len(self.flows) + 1)
         ends = np.concatenate([ends_of(each) for each in self.flows])
@@ -247,7 +251,7 @@ def test_rewrites_what_the_reference_would_send(rig: Rig) -> None:
     tallied: Counter[int] = Counter()
     for turn in range(FRAMES):
         if turn % 997 == 996:
-            rig.renew()
+            rig.renew(begin_anew=True)
         data = some_frame(rng, rng.choice(rig.flows))
         shape = key_and_shape(data)
         row = rig.by_key.get(shape[0]) if shape is not None else None

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from kuproxy.daemon.driver import DriverChoice
+from kuproxy.daemon.flow_cache import CacheChoice
 from kuproxy.daemon.log import LogFormat
 from kuproxy.errors import ConfigError, Problem
 
@@ -66,6 +67,10 @@ class Driver(DriverChoice, _Table, frozen=True):
     """`[driver]`: how packets come to the workers."""
 
 
+class Cache(CacheChoice, _Table, frozen=True):
+    """`[cache]`: whether the kernel rewrites packets of established flows."""
+
+
 class DaemonSettings(_Table, frozen=True):
     """The whole file."""
 
@@ -80,6 +85,7 @@ class DaemonSettings(_Table, frozen=True):
     metrics: Metrics | None = None
     web: Web | None = None
     driver: Driver = Driver()
+    cache: Cache = Cache()
 
     def worker_count(self) -> int:
         return self.workers or min(64, len(os.sched_getaffinity(0)))
@@ -133,6 +139,7 @@ _TABLES: dict[str, type[_Table]] = {
     "metrics": Metrics,
     "web": Web,
     "driver": Driver,
+    "cache": Cache,
 }
 
 

@@ -136,13 +136,13 @@ class CacheMaps:
 
     # --- flows ----------------------------------------------------------------------------------------------
 
-    def enter(self, pairs: np.ndarray, generations: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    def enter(self, pairs: np.ndarray, generations: np.ndarray, ends: np.ndarray) -> None:
         """Write rows and entries of new flows, armed: packets with SYN, FIN or RST close them, none is rewritten yet.
 
-        int64[n] pairs that are free, uint32[n] generations that they never had, ENDS[n].  Returns the flows' keys,
-        KEY[n, 2].  Raises SteeringError; then some of them may have been entered, and have to be forbidden and erased.
+        int64[n] pairs that are free, uint32[n] generations that they never had, ENDS[n].  Raises SteeringError; then
+        some of them may have been entered, and have to be forbidden and erased.
         """
-        keys, four = _keys(ends), ends["family"] == 4
+        four = ends["family"] == 4
         for returning in (0, 1):
             index = 2 * pairs + returning
             rows = np.zeros(len(pairs), ROW)
@@ -163,8 +163,7 @@ class CacheMaps:
         values = np.zeros((len(pairs), 2), VALUE)
         values["row"] = np.stack([2 * pairs, 2 * pairs + 1], axis=1)
         values["generation"] = generations[:, np.newaxis]
-        self.flows.write(keys.tobytes(), values.tobytes(), 2 * len(pairs))
-        return keys
+        self.flows.write(self.keys(ends).tobytes(), values.tobytes(), 2 * len(pairs))
 
     def allow(self, pairs: np.ndarray) -> None:
         """From now on the program rewrites these flows' packets."""
@@ -176,6 +175,18 @@ class CacheMaps:
         for index in (2 * pairs, 2 * pairs + 1):
             self.rows["live"][index] = 0
             self.rows["armed"][index] = 0
+
+    @staticmethod
+    def keys(ends: np.ndarray) -> np.ndarray:
+        """KEY[n, 2]: what the flows' packets look like when they come, to the VIP and from the pod."""
+        keys = np.zeros((len(ends), 2), KEY)
+        for returning, (source, destination) in enumerate((("client", "vip"), ("pod", "seen"))):
+            key = keys[:, returning]
+            key["source"], key["destination"] = ends[source], ends[destination]
+            key["source_port"], key["destination_port"] = ends[f"{source}_port"], ends[f"{destination}_port"]
+            key["protocol"] = ends["protocol"]
+            key["family"] = np.where(ends["family"] == 4, 0, int(KeyBit.IPV6))
+        return keys
 
     def keys_of(self, pairs: np.ndarray) -> np.ndarray:
         """KEY[n, 2] of flows that were entered, as their rows tell it."""
@@ -192,7 +203,7 @@ class CacheMaps:
                 ends[name] = wide
             ends[f"{source}_port"] = row["source_port"]
             ends[f"{destination}_port"] = row["destination_port"]
-        return _keys(ends)
+        return self.keys(ends)
 
     def erase(self, keys: np.ndarray) -> None:
         """Take entries out, KEY[...]; those that are not there do no harm."""
@@ -232,15 +243,3 @@ class CacheMaps:
 def forget_left(vault: Vault) -> None:
     """Have the keeper let go of a predecessor's maps, where there is no cache any more."""
     vault.drop(*vault.names(f"{_NAME}/"))
-
-
-def _keys(ends: np.ndarray) -> np.ndarray:
-    """KEY[n, 2]: what the flows' packets look like when they come, to the VIP and from the pod."""
-    keys = np.zeros((len(ends), 2), KEY)
-    for returning, (source, destination) in enumerate((("client", "vip"), ("pod", "seen"))):
-        key = keys[:, returning]
-        key["source"], key["destination"] = ends[source], ends[destination]
-        key["source_port"], key["destination_port"] = ends[f"{source}_port"], ends[f"{destination}_port"]
-        key["protocol"] = ends["protocol"]
-        key["family"] = np.where(ends["family"] == 4, 0, int(KeyBit.IPV6))
-    return keys

@@ -1,0 +1,130 @@
+"""Whom packets go to first: a destination that is a VIP's or a node port's counts before anything else about a packet.
+
+So a flow that is cached must be given back when one of its two destinations becomes some VIP's, and no flow may be
+cached whose replies go to one (kp-lookup, steps 3 to 5).  `Destinations` knows what steering was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from ipaddress import ip_network
+
+import numpy as np
+
+from kuproxy.codes import PROTOCOLS_WITH_PORTS
+from kuproxy.steering.cache_layout import KEY
+from kuproxy.steering.keys import KeyBit
+from kuproxy.steering.targets import NodePort, Vip
+
+__all__ = ["Destinations"]
+
+_ANY = (0, *PROTOCOLS_WITH_PORTS)
+_MANY = 256  # new ones at once: then whatever is cached may be theirs
+
+
+class Destinations:
+    """VIPs and node ports that are asked for."""
+
+    def __init__(self, vips: Iterable[Vip] = (), node_ports: Iterable[NodePort] = ()) -> None:
+        self._vips: set[Vip] = set()
+        self._node_ports: set[NodePort] = set()
+        self._single: set[bytes] = set()  # of VIPs with one address: see `_single_key`
+        self._wide: set[Vip] = set()
+        self.change((), vips, (), node_ports)
+
+    def change(
+        self,
+        vips_before: Iterable[Vip],
+        vips: Iterable[Vip],
+        ports_before: Iterable[NodePort],
+        ports: Iterable[NodePort],
+    ) -> tuple[set[Vip], set[NodePort]]:
+        """The former are asked for no more, but for those among the latter; returns what has not been there before."""
+        vips_now = {each for each in vips if each[1] in _ANY}
+        vips_gone = {each for each in vips_before if each[1] in _ANY} - vips_now
+        ports_now = set(ports)
+        new = vips_now - self._vips, ports_now - self._node_ports
+        self._vips = (self._vips - vips_gone) | vips_now
+        self._node_ports = (self._node_ports - (set(ports_before) - ports_now)) | ports_now
+        for vip in vips_gone:
+            self._wide.discard(vip)
+            self._single.discard(_single_key(vip))
+        for vip in new[0]:
+            if vip[0].prefixlen == vip[0].max_prefixlen:
+                self._single.add(_single_key(vip))
+            else:
+                self._wide.add(vip)
+        return new
+
+    def are_vips(self, keys: np.ndarray) -> np.ndarray:
+        """bool[n]: do packets with these keys, KEY[n], go to some VIP?"""
+        ends = np.zeros(len(keys), _END)
+        ends["family"], ends["address"] = keys["family"], keys["destination"]
+        ends["port"], ends["protocol"] = keys["destination_port"], keys["protocol"]
+        found = np.zeros(len(keys), bool)
+        for port, protocol in ((True, True), (True, False), (False, True), (False, False)):
+            some = ends.copy()
+            if not port:
+                some["port"] = 0
+            if not protocol:
+                some["protocol"] = 0
+            data, size = some.tobytes(), _END.itemsize
+            single = self._single
+            found |= np.array([data[at : at + size] in single for at in range(0, len(data), size)], bool)
+        for vip in self._wide:
+            found |= meets(keys, vip)
+        return found
+
+    @staticmethod
+    def become(keys: np.ndarray, vips: Collection[Vip], node_ports: Collection[NodePort]) -> np.ndarray:
+        """bool[n]: do packets with these keys go to one of these, which are new?  With very many of them, all do."""
+        if len(vips) + len(node_ports) > _MANY:
+            return np.ones(len(keys), bool)
+        found = np.zeros(len(keys), bool)
+        for vip in vips:
+            found |= meets(keys, vip)
+        for family, protocol, port in node_ports:
+            found |= (
+                (keys["family"] == (KeyBit.IPV6 if family == 6 else 0))
+                & (keys["destination_port"] == port)
+                & ((keys["protocol"] == protocol) | (protocol == 0))
+            )
+        return found
+
+
+_END = np.dtype([("family", "u1"), ("address", "u1", 16), ("port", ">u2"), ("protocol", "u1")])
+
+
+def _single_key(vip: Vip) -> bytes:
+    network, protocol, port = vip
+    end = np.zeros(1, _END)
+    end["family"] = KeyBit.IPV6 if network.version == 6 else 0
+    end["address"] = np.frombuffer(network.network_address.packed.rjust(16, b"\0"), np.uint8)
+    end["port"], end["protocol"] = port, protocol
+    return end.tobytes()
+
+
+def meets(keys: np.ndarray, vip: Vip) -> np.ndarray:
+    """bool[n]: do packets with these keys, KEY[n], go to this VIP?"""
+    assert keys.dtype == KEY
+    network, protocol, port = vip
+    six = network.version == 6
+    address = np.frombuffer(network.network_address.packed.rjust(16, b"\0"), np.uint8)
+    mask = np.frombuffer(network.netmask.packed.rjust(16, b"\xff"), np.uint8)
+    found = (keys["family"] == (KeyBit.IPV6 if six else 0)) & (keys["destination"] & mask == address).all(axis=1)
+    if protocol:
+        found &= keys["protocol"] == protocol
+    if port:
+        found &= keys["destination_port"] == port
+    return np.asarray(found)
+
+
+def of_addresses(keys: np.ndarray, addresses: Iterable[object]) -> np.ndarray:
+    """bool[n]: do packets with these keys, KEY[n], come from one of these addresses?"""
+    found = np.zeros(len(keys), bool)
+    for address in addresses:
+        network = ip_network(str(address))
+        packed = np.frombuffer(network.network_address.packed.rjust(16, b"\0"), np.uint8)
+        family = KeyBit.IPV6 if network.version == 6 else 0
+        found |= (keys["family"] == family) & (keys["source"] == packed).all(axis=1)
+    return found
