@@ -31,7 +31,7 @@ from kuproxy.engine.cached import (
     tick_of,
 )
 from kuproxy.engine.live import LiveEngine
-from kuproxy.errors import DriverError, SteeringError
+from kuproxy.errors import DriverError
 from kuproxy.keeper.vault import Vault
 from kuproxy.model.report import CacheReport
 from kuproxy.model.vip import Address
@@ -103,6 +103,7 @@ class FlowCache:
         self._traced_since: int | None = None
         self._began: Counter[str] = Counter()  # flows entered, turned away
         self._ended: Counter[str] = Counter()  # flows given back, by reason
+        self._lines: list[str] = []  # for the log
         self._last_words: CacheReport | None = None
         self.failure = ""  # why nothing is cached any more
         self._index_slots()
@@ -198,19 +199,20 @@ class FlowCache:
         except Exception as error:  # whatever it is: the workers forward without a cache, too
             self.maps.lease(0)
             self.failure = f"{type(error).__name__}: {error}"
-            return [f"the flow cache is off: {self.failure}"]
-        return []
+            self._lines.append(f"the flow cache is off: {self.failure}")
+        lines, self._lines = self._lines, []
+        return lines
 
     def _turn(self) -> None:
         self._turns += 1
         now_ns = time.monotonic_ns()
         self._recycle()
         pairs = self._used()
+        self._release(pairs[self._closed(pairs)], "closed")
+        pairs = self._used()
         good = self._book.allowed(pairs, self._engine.tables, self._shortest)
         good &= self._book.held(pairs, self._engine.states, tick_of(now_ns))
         self._release(pairs[~good], "lost")
-        pairs = self._used()
-        self._release(pairs[self._closed(pairs)], "closed")
         self.refresh()
         self._allow(now_ns)
         live = self._book.at(Stage.LIVE)
@@ -224,7 +226,8 @@ class FlowCache:
 
     def _renew_lease(self, now_ns: int) -> None:
         if self._traced_since is not None:
-            left = left_packets(self._engine.states)
+            carried = np.unique(self._book.rows["worker"][self._used()]).tolist()
+            left = left_packets([self._engine.states[worker] for worker in carried])
             if left and now_ns - self._traced_since < _TRACE_PATIENCE_NS:
                 return
             self._traced_since = None
@@ -382,7 +385,8 @@ class FlowCache:
                 self._engine.workers[worker].touch(np.concatenate(owed))
                 self._failures[worker] = 0
                 owed.clear()
-            except DriverError:
+            except DriverError as error:
+                self._lines.append(str(error))
                 self._failures[worker] += 1
                 if self._failures[worker] >= _FAILURES:
                     self._failures[worker] = 0
@@ -409,6 +413,8 @@ class FlowCache:
         if not pair or self._book.rows["stage"][pair] != Stage.LIVE:
             return None
         pairs = np.array([pair])
+        if self._closed(pairs)[0]:
+            return None
         now = tick_of(time.monotonic_ns())
         _, later, left, _ = self._book.touches(
             pairs, self._last_seen_ns(pairs), self._engine.tables, self._engine.states, now

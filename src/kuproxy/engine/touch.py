@@ -4,7 +4,6 @@ The worker alone writes its flow table, between two vectors, as with every other
 one that was meant is left alone, and none is ever remembered for a shorter time than before.
 """
 
-import mmap
 import os
 
 import numpy as np
@@ -25,6 +24,7 @@ TOUCH = np.dtype(
         ("reverse_hash", "<u4"),
     ]
 )
+_AT_ONCE = 1 << 20  # bytes
 _CLOSING = int(FlowState.TCP_CLOSING)
 
 
@@ -37,12 +37,12 @@ def send_touches(touches: np.ndarray) -> int:
 
 
 def receive_touches(fd: int) -> np.ndarray:
-    """TOUCH[n], copied; mmap(2), because a worker may not read files."""
-    size = os.fstat(fd).st_size
-    if size == 0:
-        return np.zeros(0, TOUCH)
-    with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as memory:
-        return np.frombuffer(memory[:], TOUCH)
+    """TOUCH[n]."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    parts = []
+    while part := os.read(fd, _AT_ONCE):
+        parts.append(part)
+    return np.frombuffer(b"".join(parts), TOUCH)
 
 
 def touch_all(state: WorkerState, touches: np.ndarray) -> int:

@@ -83,7 +83,7 @@ def carry_out(
             return {}, ()
         if request["do"] == "touch":
             return {"flows": sum(touch_all(memory.state, receive_touches(fd)) for fd in fds)}, ()
-    except KuError as error:
+    except (KuError, OSError) as error:
         return {"error": str(error)}, ()
     return {"error": f"unknown request {request['do']!r}"}, ()
 
