@@ -27,6 +27,7 @@ from kuproxy.engine.cached import (
     ends_of,
     left_packets,
     make_counts,
+    precedence,
     seconds_left,
     tick_of,
 )
@@ -282,8 +283,7 @@ class FlowCache:
 
     def _arm(self, now_ns: int) -> None:
         """Enter flows that are worth it: so far their packets go up, and SYN, FIN and RST are noted."""
-        free = self._book.at(Stage.FREE)[1:]  # pair 0 is none
-        free = free[:_AT_ONCE]
+        free = self._book.at(Stage.FREE)[1:][:_AT_ONCE]  # pair 0 is none
         tables, room = self._engine.tables, len(free)
         wanted = 0
         for worker, state in enumerate(self._engine.states):
@@ -295,8 +295,7 @@ class FlowCache:
             found = found.some(self._pair_of[worker][found.slots] == 0)
             ends = _ends(ends_of(tables, found))
             keys = CacheMaps.keys(ends)
-            good = ~self._destinations.are_vips(keys[:, 1]) & ~of_addresses(keys[:, 0], self._node)
-            good &= self._are_new(keys)
+            good = self._are_theirs(keys, *precedence(tables, found)) & self._are_new(keys)
             wanted += int(np.count_nonzero(good))
             chosen = np.flatnonzero(good)[: len(free)]
             pairs, free = free[: len(chosen)], free[len(chosen) :]
@@ -313,6 +312,21 @@ class FlowCache:
         if wanted > room:
             self._began["turned away"] += wanted - room
             self._make_room(wanted - room, now_ns)
+
+    def _are_theirs(self, keys: np.ndarray, exact: np.ndarray, by_node_port: np.ndarray) -> np.ndarray:
+        """bool[n]: would packets with these keys, KEY[n, 2], find these flows?
+
+        A flow may live in its table although its client's packets go elsewhere by now: replies keep it alive.  `exact`:
+        its VIP is as specific as can be.  Clients on the node itself are nobody's here: the program does not see what
+        they send, so that it could not note a SYN.
+        """
+        there, back = keys[:, 0], keys[:, 1]
+        good = (self._destinations.vips_of(back) == 0) & ~of_addresses(there, self._node)
+        others = np.flatnonzero(~exact)
+        by_port, some = by_node_port[others], there[others]
+        served = self._destinations.are_node_ports(some, self._steering.node_addresses)
+        good[others] &= (self._destinations.vips_of(some) == ~by_port) & (~by_port | served)
+        return np.asarray(good)
 
     def _are_new(self, keys: np.ndarray) -> np.ndarray:
         """bool[n]: is neither of these keys, KEY[n, 2], in the cache yet, nor twice among them?"""

@@ -7,16 +7,15 @@ cached whose replies go to one (kp-lookup, steps 3 to 5).  `Destinations` knows 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from ipaddress import ip_network
 
 import numpy as np
 
 from kuproxy.codes import PROTOCOLS_WITH_PORTS
 from kuproxy.steering.cache_layout import KEY
-from kuproxy.steering.keys import KeyBit
+from kuproxy.steering.keys import Address, KeyBit
 from kuproxy.steering.targets import NodePort, Vip
 
-__all__ = ["Destinations"]
+__all__ = ["Destinations", "of_addresses"]
 
 _ANY = (0, *PROTOCOLS_WITH_PORTS)
 _MANY = 256  # new ones at once: then whatever is cached may be theirs
@@ -56,12 +55,12 @@ class Destinations:
                 self._wide.add(vip)
         return new
 
-    def are_vips(self, keys: np.ndarray) -> np.ndarray:
-        """bool[n]: do packets with these keys, KEY[n], go to some VIP?"""
+    def vips_of(self, keys: np.ndarray) -> np.ndarray:
+        """int64[n]: how many VIPs packets with these keys, KEY[n], could go to."""
         ends = np.zeros(len(keys), _END)
         ends["family"], ends["address"] = keys["family"], keys["destination"]
         ends["port"], ends["protocol"] = keys["destination_port"], keys["protocol"]
-        found = np.zeros(len(keys), bool)
+        found = np.zeros(len(keys), np.int64)
         for port, protocol in ((True, True), (True, False), (False, True), (False, False)):
             some = ends.copy()
             if not port:
@@ -70,10 +69,21 @@ class Destinations:
                 some["protocol"] = 0
             data, size = some.tobytes(), _END.itemsize
             single = self._single
-            found |= np.array([data[at : at + size] in single for at in range(0, len(data), size)], bool)
+            found += np.array([data[at : at + size] in single for at in range(0, len(data), size)], bool)
         for vip in self._wide:
-            found |= meets(keys, vip)
+            found += meets(keys, vip)
         return found
+
+    def are_node_ports(self, keys: np.ndarray, addresses: Iterable[Address]) -> np.ndarray:
+        """bool[n]: do packets with these keys, KEY[n], go to a node port at one of these addresses of the node?"""
+        at_node = _is_one_of(keys["destination"], keys["family"], addresses)
+        asked = [
+            any((6 if family else 4, each, port) in self._node_ports for each in (protocol, 0))
+            for family, protocol, port in zip(
+                keys["family"].tolist(), keys["protocol"].tolist(), keys["destination_port"].tolist(), strict=True
+            )
+        ]
+        return at_node & np.array(asked, bool)
 
     @staticmethod
     def become(keys: np.ndarray, vips: Collection[Vip], node_ports: Collection[NodePort]) -> np.ndarray:
@@ -119,12 +129,15 @@ def meets(keys: np.ndarray, vip: Vip) -> np.ndarray:
     return np.asarray(found)
 
 
-def of_addresses(keys: np.ndarray, addresses: Iterable[object]) -> np.ndarray:
+def of_addresses(keys: np.ndarray, addresses: Iterable[Address]) -> np.ndarray:
     """bool[n]: do packets with these keys, KEY[n], come from one of these addresses?"""
-    found = np.zeros(len(keys), bool)
+    return _is_one_of(keys["source"], keys["family"], addresses)
+
+
+def _is_one_of(places: np.ndarray, families: np.ndarray, addresses: Iterable[Address]) -> np.ndarray:
+    found = np.zeros(len(places), bool)
     for address in addresses:
-        network = ip_network(str(address))
-        packed = np.frombuffer(network.network_address.packed.rjust(16, b"\0"), np.uint8)
-        family = KeyBit.IPV6 if network.version == 6 else 0
-        found |= (keys["family"] == family) & (keys["source"] == packed).all(axis=1)
+        packed = np.frombuffer(address.packed.rjust(16, b"\0"), np.uint8)
+        family = KeyBit.IPV6 if address.version == 6 else 0
+        found |= (families == family) & (places == packed).all(axis=1)
     return found

@@ -35,7 +35,7 @@ from kuproxy.keeper.vault import Vault
 
 __all__ = [
     "BOOK_LAYOUT", "NS_PER_TICK", "Book", "Counts", "Ends", "Found", "Progress", "Stage", "ends_of", "kept_counts",
-    "left_packets", "make_counts", "seconds_left", "tick_of",
+    "left_packets", "make_counts", "precedence", "seconds_left", "tick_of",
 ]  # fmt: skip
 
 NS_PER_TICK = 1_000_000_000 // TICKS_PER_SECOND
@@ -173,10 +173,7 @@ class Book:
         rows["slot"], rows["worker"] = found.slots, found.worker
         rows["vip_digest"] = digests(tables, found.entries["vip"])
         rows["counted"], rows["turn"] = 0, turn & TICK_MASK
-        vips = tables.vips[found.entries["vip"]]
-        whole = vips["plen"] == 128
-        elsewhere = (vips["hi"] != found.flows["vip_hi"]) | (vips["lo"] != found.flows["vip_lo"])
-        rows["by_node_port"] = (whole & elsewhere) | (~whole & (vips["node_port"] != 0))
+        rows["by_node_port"] = precedence(tables, found)[1]
         rows["stage"] = Stage.ARMED
         self.rows[pairs] = rows
         return np.asarray(generations)
@@ -385,6 +382,15 @@ def ends_of(tables: Tables, found: Found) -> Ends:
     )
 
 
+def precedence(tables: Tables, found: Found) -> tuple[np.ndarray, np.ndarray]:
+    """bool each: are their VIPs so specific that none can be more so; did they come by a node port?"""
+    vips = tables.vips[found.entries["vip"]]
+    whole = vips["plen"] == 128
+    elsewhere = (vips["hi"] != found.flows["vip_hi"]) | (vips["lo"] != found.flows["vip_lo"])
+    by_node_port = (whole & elsewhere) | (~whole & (vips["node_port"] != 0))
+    return whole & (vips["port"] != 0) & (vips["protocol"] != 0) & ~by_node_port, by_node_port
+
+
 def _is_steady(flows: np.ndarray) -> np.ndarray:
     """UDP, or TCP that is established and that neither side has begun to end."""
     udp = (flows["state"] == int(FlowState.UDP)) & (flows["protocol"] == int(Protocol.UDP))
@@ -397,4 +403,18 @@ def _is_translated_alone(tables: Tables, found: Found) -> np.ndarray:
     vips, pods = tables.vips[found.entries["vip"]], tables.pods[found.entries["pod"]]
     good = (vips["encap"] == 0) & (vips["generation"] == found.flows["generation"])
     good &= (pods["family"] == found.flows["family"]) & (pods["flags"] & _FLUSHED == 0)
-    return np.asarray(good & (pods["vip"] == found.entries["vip"]))
+    return np.asarray(good & (pods["vip"] == found.entries["vip"]) & _is_let_in(tables, found))
+
+
+def _is_let_in(tables: Tables, found: Found) -> np.ndarray:
+    """A VIP with source ranges asks for them with every packet: a flow may be older than they are."""
+    good = np.ones(len(found.slots), bool)
+    blocks = tables.vips["ranges"][found.entries["vip"]]
+    for block in np.unique(blocks[blocks != 0]).tolist():
+        mine = np.flatnonzero(blocks == block)
+        hi, lo = found.flows["client_hi"][mine], found.flows["client_lo"][mine]
+        let_in = np.zeros(len(mine), bool)
+        for row in tables.ranges[block + 1 : block + 1 + int(tables.ranges["hi"][block])]:
+            let_in |= (hi & row["mask_hi"] == row["hi"]) & (lo & row["mask_lo"] == row["lo"])
+        good[mine] = let_in
+    return good
