@@ -3,7 +3,18 @@
 from collections.abc import Callable
 
 from bench.harness import Case, Scale
-from bench.suites import control, graph, kubernetes, lookup, maglev, memory, policy, properties, vectors
+from bench.suites import (
+    control,
+    flow_cache,
+    graph,
+    kubernetes,
+    lookup,
+    maglev,
+    memory,
+    policy,
+    properties,
+    vectors,
+)
 
 SUITES: dict[str, Callable[[Scale], list[Case]]] = {
     "graph": graph.cases,
@@ -15,4 +26,5 @@ SUITES: dict[str, Callable[[Scale], list[Case]]] = {
     "kubernetes": kubernetes.cases,
     "memory": memory.cases,
     "properties": properties.cases,
+    "flow_cache": flow_cache.cases,
 }

@@ -143,7 +143,8 @@ class Rig:
         self.closed = set()
         pairs = np.arange(1, len(self.flows) + 1)
         ends = np.concatenate([ends_of(each) for each in self.flows])
-        self.keys = self.maps.enter(pairs, np.full(len(pairs), self.generation, np.uint32), ends)
+        self.keys = self.maps.keys(ends)
+        self.maps.enter(pairs, np.full(len(pairs), self.generation, np.uint32), ends)
         self.by_key = {key.tobytes(): index for index, key in enumerate(self.keys.reshape(-1))}
         self.maps.allow(pairs)
 

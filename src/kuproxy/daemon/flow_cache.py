@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Literal, get_args
 
 import msgspec
@@ -36,6 +37,7 @@ from kuproxy.errors import DriverError
 from kuproxy.keeper.vault import Vault
 from kuproxy.model.report import CacheReport
 from kuproxy.model.vip import Address
+from kuproxy.steering.cache_layout import KEY
 from kuproxy.steering.cache_maps import ENDS, MAX_ENTRIES, CacheMaps, forget_left
 from kuproxy.steering.steering import Steering
 from kuproxy.steering.targets import Asked
@@ -134,8 +136,8 @@ class FlowCache:
             self._pair_of[worker][slots] = pairs
 
     def _remember(self, pairs: np.ndarray, keys: np.ndarray) -> None:
-        for pair, key in zip(pairs.tolist(), keys, strict=True):
-            self._keys[key[0].tobytes()] = self._keys[key[1].tobytes()] = pair
+        for pair, (there, back) in zip(pairs.tolist(), _cut(keys), strict=True):
+            self._keys[there] = self._keys[back] = pair
 
     # ------------------------------------------------------------------------------------ what others change
 
@@ -211,9 +213,9 @@ class FlowCache:
         pairs = self._used()
         self._release(pairs[self._closed(pairs)], "closed")
         pairs = self._used()
-        good = self._book.allowed(pairs, self._engine.tables, self._shortest)
-        good &= self._book.held(pairs, self._engine.states, tick_of(now_ns))
-        self._release(pairs[~good], "lost")
+        self._release(pairs[~self._book.allowed(pairs, self._engine.tables, self._shortest)], "changed")
+        pairs = np.concatenate([self._book.at(Stage.ARMED), self._some(self._book.at(Stage.LIVE))])
+        self._release(pairs[~self._book.held(pairs, self._engine.states, tick_of(now_ns))], "lost")
         self.refresh()
         self._allow(now_ns)
         live = self._book.at(Stage.LIVE)
@@ -235,8 +237,12 @@ class FlowCache:
         self.maps.lease(now_ns + self._lease_ns)
 
     def _used(self) -> np.ndarray:
-        stages = self._book.rows["stage"]
+        stages = self._book.stages
         return np.flatnonzero((stages == Stage.ARMED) | (stages == Stage.LIVE))
+
+    def _some(self, pairs: np.ndarray) -> np.ndarray:
+        """_AT_ONCE of them, others at every turn."""
+        return np.roll(pairs, -self._turns * _AT_ONCE)[:_AT_ONCE]
 
     def _closed(self, pairs: np.ndarray) -> np.ndarray:
         rows = self.maps.rows["closed"]
@@ -274,41 +280,46 @@ class FlowCache:
         self.maps.fence()
         self._tally(pairs)
         self._book.move(pairs, Stage.FREE)
-        for pair, key in zip(pairs.tolist(), keys, strict=True):
-            for each in key:
-                if self._keys.get(each.tobytes()) == pair:
-                    del self._keys[each.tobytes()]
+        for pair, both in zip(pairs.tolist(), _cut(keys), strict=True):
+            for key in both:
+                if self._keys.get(key) == pair:
+                    del self._keys[key]
 
     # -------------------------------------------------------------------------------------------- entering
 
     def _arm(self, now_ns: int) -> None:
         """Enter flows that are worth it: so far their packets go up, and SYN, FIN and RST are noted."""
-        free = self._book.at(Stage.FREE)[1:][:_AT_ONCE]  # pair 0 is none
-        tables, room = self._engine.tables, len(free)
-        wanted = 0
+        free = self._book.at(Stage.FREE)[1:]  # pair 0 is none
+        tables, room, wanted, entered = self._engine.tables, len(free), 0, 0
+        free = free[:_AT_ONCE]
         for worker, state in enumerate(self._engine.states):
             stretches = self._book.stretches(state)
             first = stretches[self._turns % len(stretches)]
             found = self._book.candidates(
-                worker, tables, state, first, tick_of(now_ns), _WITHIN_TICKS, _AGE_TICKS, self._shortest
+                worker,
+                tables,
+                state,
+                first,
+                self._pair_of[worker],
+                tick_of(now_ns),
+                _WITHIN_TICKS,
+                _AGE_TICKS,
+                self._shortest,
             )
-            found = found.some(self._pair_of[worker][found.slots] == 0)
+            wanted += len(found.slots)
+            found = found.some(self._some(np.arange(len(found.slots))))  # some may never be ours to carry
             ends = _ends(ends_of(tables, found))
             keys = CacheMaps.keys(ends)
-            good = self._are_theirs(keys, *precedence(tables, found)) & self._are_new(keys)
-            wanted += int(np.count_nonzero(good))
-            chosen = np.flatnonzero(good)[: len(free)]
-            pairs, free = free[: len(chosen)], free[len(chosen) :]
+            chosen, pairs = self._claim(keys, self._are_theirs(keys, *precedence(tables, found)), free)
             if not len(pairs):
                 continue
-            found = found.some(chosen)
+            free, entered, found = free[len(pairs) :], entered + len(pairs), found.some(chosen)
             generations = self._book.note(pairs, found, tables, self._turns)
-            self._remember(pairs, keys[chosen])
             self._pair_of[worker][found.slots] = pairs
             self.maps.enter(pairs, generations, ends[chosen])
-        if wanted:
+        if entered:
             self._armed[self._turns] = now_ns, [Progress.of(state) for state in self._engine.states]
-        self._began["entered"] += min(wanted, room)
+        self._began["entered"] += entered
         if wanted > room:
             self._began["turned away"] += wanted - room
             self._make_room(wanted - room, now_ns)
@@ -328,18 +339,21 @@ class FlowCache:
         good[others] &= (self._destinations.vips_of(some) == ~by_port) & (~by_port | served)
         return np.asarray(good)
 
-    def _are_new(self, keys: np.ndarray) -> np.ndarray:
-        """bool[n]: is neither of these keys, KEY[n, 2], in the cache yet, nor twice among them?"""
-        data, size = keys.tobytes(), keys.dtype.itemsize
-        new, seen = np.ones(len(keys), bool), set[bytes]()
-        for index in range(len(keys)):
+    def _claim(self, keys: np.ndarray, good: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, pairs): of flows with these keys, KEY[n, 2], those that are good, and new in both directions."""
+        data, size, known = keys.tobytes(), KEY.itemsize, self._keys
+        chosen: list[int] = []
+        pairs = iter(free.tolist())
+        for index in np.flatnonzero(good).tolist():
             at = 2 * index * size
             there, back = data[at : at + size], data[at + size : at + 2 * size]
-            if there in self._keys or back in self._keys or there in seen or back in seen:
-                new[index] = False
-            else:
-                seen.update((there, back))
-        return new
+            if there not in known and back not in known:
+                pair = next(pairs, 0)
+                if not pair:
+                    break
+                known[there] = known[back] = pair
+                chosen.append(index)
+        return np.array(chosen, np.int64), free[: len(chosen)]
 
     def _make_room(self, number: int, now_ns: int) -> None:
         """The flows that have been idle for longest give way, if that is long enough."""
@@ -424,7 +438,7 @@ class FlowCache:
         if slot >= len(self._pair_of[worker]):
             return None
         pair = int(self._pair_of[worker][slot])
-        if not pair or self._book.rows["stage"][pair] != Stage.LIVE:
+        if not pair or self._book.stages[pair] != Stage.LIVE:
             return None
         pairs = np.array([pair])
         if self._closed(pairs)[0]:
@@ -442,7 +456,7 @@ class FlowCache:
         return CacheReport(
             on=not self.failure,
             why=self.failure,
-            flows=int(np.count_nonzero(self._book.rows["stage"] == Stage.LIVE)),
+            flows=int(np.count_nonzero(self._book.stages == Stage.LIVE)),
             capacity=self.maps.pairs,
             hits=stats.hits,
             came_up=steered.forward + steered.returned,
@@ -467,6 +481,13 @@ class FlowCache:
         self._last_words = self.report()
         self.maps.drop()
         self._vault.drop(self._name)
+
+
+def _cut(keys: np.ndarray) -> Iterator[tuple[bytes, bytes]]:
+    """KEY[n, 2] as bytes."""
+    data, size = keys.tobytes(), KEY.itemsize
+    for at in range(0, len(data), 2 * size):
+        yield data[at : at + size], data[at + size : at + 2 * size]
 
 
 def _ends(found: Ends) -> np.ndarray:

@@ -29,6 +29,7 @@ class Destinations:
         self._node_ports: set[NodePort] = set()
         self._single: set[bytes] = set()  # of VIPs with one address: see `_single_key`
         self._wide: set[Vip] = set()
+        self._mixed: np.ndarray | None = None
         self.change((), vips, (), node_ports)
 
     def change(
@@ -45,6 +46,8 @@ class Destinations:
         new = vips_now - self._vips, ports_now - self._node_ports
         self._vips = (self._vips - vips_gone) | vips_now
         self._node_ports = (self._node_ports - (set(ports_before) - ports_now)) | ports_now
+        if vips_gone or new[0]:
+            self._mixed = None
         for vip in vips_gone:
             self._wide.discard(vip)
             self._single.discard(_single_key(vip))
@@ -57,6 +60,21 @@ class Destinations:
 
     def vips_of(self, keys: np.ndarray) -> np.ndarray:
         """int64[n]: how many VIPs packets with these keys, KEY[n], could go to."""
+        found = np.zeros(len(keys), np.int64)
+        perhaps = np.flatnonzero(np.isin(_mixed(keys["destination"]), self._addresses()))
+        found[perhaps] = self._singles_of(keys[perhaps])
+        for vip in self._wide:
+            found += meets(keys, vip)
+        return found
+
+    def _addresses(self) -> np.ndarray:
+        """uint64: the addresses of VIPs that have one, mixed."""
+        if self._mixed is None:
+            data = np.frombuffer(b"".join(self._single), _END)
+            self._mixed = np.unique(_mixed(data["address"]))
+        return self._mixed
+
+    def _singles_of(self, keys: np.ndarray) -> np.ndarray:
         ends = np.zeros(len(keys), _END)
         ends["family"], ends["address"] = keys["family"], keys["destination"]
         ends["port"], ends["protocol"] = keys["destination_port"], keys["protocol"]
@@ -70,8 +88,6 @@ class Destinations:
             data, size = some.tobytes(), _END.itemsize
             single = self._single
             found += np.array([data[at : at + size] in single for at in range(0, len(data), size)], bool)
-        for vip in self._wide:
-            found += meets(keys, vip)
         return found
 
     def are_node_ports(self, keys: np.ndarray, addresses: Iterable[Address]) -> np.ndarray:
@@ -103,6 +119,12 @@ class Destinations:
 
 
 _END = np.dtype([("family", "u1"), ("address", "u1", 16), ("port", ">u2"), ("protocol", "u1")])
+
+
+def _mixed(addresses: np.ndarray) -> np.ndarray:
+    """uint64[n] from uint8[n, 16]: different for most addresses that differ."""
+    words = np.ascontiguousarray(addresses).view(np.uint64).reshape(len(addresses), 2)
+    return words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 1]
 
 
 def _single_key(vip: Vip) -> bytes:

@@ -52,18 +52,21 @@ BOOK = np.dtype(
     [
         ("flow", FLOW),  # as it was when it was entered
         ("entry", ENTRY),
-        ("vip_digest", "<u8"),  # of the VIP's row then
         ("counted", "<u8", (2, 2)),  # packets and bytes to the pod, and from it, that counters have already
         ("allowed_ns", "<u8"),  # CLOCK_MONOTONIC: when its packets were first rewritten
         ("generation", "<u4"),  # of the pair; never 0 once it was used
         ("turn", "<u4"),  # in which it was armed
         ("slot", "<u4"),
         ("worker", "<u2"),
-        ("stage", "u1"),
         ("by_node_port", "u1"),  # the client addressed the node, not the VIP
+        ("spare", "u1"),
     ]
 )
 _COUNTS = "cache-counts"  # in the vault
+# What is looked through often, apart from the rest: Stage; what entry and record say; of the VIP's row then.
+_OFTEN = (
+    ("stages", "u1"), ("states", "u1"), ("vips", "<u4"), ("pods", "<u4"), ("generations", "<u4"), ("digests", "<u8"),
+)  # fmt: skip
 _SPEC_OF_COUNTS = (("vip_counters", "<u8", (MAX_VIPS, 8)), ("pod_counters", "<u8", (MAX_PODS, 8)))
 
 _STATES = (int(FlowState.TCP_ESTABLISHED), int(FlowState.UDP))
@@ -151,17 +154,30 @@ def digests(tables: Tables, vips: np.ndarray) -> np.ndarray:
     return result
 
 
+def _digest_of_each(tables: Tables, vips: np.ndarray) -> np.ndarray:
+    """The same where few VIPs occur often."""
+    if not len(vips):
+        return np.zeros(0, np.uint64)
+    some = np.flatnonzero(np.bincount(vips))
+    found = np.zeros(int(some[-1]) + 1, np.uint64)
+    found[some] = digests(tables, some)
+    return found[vips]
+
+
 class Book:
     """Of `pairs` flows; `fds` are those of a predecessor's regions, None: there is none."""
 
     def __init__(self, pairs: int, fd: int | None = None) -> None:
         """Raises ValueError if the descriptor's memory has another layout."""
-        self.region = Region((("pairs", BOOK, (pairs + 1,)),), fd, name="cache")
+        spec = [(name, dtype, (pairs + 1,)) for name, dtype in (("pairs", BOOK), *_OFTEN)]
+        self.region = Region(spec, fd, name="cache")
         self.rows: np.ndarray = self.region.arrays["pairs"]
+        self.stages: np.ndarray = self.region.arrays["stages"]
+        self._often = {name: self.region.arrays[name] for name, _ in _OFTEN}
 
     def at(self, stage: int) -> np.ndarray:
         """Pairs at this stage."""
-        return np.flatnonzero(self.rows["stage"] == stage)
+        return np.flatnonzero(self.stages == stage)
 
     def note(self, pairs: np.ndarray, found: Found, tables: Tables, turn: int) -> np.ndarray:
         """Enter flows as armed; returns the pairs' new generations, uint32."""
@@ -171,27 +187,34 @@ class Book:
         rows["generation"] = generations
         rows["flow"], rows["entry"] = found.flows, found.entries
         rows["slot"], rows["worker"] = found.slots, found.worker
-        rows["vip_digest"] = digests(tables, found.entries["vip"])
+        for name, values in (
+            ("states", found.flows["state"]),
+            ("vips", found.entries["vip"]),
+            ("pods", found.entries["pod"]),
+            ("generations", found.flows["generation"]),
+            ("digests", _digest_of_each(tables, found.entries["vip"])),
+        ):
+            self._often[name][pairs] = values
         rows["counted"], rows["turn"] = 0, turn & TICK_MASK
         rows["by_node_port"] = precedence(tables, found)[1]
-        rows["stage"] = Stage.ARMED
         self.rows[pairs] = rows
+        self.stages[pairs] = Stage.ARMED
         return np.asarray(generations)
 
     def move(self, pairs: np.ndarray, stage: int) -> None:
-        self.rows["stage"][pairs] = stage
+        self.stages[pairs] = stage
 
     # ---------------------------------------------------------------------------------------------- judging
 
     def allowed(self, pairs: np.ndarray, tables: Tables, shortest: int) -> np.ndarray:
         """bool: do the tables still say of these flows what they said?  `shortest`: ticks that a timeout must have."""
-        rows = self.rows[pairs]
-        entries, flows = rows["entry"], rows["flow"]
-        good = tables.vips["generation"][entries["vip"]] == flows["generation"]
-        good &= digests(tables, entries["vip"]) == rows["vip_digest"]
-        good &= tables.pods["flags"][entries["pod"]] & _FLUSHED == 0
-        timeouts = tables.header[T_FLOW_TIMEOUT + flows["state"].astype(np.int64)]
-        return np.asarray(good & (timeouts >= shortest))
+        often = {name: values[pairs] for name, values in self._often.items()}
+        vips = often["vips"]
+        good = tables.vips["generation"][vips] == often["generations"]
+        good &= _digest_of_each(tables, vips) == often["digests"]
+        good &= tables.pods["flags"][often["pods"]] & _FLUSHED == 0
+        timeouts = tables.header[T_FLOW_TIMEOUT : T_FLOW_TIMEOUT + 8]
+        return np.asarray(good & (timeouts >= shortest)[often["states"]])
 
     def held(self, pairs: np.ndarray, states: Sequence[WorkerState], now: int) -> np.ndarray:
         """bool: are they, in their workers' tables, the flows that they were, alive and not about to end?"""
@@ -215,6 +238,7 @@ class Book:
         tables: Tables,
         state: WorkerState,
         first: int,
+        taken: np.ndarray,
         now: int,
         within: int,
         age: int,
@@ -222,11 +246,12 @@ class Book:
     ) -> Found:
         """Flows from slot `first` on, in one stretch, that may be cached: whole, steady, and neither new nor idle.
 
+        `taken`: int32 of the worker's slots, not 0 where the flow is cached already.
         `within`: ticks since their last packet, at most; `age`: ticks that this came after their first, at least;
         `shortest`: see `allowed`.
         """
         entries = state.entries[first : first + _CHUNK]
-        there = np.flatnonzero(entries["pod"] != 0)
+        there = np.flatnonzero((entries["pod"] != 0) & (taken[first : first + _CHUNK] == 0))
         slots = there + first
         kinds = state.flows["state"][slots].astype(np.int64) & 7
         timeouts = tables.header[T_FLOW_TIMEOUT + kinds].astype(np.int64)
@@ -292,13 +317,13 @@ class Book:
 
     def tally(self, pairs: np.ndarray, packets: np.ndarray, sizes: np.ndarray, counts: Counts) -> None:
         """Count what has come since the last time; uint64[n, 2] since the pair was entered: to the pod, from it."""
-        rows = self.rows[pairs]
-        new_packets = packets - rows["counted"][:, :, 0]
-        new_bytes = sizes - rows["counted"][:, :, 1]
+        counted = self.rows["counted"][pairs]
+        new_packets = packets - counted[:, :, 0]
+        new_bytes = sizes - counted[:, :, 1]
         some = np.flatnonzero(new_packets.any(axis=1))
         if not len(some):
             return
-        vips, pods = rows["entry"]["vip"][some], rows["entry"]["pod"][some]
+        vips, pods = self._often["vips"][pairs[some]], self._often["pods"][pairs[some]]
         for way, new, of_vip, of_pod in (
             (0, new_packets, VipCounter.NEXT_PACKET, PodCounter.TO_POD_PACKETS),
             (0, new_bytes, VipCounter.TO_POD_BYTES, PodCounter.TO_POD_BYTES),
