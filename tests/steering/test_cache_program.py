@@ -7,10 +7,12 @@ Which frames it may rewrite says `may_be_rewritten`, in plain Python, and it rew
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -426,9 +428,13 @@ def test_without_ipv6_sums_only_ipv4_is_rewritten() -> None:
             assert rig.run(there(flow))[0] == verdict
 
 
-def test_helpers_are_older_than_tcx() -> None:
-    for version in cache(1).needs.values():
+def test_helpers_are_older_than_tcx_and_written_down() -> None:
+    needs = cache(1).needs
+    for version in needs.values():
         assert tuple(map(int, version.split("."))) <= (6, 6)
+    page = (Path(__file__).parents[2] / "docs" / "flow-cache.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert rows == sorted(needs.items())
 
 
 @pytest.mark.parametrize("version", [4, 6])

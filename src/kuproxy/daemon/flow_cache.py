@@ -62,7 +62,7 @@ _GIVES_WAY_NS = 2 * _NS  # such a one only if others want it
 _AT_ONCE = 16384  # flows that are entered in a turn: some 50 ms of this thread
 _ROUND_S = 5.0  # between two calls to the workers
 _FAILURES = 3  # of such calls, one after the other
-_TRACE_PATIENCE_NS = 60 * _NS
+_TRACE_PATIENCE_NS = 5 * _NS  # without a traced packet: other workers may not get any
 
 
 class CacheChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,7 +103,8 @@ class FlowCache:
         self._owed: list[list[np.ndarray]] = []  # by worker: TOUCH arrays of flows that were given back
         self._failures: Counter[int] = Counter()
         self._next_round = 0.0
-        self._traced_since: int | None = None
+        # While packets are to be traced: how many are left, and since when (ns) so many.
+        self._traced: tuple[int, int] | None = None
         self._began: Counter[str] = Counter()  # flows entered, turned away
         self._ended: Counter[str] = Counter()  # flows given back, by reason
         self._lines: list[str] = []  # for the log
@@ -187,8 +188,8 @@ class FlowCache:
         self._index_slots()
 
     def trace(self) -> None:
-        """Packets are to be traced: let all of them come up until they have been."""
-        self._traced_since = time.monotonic_ns()
+        """Packets are to be traced: let all come up until they have been, or until none has come for a while."""
+        self._traced = -1, time.monotonic_ns()
         self.maps.lease(0)
 
     # ------------------------------------------------------------------------------------------- every turn
@@ -228,12 +229,14 @@ class FlowCache:
         self._renew_lease(now_ns)
 
     def _renew_lease(self, now_ns: int) -> None:
-        if self._traced_since is not None:
-            carried = np.unique(self._book.rows["worker"][self._used()]).tolist()
-            left = left_packets([self._engine.states[worker] for worker in carried])
-            if left and now_ns - self._traced_since < _TRACE_PATIENCE_NS:
+        if self._traced is not None:
+            left, since_ns = left_packets(self._engine.states), now_ns
+            if left == self._traced[0]:
+                since_ns = self._traced[1]
+            if left and now_ns - since_ns < _TRACE_PATIENCE_NS:
+                self._traced = left, since_ns
                 return
-            self._traced_since = None
+            self._traced = None
         self.maps.lease(now_ns + self._lease_ns)
 
     def _used(self) -> np.ndarray:

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from kuproxy.codes import PROTOCOLS_WITH_PORTS
-from kuproxy.steering.cache_layout import KEY
 from kuproxy.steering.keys import Address, KeyBit
 from kuproxy.steering.targets import NodePort, Vip
 
@@ -138,7 +137,6 @@ def _single_key(vip: Vip) -> bytes:
 
 def meets(keys: np.ndarray, vip: Vip) -> np.ndarray:
     """bool[n]: do packets with these keys, KEY[n], go to this VIP?"""
-    assert keys.dtype == KEY
     network, protocol, port = vip
     six = network.version == 6
     address = np.frombuffer(network.network_address.packed.rjust(16, b"\0"), np.uint8)
