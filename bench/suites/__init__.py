@@ -5,6 +5,7 @@ from collections.abc import Callable
 from bench.harness import Case, Scale
 from bench.suites import (
     control,
+    flow_cache,
     graph,
     kubernetes,
     lookup,
@@ -27,4 +28,5 @@ SUITES: dict[str, Callable[[Scale], list[Case]]] = {
     "memory": memory.cases,
     "properties": properties.cases,
     "replay": replay.cases,
+    "flow_cache": flow_cache.cases,
 }

@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from kuproxy.control.compile import Compiler, VipRecord
 from kuproxy.control.report import Baselines, build_report
 from kuproxy.control.store import Changes, Store
 from kuproxy.control.trace import build_trace
-from kuproxy.engine.contract import Engine
+from kuproxy.engine.cached import Counts
+from kuproxy.engine.contract import Counted, Engine
 from kuproxy.engine.flows import flow_rows
 from kuproxy.engine.memory import (
     Totals,
@@ -27,10 +29,28 @@ from kuproxy.engine.memory import (
 from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, FlowFilter, InterfaceMark, Settings, Show, ShowKind
-from kuproxy.model.report import FlowList, FlowReport, Report, WorkerReport
+from kuproxy.model.report import KERNEL, CacheReport, FlowList, FlowReport, Report, WorkerReport
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 Undo = tuple[list[Vip], list[VipKey]]
+
+
+class Kernel(Protocol):
+    """What the kernel does for the workers: daemon.flow_cache."""
+
+    counts: Counts
+
+    def refresh(self) -> None:
+        """Count what has come up to now."""
+        ...
+
+    def expires_in_s(self, worker: int, slot: int) -> float | None:
+        """Until the end of a flow that the kernel carries, None: it does not."""
+        ...
+
+    def report(self) -> CacheReport:
+        """What there is to say."""
+        ...
 
 
 class Plane:
@@ -55,6 +75,9 @@ class Plane:
         self.ended_flows: dict[Family, int] = dict.fromkeys(Family, 0)
         self._own_addresses: tuple[Address, ...] = ()
         self.driver = ""  # what carries live traffic, for `show`
+        self.kernel: Kernel | None = None  # what the kernel does for the workers
+        self.kept_counts: Counts | None = None  # what it has done for them and does no more
+        self.cache_failure = ""  # why it does nothing, although it should
 
     @property
     def settings(self) -> Settings:
@@ -192,6 +215,22 @@ class Plane:
         """Free removed pods that no flow refers to; returns how many."""
         return self.compiler.collect(self.engine.acknowledged(), self._pod_flows)
 
+    def beside(self) -> list[Counts]:
+        """Whose packets count beside those of the workers, as of the last `refresh`."""
+        counts = self.kept_counts if self.kernel is None else self.kernel.counts
+        return [] if counts is None else [counts]
+
+    def refresh(self) -> None:
+        """Count what the kernel has done up to now."""
+        if self.kernel is not None:
+            self.kernel.refresh()
+
+    def cache_report(self) -> CacheReport | None:
+        """What the kernel does for the workers, None: it was not asked to."""
+        if self.kernel is not None:
+            return self.kernel.report()
+        return CacheReport(on=False, why=self.cache_failure) if self.cache_failure else None
+
     def totals(self) -> Totals:
         """Counters of all workers together."""
         return totals(self.engine.states)
@@ -199,7 +238,8 @@ class Plane:
     def report(self) -> Report:
         """Everything that `show` can tell."""
         sums = self.totals()
-        return build_report(
+        self.refresh()
+        report = build_report(
             self.compiler,
             self.store.settings,
             counters=sums.counters,
@@ -216,6 +256,7 @@ class Plane:
             driver=self.driver,
             trace=build_trace(self.compiler, trace_rows(self.engine.states)),
         )
+        return replace(report, cache=self.cache_report())
 
     def flows(self, wanted: FlowFilter) -> FlowList:
         """The flows that fit, a page of them, read while the workers go on."""
@@ -248,6 +289,10 @@ class Plane:
                 return FlowList(tuple(found), (found[-1].worker, found[-1].slot))
             record = self.compiler.record_at(row.pop("vip_index"))
             del row["pod_index"]
+            if self.kernel is not None:
+                expires_in_s = self.kernel.expires_in_s(row["worker"], row["slot"])
+                if expires_in_s is not None:
+                    row |= {"tier": KERNEL, "expires_in_s": expires_in_s}
             found.append(FlowReport(vip=None if record is None else record.vip.key, **row))
         return FlowList(tuple(found))
 
@@ -255,18 +300,23 @@ class Plane:
         """`report` with what only this `show` asks for."""
         return replace(report, flows=self.flows(show.flows)) if show.kind is ShowKind.FLOWS else report
 
+    @property
+    def _counted(self) -> list[Counted]:
+        """Whose counters are added up."""
+        return [*self.engine.states, *self.beside()]
+
     def _note_pods(self) -> None:
         indices = self.compiler.take_new_pods()
-        self._baselines.note_pods(indices, many_pod_counters(self.engine.states, indices))
+        self._baselines.note_pods(indices, many_pod_counters(self._counted, indices))
 
     def _vip_counts(self, index: int) -> np.ndarray:
-        return vip_counters(self.engine.states, index)
+        return vip_counters(self._counted, index)
 
     def _own_counts(self, record: VipRecord) -> np.ndarray:
         return self._baselines.since(record, self._vip_counts)
 
     def _pod_counts(self, index: int) -> np.ndarray:
-        return pod_counters(self.engine.states, index)
+        return pod_counters(self._counted, index)
 
     def _own_pod_counts(self, index: int) -> np.ndarray:
         return self._baselines.pod_since(index, self._pod_counts)

@@ -191,7 +191,7 @@ def test_show_flows_says_what_the_api_says(client: Client, made: Controller) -> 
     answer = client.run("show ku flows")
     assert len(answer["shows"][0]["flows"]) == 34
     lines = answer["output"].splitlines()
-    assert lines[0].split() == ["Proto", "Client", "Destination", "Pod", "State", "Age", "Expires"]
+    assert lines[0].split() == ["Proto", "Client", "Destination", "Pod", "State", "Age", "Expires", "Tier"]
     assert len(lines) == 35
     answer = client.run("ku show flows client 40.0.0.2 vip 91.0.0.1/32 state udp limit 3")
     assert answer["output"].splitlines()[-1].startswith("more: after 0:")

@@ -45,6 +45,10 @@ def test_defaults_and_relative_files(tmp_path: Path) -> None:
         ("[driver]\nkind = 'dpdk'", "driver.kind: Invalid enum value 'dpdk'"),
         ("[driver]\nmode = 'fast'", "driver.mode: Invalid enum value 'fast'"),
         ("[driver]\nname = 'af_xdp'", "driver.name: is not known here; possible: kind, mode"),
+        ("[cache]\nflow_cache = 'yes'", "cache.flow_cache: Invalid enum value 'yes'"),
+        ("[cache]\nflow_cache_entries = 1", "cache.flow_cache_entries: Expected `int` >= 2"),
+        ("[cache]\nflow_cache_lease = 0", "cache.flow_cache_lease: Expected `int` >= 1"),
+        ("[cache]\nentries = 1", "cache.entries: is not known here; possible: flow_cache, flow_cache_entries"),
         ("log_format = 'xml'", "log_format: Invalid enum value 'xml'"),
         ("[tcp]\naddress = '::1'\nport = 1", "tcp: everybody could change everything; give token_file"),
         (

@@ -20,7 +20,7 @@ import pytest
 from kuproxy.client import Client, Refusal
 from kuproxy.dataplane.layout import W_KERNELS
 from kuproxy.demo.manifest import write_manifest
-from netns.world import BULK, WEB, Kept, World, echo, state, web, world
+from netns.world import BULK, WEB, Kept, World, cache_entries, echo, state, web, world
 
 pytestmark = pytest.mark.netns
 
@@ -51,6 +51,10 @@ class Daemon:
             f'state_directory = "{self.directory}/state"\nfiles = {json.dumps(files)}\n'
             f'[api]\nsocket = "{self.socket}"\n'
         )
+        entries = cache_entries()
+        if entries:
+            with self.settings.open("a") as file:
+                file.write(f'[cache]\nflow_cache = "on"\nflow_cache_entries = {entries}\n')
 
     def start(self) -> None:
         """Returns when it says that it is ready."""

@@ -84,8 +84,9 @@ def assert_unbroken(report: Report, connections: int = CONNECTIONS) -> None:
     assert report.answered > 0.8 * report.sent > 0, report
 
 
-def test_the_rig_notices() -> None:
+def test_the_rig_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that stand still for a while lose that time's traffic; a pod that dies breaks its connections."""
+    monkeypatch.setenv("KU_TEST_FLOW_CACHE", "0")  # with a cache nobody notices
     with loaded(1000) as (daemon, load):
         quiet = during(load, lambda: None)
         assert_unbroken(quiet, 1000)

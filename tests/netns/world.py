@@ -74,12 +74,23 @@ class World:
     def start(self, *options: str) -> None:
         """`ku run` with these options; returns when it forwards."""
         _warm()
-        self.plane = DataPlane(self.node, self.directory, self.documents(), options)
+        self.plane = DataPlane(self.node, self.directory, self.documents(), (*options, *cache_options()))
         self.plane.wait_for("forwarding")
 
     def serve(self, names: Sequence[str]) -> None:
         """Put these pods behind `web`."""
         self.plane.change(self.documents(names))
+
+
+def cache_entries() -> int:
+    """KU_TEST_FLOW_CACHE: how many entries the flow cache has in tests that do not say; 0, it is off."""
+    return int(os.environ.get("KU_TEST_FLOW_CACHE", "0"))
+
+
+def cache_options() -> tuple[str, ...]:
+    """The same for `ku run`."""
+    entries = cache_entries()
+    return ("--flow-cache", "on", "--flow-cache-entries", str(entries)) if entries else ()
 
 
 @functools.cache

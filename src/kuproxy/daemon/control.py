@@ -335,8 +335,11 @@ class Controller:
 
         Raises ConflictError, TableFullError or SteeringError, changing nothing.
         """
+        flushed = list(flushed)
         changes, former = self.plane.update(source, add, remove, flushed)
         if not changes:
+            if flushed:  # whoever carries their flows has to hear of it
+                self.forwarder.steer(self.plane, self.marks)
             return Answer(generation=self.generation)
         self._pending = (self.generation, time.monotonic())
         try:

@@ -18,12 +18,14 @@ from kuproxy.codes import Outcome
 from kuproxy.confine import privilege
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.driver import DEFAULT_DRIVER, KINDS, MODES, DriverChoice, Kind, Mode
+from kuproxy.daemon.flow_cache import OFF, SWITCH, TURN_S, CacheChoice, Switch
 from kuproxy.daemon.log import make_log
 from kuproxy.daemon.node import LiveNode
 from kuproxy.errors import KuError
 from kuproxy.load import load_config
 from kuproxy.main import config_option, run
 from kuproxy.model.config import Show, ShowKind
+from kuproxy.steering.cache_maps import MAX_ENTRIES
 from kuproxy.vppcli.show import render, to_json
 
 COLLECT_INTERVAL_S = 1.0
@@ -34,12 +36,18 @@ class Foreground:
     """One run, from start to stop."""
 
     def __init__(
-        self, paths: tuple[Path, ...], interfaces: tuple[str, ...], report: Path | None, driver: DriverChoice
+        self,
+        paths: tuple[Path, ...],
+        interfaces: tuple[str, ...],
+        report: Path | None,
+        driver: DriverChoice,
+        cache: CacheChoice = OFF,
     ):
         self._report_path = report
         self._log = make_log()
         self._config = load_config(paths)
-        self._node = LiveNode(self._config.settings.buckets.bit_length() - 1, interfaces, driver=driver)
+        log2_buckets = self._config.settings.buckets.bit_length() - 1
+        self._node = LiveNode(log2_buckets, interfaces, driver=driver, cache=cache)
         self._node.engine.on_replaced = lambda line: self._log.warning("worker", text=line)
         self._controller = Controller(self._node, paths, self._log)
         self._plane = self._controller.plane
@@ -54,6 +62,8 @@ class Foreground:
             self._controller.start(self._config)
             privilege.keep_only(*self._node.capabilities)
             self._node.engine.watch()
+            for line in self._node.notes:
+                self._log.info("start", text=line)
             for line in self._node.steering.warnings:
                 self._log.warning("node", text=line)
             self._log.info(
@@ -85,9 +95,10 @@ class Foreground:
 
     def _serve(self) -> None:
         assert self._signals is not None
-        due = time.monotonic() + COLLECT_INTERVAL_S
+        due, turn = time.monotonic() + COLLECT_INTERVAL_S, time.monotonic()
         while True:
-            wait = max(0.0, due - time.monotonic())
+            next_due = due if self._node.cache is None else min(due, turn)
+            wait = max(0.0, next_due - time.monotonic())
             steering = self._node.steering.fileno()
             ready, _, _ = select.select([self._signals.fileno(), steering], [], [], wait)
             if self._signals.fileno() in ready:
@@ -104,6 +115,10 @@ class Foreground:
             if time.monotonic() >= due:
                 due = time.monotonic() + COLLECT_INTERVAL_S
                 self._controller.tend()
+            if time.monotonic() >= turn:
+                turn = time.monotonic() + TURN_S
+                for line in self._node.turn():
+                    self._log.warning("flow cache", text=line)
 
     def _reload(self) -> None:
         """Read the files again; with a fault in them, everything stays as it is."""
@@ -158,8 +173,28 @@ class Foreground:
     show_default=True,
     help="Where the program of the driver af_xdp runs.",
 )
+@click.option(
+    "--flow-cache",
+    type=click.Choice(SWITCH),
+    default=OFF.flow_cache,
+    show_default=True,
+    help="Whether the kernel rewrites packets of established flows.",
+)
+@click.option(
+    "--flow-cache-entries",
+    type=click.IntRange(2, MAX_ENTRIES),
+    default=OFF.flow_cache_entries,
+    show_default=True,
+    help="Room there, two for each flow.",
+)
 def foreground(
-    configs: tuple[Path, ...], interfaces: tuple[str, ...], report: Path | None, driver: Kind, xdp_mode: Mode
+    configs: tuple[Path, ...],
+    interfaces: tuple[str, ...],
+    report: Path | None,
+    driver: Kind,
+    xdp_mode: Mode,
+    flow_cache: Switch,
+    flow_cache_entries: int,
 ) -> None:
     """Forward live traffic in this network namespace until interrupted.
 
@@ -172,7 +207,8 @@ def foreground(
     ku run --config services.yaml
     ku run --config services.ku --interface eth0 --interface eth1
     """
-    Foreground(configs, interfaces, report, DriverChoice(kind=driver, mode=xdp_mode)).run()
+    cache = CacheChoice(flow_cache=flow_cache, flow_cache_entries=flow_cache_entries)
+    Foreground(configs, interfaces, report, DriverChoice(kind=driver, mode=xdp_mode), cache).run()
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from kuproxy.codes import (
     end_of,
 )
 from kuproxy.daemon.control import Controller
+from kuproxy.daemon.flow_cache import GIVEN_BACK
 from kuproxy.engine.memory import worker_activity
-from kuproxy.model.report import Report
+from kuproxy.model.report import CacheReport, Report
 
 __all__ = ["exposition"]
 
@@ -77,6 +78,8 @@ class _Collector:
         yield nodes
         yield from self._workers(report)
         yield from self._announcing()
+        if report.cache is not None:
+            yield from _cache(report.cache)
 
     def _overall(self) -> Iterator[Metric]:
         controller = self._controller
@@ -160,6 +163,32 @@ class _Collector:
                 flows.add_metric([str(worker.index), state.label], count)
         yield flows
         yield capacity
+
+
+def _cache(cache: CacheReport) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "kuproxy_cache_on", "Whether the kernel rewrites packets of established flows", value=int(cache.on)
+    )
+    yield GaugeMetricFamily("kuproxy_cache_flows", "Flows whose packets it rewrites", value=cache.flows)
+    yield GaugeMetricFamily("kuproxy_cache_capacity", "Flows for which it has room", value=cache.capacity)
+    for name, text, value in (
+        ("hits", "Packets that the kernel has rewritten", cache.hits),
+        ("misses", "Packets of VIPs and pods that came up to the workers", cache.came_up),
+        ("closings", "Segments with SYN, FIN or RST of cached flows", cache.closed),
+        ("lapses", "Packets of cached flows that came up because of a trace, or without control", cache.lapsed),
+        ("failures", "Packets dropped because the kernel could not make room for a change", cache.failed),
+        ("inserts", "Flows entered", cache.entered),
+        ("turned_away", "Flows not entered for want of room, at each turn", cache.turned_away),
+    ):
+        yield CounterMetricFamily(f"kuproxy_cache_{name}", text, value=value)
+    ended = CounterMetricFamily(
+        "kuproxy_cache_removals",
+        "Flows given back to the workers: closed, idle, changed (tables), lost (by the worker), evicted, failed",
+        labels=["reason"],
+    )
+    for reason in GIVEN_BACK:
+        ended.add_metric([reason], cache.given_back.get(reason, 0))
+    yield ended
 
 
 def _vips(report: Report) -> Iterator[Metric]:

@@ -13,18 +13,21 @@ from kuproxy.codes import InterfaceFlag
 from kuproxy.confine.lifetime import allow_locked_memory
 from kuproxy.confine.privilege import AFTER_START, Capability, to_lock_memory
 from kuproxy.daemon.driver import DEFAULT_DRIVER, DriverChoice
-from kuproxy.daemon.targets import TargetBook, steering_marks
+from kuproxy.daemon.flow_cache import OFF, CacheChoice, FlowCache
+from kuproxy.daemon.targets import TargetBook, asked_by, joined, steering_marks
 from kuproxy.daemon.xdp_sockets import XdpSockets
 from kuproxy.drivers.af_packet import open_for_worker
 from kuproxy.engine import handover
+from kuproxy.engine.cached import kept_counts
 from kuproxy.engine.contract import Engine
 from kuproxy.engine.live import Attachment, LiveEngine
 from kuproxy.engine.wiring import AF_PACKET, DriverKind, Wiring
-from kuproxy.errors import HandoverError
+from kuproxy.errors import HandoverError, SteeringError
 from kuproxy.keeper.vault import Vault
 from kuproxy.model.config import InterfaceMark
 from kuproxy.model.vip import Prefix
 from kuproxy.plane import Plane
+from kuproxy.steering.cache_maps import forget_left
 from kuproxy.steering.links import KU0, KU0_MAC, KU1, KU1_MAC, is_left
 from kuproxy.steering.steering import Steering
 from kuproxy.steering.targets import Targets
@@ -96,6 +99,7 @@ class LiveNode:
         vault: Vault | None = None,
         filtered: bool = True,
         driver: DriverChoice = DEFAULT_DRIVER,
+        cache: CacheChoice = OFF,
     ) -> None:
         """With what a predecessor has left in the vault; `notes` say what became of it. Raises HandoverError.
 
@@ -115,6 +119,8 @@ class LiveNode:
         self.steering = Steering(
             workers, tuple(interfaces) or None, self._vault, self._where if on_xdp else None
         )
+        self._cache_choice = cache
+        self.cache: FlowCache | None = None
         self._targets = TargetBook()
         self._general: Targets | None = None  # what does not depend on single VIPs
 
@@ -169,8 +175,36 @@ class LiveNode:
         here = Attachment(KU1, _mac(KU0_MAC), _mac(KU1_MAC), *self._wiring(count), filtered=self._filtered)
         adopted = self.engine.start([here] * count)
         plane.driver = self.driver
+        self._start_cache(plane)
         if adopted:
             self.notes.append(f"{adopted} of {count} workers were running, and go on")
+
+    def _start_cache(self, plane: Plane) -> None:
+        """Where it is asked for and the kernel can; else nothing is left of a predecessor's but its counts."""
+        if self._cache_choice.flow_cache == "on":
+            try:
+                self.cache = FlowCache(self._cache_choice, self.engine, self._vault, self.steering)
+                self.steering.add_cache(self.cache.maps)
+            except SteeringError as error:
+                if self.cache is not None:
+                    self.cache.maps.drop()
+                    self.cache = None
+                plane.cache_failure = str(error)
+                self.notes.append(f"the flow cache stays off: {error}")
+        if self.cache is None:
+            self.steering.without_cache()
+            forget_left(self._vault)
+            plane.kept_counts = kept_counts(self._vault)
+            return
+        plane.kernel = self.cache
+        settings = plane.settings
+        asked = [asked_by(record, settings)[0] for record in plane.compiler.records()]
+        self.cache.begin(joined(asked))
+        self.notes.append(f"the flow cache is on, with room for {self.cache.maps.pairs} flows")
+
+    def turn(self) -> list[str]:
+        """About every TURN_S; lines for the log."""
+        return self.cache.turn() if self.cache is not None else []
 
     def _wiring(self, workers: int) -> tuple[Callable[[], dict[str, int]], Wiring]:
         """How a worker's sockets are opened, and which driver uses them."""
@@ -197,6 +231,8 @@ class LiveNode:
 
     def steer(self, plane: Plane, marks: tuple[InterfaceMark, ...]) -> None:
         before, now, tunnels, done = self._targets.change(plane.compiler, plane.settings)
+        if self.cache is not None:
+            self.cache.follow_tables(before, now)
         targets = Targets(
             marks=steering_marks(marks), node_networks=self._node_port_networks, tunnels=tunnels
         )
@@ -209,6 +245,8 @@ class LiveNode:
     def serve_node_ports(self, plane: Plane, networks: frozenset[Prefix] | None) -> None:
         if networks != self._node_port_networks:
             before, self._node_port_networks = self._node_port_networks, networks
+            if self.cache is not None:
+                self.cache.forget_node_ports()
             try:
                 self.steer(plane, self._marks)
             except BaseException:
@@ -224,14 +262,27 @@ class LiveNode:
     def _follow_addresses(self, plane: Plane) -> None:
         steering = self.steering
         plane.follow_node(steering.addresses, steering.node_addresses, steering.own_addresses)
+        if self.cache is not None:
+            self.cache.follow_addresses(steering.addresses)
 
     def resize(self, log2_buckets: int) -> None:
-        self.engine.resize(log2_buckets)
+        if self.cache is None or log2_buckets == self.engine.workers[0].memory.log2_buckets:
+            self.engine.resize(log2_buckets)
+            return
+        self.cache.clear()
+        try:
+            self.engine.resize(log2_buckets)
+        finally:
+            self.cache.moved()
 
     def flush(self) -> int:
+        if self.cache is not None:
+            self.cache.clear()
         return self.engine.flush()
 
     def trace(self, packets: int) -> None:
+        if self.cache is not None:
+            self.cache.trace()
         self.engine.trace(packets)
 
     def check(self) -> None:
@@ -243,9 +294,13 @@ class LiveNode:
 
     def leave(self) -> None:
         self.steering.leave()
+        if self.cache is not None:
+            self.cache.leave()
         self.engine.leave()
 
     def stop(self) -> None:
+        if self.cache is not None:
+            self.cache.close()
         self.steering.close()
         self.engine.stop()
         if self._xdp_sockets is not None:

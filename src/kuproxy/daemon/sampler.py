@@ -67,7 +67,9 @@ class Sampler:
         if last is None or time_s - last.time_s >= INTERVAL_S:
             self._before = last if last is not None and time_s - last.time_s <= STALE_S else None
             vips, pods = self._plane.compiler.bounds()
-            self._now = last = take_sample(self._plane.engine.states, vips, pods, time_s)
+            self._plane.refresh()
+            states, beside = self._plane.engine.states, self._plane.beside()
+            self._now = last = take_sample(states, vips, pods, time_s, beside)
             self._answers.clear()
         return Span(last, self._before)
 

@@ -24,6 +24,7 @@ from kuproxy.daemon.api.app import make_app, make_metrics_app, make_web_app
 from kuproxy.daemon.api.auth import Access
 from kuproxy.daemon.api.server import Listener, bind_tcp, bind_unix, tls_context
 from kuproxy.daemon.control import Controller
+from kuproxy.daemon.flow_cache import TURN_S
 from kuproxy.daemon.log import make_log
 from kuproxy.daemon.node import LiveNode
 from kuproxy.daemon.notify import Notifier
@@ -46,7 +47,7 @@ _DEFAULT_CONFIG = Path("/etc/kuproxy/kuproxy.toml")
 # What a running daemon cannot change: a reload that asks for it says so, and the rest is applied.
 _FIXED = (
     *("state_directory", "interfaces", "workers", "log_format", "worker_filter"),
-    *("api", "tcp", "metrics", "web", "driver"),
+    *("api", "tcp", "metrics", "web", "driver", "cache"),
 )
 
 
@@ -91,6 +92,7 @@ class Daemon:
             self._vault,
             filtered=settings.worker_filter,
             driver=settings.driver,
+            cache=settings.cache,
         )
         self._node.engine.on_replaced = lambda line: log.warning("worker", text=line)
         self._controller = Controller(self._node, settings.paths(), log, self._state_file)
@@ -171,7 +173,7 @@ class Daemon:
             tasks = [asyncio.create_task(each.serve()) for each in self._listeners]
             rest = [
                 asyncio.create_task(each())
-                for each in (self._tend, self._follow, self._reloads, self._renew, *self.companions)
+                for each in (self._tend, self._turn, self._follow, self._reloads, self._renew, *self.companions)
             ]
             for task in (*tasks, *rest):
                 task.add_done_callback(self._ended)
@@ -290,6 +292,13 @@ class Daemon:
             await self._thread(self._controller.tend)
             self._notifier.alive()
             await asyncio.sleep(ADOPTION_INTERVAL_S if self._controller.adopting else pause)
+
+    async def _turn(self) -> None:
+        """The flow cache's timer."""
+        while self._node.cache is not None:
+            for line in await self._thread(self._node.turn):
+                self._log.warning("flow cache", text=line)
+            await asyncio.sleep(TURN_S)
 
     async def _renew(self) -> None:
         """After an upgrade: workers of this build in the place of the former ones.  Its kernels may take minutes to

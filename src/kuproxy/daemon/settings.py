@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from kuproxy.announce.settings import Announce, read_announce
 from kuproxy.daemon.driver import DriverChoice
+from kuproxy.daemon.flow_cache import CacheChoice
 from kuproxy.daemon.log import LogFormat
 from kuproxy.errors import ConfigError, Problem
 
@@ -67,6 +68,10 @@ class Driver(DriverChoice, _Table, frozen=True):
     """`[driver]`: how packets come to the workers."""
 
 
+class Cache(CacheChoice, _Table, frozen=True):
+    """`[cache]`: whether the kernel rewrites packets of established flows."""
+
+
 class DaemonSettings(_Table, frozen=True):
     """The whole file."""
 
@@ -82,6 +87,7 @@ class DaemonSettings(_Table, frozen=True):
     web: Web | None = None
     driver: Driver = Driver()
     announce: Announce | None = None
+    cache: Cache = Cache()
 
     def worker_count(self) -> int:
         return self.workers or min(64, len(os.sched_getaffinity(0)))
@@ -138,6 +144,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "web": Web,
     "driver": Driver,
     "announce": Announce,
+    "cache": Cache,
 }
 
 

@@ -80,8 +80,8 @@ class TargetBook:
         told = {index: asked_by(record, settings) for index, record in touched.items()}
         tunnels = self._tunnels - told.keys() | {index for index, (_, tunnel) in told.items() if tunnel}
         before, now = (
-            _joined(self._asked.get(index) for index in told),
-            _joined(each for each, _ in told.values()),
+            joined(self._asked.get(index) for index in told),
+            joined(each for each, _ in told.values()),
         )
 
         def done() -> None:
@@ -95,7 +95,7 @@ class TargetBook:
         return before, now, bool(tunnels), done
 
 
-def _joined(parts: Iterable[Asked | None]) -> Asked:
+def joined(parts: Iterable[Asked | None]) -> Asked:
     vips: list[Vip] = []
     node_ports: list[NodePort] = []
     pods: list[Pod] = []

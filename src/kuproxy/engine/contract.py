@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from kuproxy.dataplane.layout import (
     MAX_INTERFACES,
     TICK_MASK,
@@ -13,7 +15,21 @@ from kuproxy.dataplane.layout import (
 )
 from kuproxy.engine.memory import TablesMemory, WorkerMemory
 
-__all__ = ["MAX_INTERFACES", "TICKS_PER_SECOND", "TICK_MASK", "Engine"]
+__all__ = ["MAX_INTERFACES", "TICKS_PER_SECOND", "TICK_MASK", "Counted", "Engine"]
+
+
+class Counted(Protocol):
+    """Somebody whose packets are counted: a worker's state, or what the kernel does for workers."""
+
+    @property
+    def vip_counters(self) -> np.ndarray:
+        """uint64[MAX_VIPS, 8]"""
+        ...
+
+    @property
+    def pod_counters(self) -> np.ndarray:
+        """uint64[MAX_PODS, 8]"""
+        ...
 
 
 class Engine(Protocol):

@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from kuproxy.datagrams import pair, receive, send
 from kuproxy.dataplane.layout import (
     COMMAND_CALL,
@@ -34,6 +36,7 @@ from kuproxy.dataplane.layout import (
 )
 from kuproxy.engine.memory import BaselinesMemory, SharedMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.nest import Nest, guardian
+from kuproxy.engine.touch import send_touches
 from kuproxy.engine.wiring import AF_PACKET, Wiring
 from kuproxy.engine.worker import WorkerOptions, kernels_word
 from kuproxy.errors import DriverError, HandoverError, KuError, TableFullError
@@ -241,14 +244,14 @@ class LiveWorker:
 
     # ------------------------------------------------------------------------------------------------ calls
 
-    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-        """Take the worker out of its loop for one request.  Raises DriverError."""
+    def _ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+        """Take the worker out of its loop for one request, with these descriptors.  Raises DriverError."""
         assert self._call is not None
         header, word = self._tables.tables.header, T_COMMAND + self.number
         number = max(int(header[word]), COMMAND_CALL) + 1
         deadline = time.monotonic() + CALL_TIMEOUT_S
         try:
-            send(self._call, {**request, "id": number})
+            send(self._call, {**request, "id": number}, fds)
         except OSError as error:
             raise DriverError(f"worker {self.number} has ended: {error.strerror}") from None
         header[word] = number
@@ -295,6 +298,15 @@ class LiveWorker:
         """Trace that many packets more, from the next one on."""
         with self._lock:
             self._ask({"do": "trace", "packets": packets})
+
+    def touch(self, touches: np.ndarray) -> int:
+        """Let flows live until then, TOUCH[n]; returns how many were those that were meant.  Raises DriverError."""
+        fd = send_touches(touches)
+        try:
+            with self._lock:
+                return int(self._ask({"do": "touch"}, [fd])[0]["flows"])
+        finally:
+            os.close(fd)
 
     # -------------------------------------------------------------------------------------------------- end
 

@@ -5,6 +5,7 @@ and one of flows.
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -40,6 +41,9 @@ from kuproxy.dataplane.layout import (
     spec_bytes,
 )
 from kuproxy.errors import TableFullError
+
+if TYPE_CHECKING:  # which needs this module
+    from kuproxy.engine.contract import Counted
 
 MAX_LOG2_BUCKETS = 28  # 2^30 flows
 
@@ -167,17 +171,17 @@ def totals(states: Sequence[WorkerState]) -> Totals:
     )
 
 
-def vip_counters(states: Sequence[WorkerState], index: int) -> np.ndarray:
+def vip_counters(states: Sequence["Counted"], index: int) -> np.ndarray:
     """uint64[8], columns VipCounter, since the index was first used."""
     return _sum(state.vip_counters[index] for state in states)
 
 
-def pod_counters(states: Sequence[WorkerState], index: int) -> np.ndarray:
+def pod_counters(states: Sequence["Counted"], index: int) -> np.ndarray:
     """uint64[8], columns PodCounter, since the index was first used."""
     return _sum(state.pod_counters[index] for state in states)
 
 
-def many_pod_counters(states: Sequence[WorkerState], indices: Sequence[int]) -> np.ndarray:
+def many_pod_counters(states: Sequence["Counted"], indices: Sequence[int]) -> np.ndarray:
     """uint64[n, 8]: `pod_counters` of n pods."""
     return _sum(state.pod_counters[np.asarray(indices, np.int64)] for state in states)
 

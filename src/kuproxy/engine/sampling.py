@@ -11,6 +11,7 @@ import numpy as np
 
 from kuproxy.codes import Node
 from kuproxy.dataplane.layout import W_VISITS, WorkerState
+from kuproxy.engine.contract import Counted
 from kuproxy.engine.memory import worker_activity
 
 __all__ = ["Sample", "take_sample"]
@@ -30,17 +31,19 @@ class Sample:
     workers: tuple[dict[str, int], ...]  # see worker_activity
 
 
-def take_sample(states: Sequence[WorkerState], vips: int, pods: int, time_s: float) -> Sample:
-    """With the VIP indices below `vips` and the pod indices below `pods`."""
+def take_sample(
+    states: Sequence[WorkerState], vips: int, pods: int, time_s: float, beside: Sequence[Counted] = ()
+) -> Sample:
+    """With the VIP indices below `vips` and the pod indices below `pods`; `beside` workers others have packets."""
 
     def total(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
         return np.add.reduce(arrays, axis=0, dtype=dtype)
 
     return Sample(
         time_s=time_s,
-        vips=total([state.vip_counters[:vips] for state in states], np.uint64),
+        vips=total([each.vip_counters[:vips] for each in (*states, *beside)], np.uint64),
         vip_flows=total([state.vip_flows[:vips] for state in states], np.int64),
-        pods=total([state.pod_counters[:pods] for state in states], np.uint64),
+        pods=total([each.pod_counters[:pods] for each in (*states, *beside)], np.uint64),
         pod_flows=total([state.pod_refs[:pods] for state in states], np.int64),
         counters=total([state.counters for state in states], np.uint64),
         given=total([state.header[W_VISITS : W_VISITS + max(Node) + 1] for state in states], np.int64),

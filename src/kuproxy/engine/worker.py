@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from kuproxy.drivers.contract import BROKEN
 from kuproxy.engine.loop import tick_now
 from kuproxy.engine.memory import SharedMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.repair import repair
+from kuproxy.engine.touch import receive_touches, touch_all
 from kuproxy.engine.trace import start_trace
 from kuproxy.engine.way import open_way
 from kuproxy.engine.wiring import AF_PACKET, Wiring
@@ -65,9 +67,9 @@ def kernels_word() -> int:
 
 
 def carry_out(
-    request: dict[str, Any], tables: Tables, memory: WorkerMemory
+    request: dict[str, Any], tables: Tables, memory: WorkerMemory, fds: Sequence[int] = ()
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """One call of control's, between two vectors; returns the answer, and descriptors for it."""
+    """One call of control's, with its descriptors, between two vectors; returns the answer, and descriptors for it."""
     try:
         if request["do"] == "resize":
             memory.resize(tables, request["log2_buckets"], int(tick_now()))
@@ -79,7 +81,9 @@ def carry_out(
         if request["do"] == "trace":
             start_trace(memory.state, request["packets"])
             return {}, ()
-    except KuError as error:
+        if request["do"] == "touch":
+            return {"flows": sum(touch_all(memory.state, receive_touches(fd)) for fd in fds)}, ()
+    except (KuError, OSError) as error:
         return {"error": str(error)}, ()
     return {"error": f"unknown request {request['do']!r}"}, ()
 
@@ -90,6 +94,7 @@ REHEARSAL: tuple[dict[str, Any], ...] = (
     {"do": "resize", "log2_buckets": 1},
     {"do": "flush"},
     {"do": "trace", "packets": 1},
+    {"do": "touch"},
 )
 
 
@@ -120,8 +125,10 @@ class Worker:
                 return
             if call is None:
                 return
-            request, _ = call
-            answer, fds = carry_out(request, self._tables, self._memory)
+            request, handed = call
+            answer, fds = carry_out(request, self._tables, self._memory, handed)
+            for fd in handed:
+                os.close(fd)
             try:
                 send(self._call, {"id": request["id"], **answer}, fds)
             except OSError:

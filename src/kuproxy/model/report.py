@@ -13,8 +13,8 @@ from kuproxy.model.config import InterfaceMark, Settings
 from kuproxy.model.vip import DEFAULT_WEIGHT, Address, Vip, VipKey
 
 __all__ = [
-    "FlowList", "FlowReport", "NodeCount", "PodReport", "Report", "TraceStep", "TracedPacket", "VipReport",
-    "WorkerReport",
+    "KERNEL", "WORKER", "CacheReport", "FlowList", "FlowReport", "NodeCount", "PodReport", "Report", "TraceStep",
+    "TracedPacket", "VipReport", "WorkerReport",
 ]  # fmt: skip
 
 
@@ -90,6 +90,9 @@ class WorkerReport:
     states: Mapping[FlowState, int] = field(default_factory=dict)  # flows by state; absent: 0
 
 
+WORKER, KERNEL = "worker", "kernel"  # tiers
+
+
 @dataclass(frozen=True, slots=True)
 class FlowReport:
     """One remembered flow; `source_port` is the client's as the pod sees it."""
@@ -108,6 +111,7 @@ class FlowReport:
     state: FlowState
     age_s: float
     expires_in_s: float
+    tier: str = WORKER  # who rewrites its packets
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,24 @@ class FlowList:
 
     flows: tuple[FlowReport, ...] = ()
     next: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """What the kernel's flow cache does. Counts of packets last as long as the cache, the others as long as control."""
+
+    on: bool
+    why: str = ""  # it is not
+    flows: int = 0  # whose packets are rewritten there
+    capacity: int = 0
+    hits: int = 0  # packets rewritten
+    came_up: int = 0  # packets of VIPs and pods that were not, and were brought to the workers
+    closed: int = 0  # segments with SYN, FIN or RST of cached flows
+    lapsed: int = 0  # packets of cached flows that came up because a trace was asked for, or control was gone too long
+    failed: int = 0  # packets dropped because the kernel could not make room for a change
+    entered: int = 0  # flows
+    turned_away: int = 0  # because there was no place, counted at every turn
+    given_back: Mapping[str, int] = field(default_factory=dict)  # flows, by reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +150,4 @@ class Report:
     trace: tuple[TracedPacket, ...] = ()
     flows: FlowList = FlowList()  # those that one `show flows` asks for
     driver: str = ""  # what carries live traffic; empty where there is none
+    cache: CacheReport | None = None  # None: it was not asked for

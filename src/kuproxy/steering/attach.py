@@ -30,19 +30,31 @@ def is_wanted(interface: Interface, names: frozenset[str] | None) -> bool:
 class Attachments:
     """One program at one place (ingress or egress) of a changing set of interfaces."""
 
-    def __init__(self, program: LoadedProgram, where: AttachType, vault: Vault) -> None:
-        """Links that a predecessor left go on with its program until `take_over`."""
+    def __init__(
+        self,
+        program: LoadedProgram,
+        where: AttachType,
+        vault: Vault,
+        name: str = "",
+        before: Attachments | None = None,
+    ) -> None:
+        """Links that a predecessor left go on with its program until `take_over`.
+
+        `name`: under which they are kept, the place's by default.  `before`: packets meet this program before those;
+        both want the same interfaces.
+        """
         self._program, self._where, self._vault = program, where, vault
+        self._kept_as, self._before = name or where.name.lower(), before
         self._names: dict[int, str] = {}
         self.failures: dict[str, str] = {}  # interface name → why it could not be attached to
         self._links: dict[int, Link] = {}
-        for name in vault.names(self._name("")):
-            ifindex = int(name.rpartition("/")[2])
-            self._links[ifindex] = Link.adopt(vault.take(name), ifindex, where)
+        for kept in vault.names(self._name("")):
+            ifindex = int(kept.rpartition("/")[2])
+            self._links[ifindex] = Link.adopt(vault.take(kept), ifindex, where)
             self._names[ifindex] = str(ifindex)
 
     def _name(self, ifindex: int | str) -> str:
-        return f"link/{self._where.name.lower()}/{ifindex}"
+        return f"link/{self._kept_as}/{ifindex}"
 
     def take_over(self) -> None:
         """Put our program into the links of a predecessor; a link whose interface is gone goes too."""
@@ -56,6 +68,10 @@ class Attachments:
         self._links.pop(index).close()  # of no effect where the interface is gone
         self._vault.drop(self._name(index))
         return self._names.pop(index)
+
+    def link(self, ifindex: int) -> Link | None:
+        """What holds the program at an interface."""
+        return self._links.get(ifindex)
 
     @property
     def names(self) -> list[str]:
@@ -75,8 +91,13 @@ class Attachments:
         return lines
 
     def _attach(self, interface: Interface) -> bool:
+        before = None
+        if self._before is not None:
+            before = self._before.link(interface.ifindex)
+            if before is None:  # which has its own failure to tell
+                return False
         try:
-            link = Link(self._program, interface.ifindex, self._where)
+            link = Link(self._program, interface.ifindex, self._where, before=before)
         except SteeringError as error:
             cause = error.__cause__
             if not (isinstance(cause, OSError) and cause.errno == errno.ENODEV):  # gone already
@@ -92,3 +113,8 @@ class Attachments:
         """Idempotent."""
         for index in list(self._links):
             self._let_go(index)
+
+
+def drop_left(vault: Vault, name: str) -> None:
+    """Detach what a predecessor has attached under this name, where there is no such program any more."""
+    vault.drop(*vault.names(f"link/{name}/"))

@@ -61,6 +61,7 @@ class MapKind(IntEnum):
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
+    ARRAY_OF_MAPS = 12
     XSKMAP = 17  # queue → AF_XDP socket
 
 
@@ -96,8 +97,12 @@ class LinkFlag(IntEnum):
     XDP_NATIVE = 1 << 2  # XDP_FLAGS_DRV_MODE
 
 
+_F_BEFORE, _F_LINK = 1 << 3, 1 << 13  # of TCX: where among the others at this place
+
+
 _F_XDP_HAS_FRAGS = 1 << 5  # the program does not mind packets of several pieces
 _F_NO_PREALLOC = 1  # memory for the entries there are, not for all there could be; LPM tries insist on it
+_F_MMAPABLE = 1 << 10  # Linux 5.5
 _KINDS_WITHOUT_PREALLOC = (MapKind.HASH, MapKind.LPM_TRIE)
 _LOG_SIZE = 1 << 20
 _LICENSE = b"Dual MIT/GPL"  # some helpers are for GPL-compatible programs only
@@ -106,15 +111,20 @@ _NAME_LENGTH = 15  # BPF_OBJ_NAME_LEN less its final zero
 
 def _bpf(command: _Command, attribute: bytes) -> tuple[int, bytes]:
     """Call bpf(2); returns its result and the attribute as the kernel left it. Raises OSError."""
+    buffer = ctypes.create_string_buffer(attribute, len(attribute))
+    return _bpf_in_place(command, buffer), buffer.raw
+
+
+def _bpf_in_place(command: _Command, buffer: ctypes.Array[ctypes.c_char]) -> int:
+    """The same over an attribute in memory, which the kernel also changes when it fails."""
     number = _NR_BPF.get(platform.machine())
     if number is None:
         raise SteeringError(f"bpf(2) has no known system call number on {platform.machine()}")
-    buffer = ctypes.create_string_buffer(attribute, len(attribute))
-    result = _libc.syscall(number, ctypes.c_int(command), buffer, ctypes.c_uint(len(attribute)))
+    result = _libc.syscall(number, ctypes.c_int(command), buffer, ctypes.c_uint(len(buffer)))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-    return result, buffer.raw
+    return int(result)
 
 
 def _refused(what: str, error: OSError) -> SteeringError:
@@ -153,10 +163,27 @@ class BpfObject:
 class Map(BpfObject):
     """A BPF map with keys and values of fixed size, as bytes."""
 
-    def __init__(self, kind: MapKind, name: str, key_size: int, value_size: int, capacity: int) -> None:
-        flags = _F_NO_PREALLOC if kind in _KINDS_WITHOUT_PREALLOC else 0
+    def __init__(
+        self,
+        kind: MapKind,
+        name: str,
+        key_size: int,
+        value_size: int,
+        capacity: int,
+        *,
+        fixed: bool = False,
+        mapped: bool = False,
+        inner: Map | None = None,
+    ) -> None:
+        """`fixed`: a hash map's memory is taken at once, so that it is full at its capacity and never before.
+
+        `mapped`: an array can be mapped with mmap(2). `inner`: what the maps in a map of maps are like.
+        """
+        flags = _F_NO_PREALLOC if kind in _KINDS_WITHOUT_PREALLOC and not fixed else 0
+        flags |= _F_MMAPABLE if mapped else 0
+        inner_fd = 0 if inner is None else inner.fd
         attribute = struct.pack(
-            "=7I16s", kind, key_size, value_size, capacity, flags, 0, 0, name.encode()[:_NAME_LENGTH]
+            "=7I16s", kind, key_size, value_size, capacity, flags, inner_fd, 0, name.encode()[:_NAME_LENGTH]
         )
         try:
             fd, _ = _bpf(_Command.MAP_CREATE, attribute)
@@ -165,6 +192,42 @@ class Map(BpfObject):
         super().__init__(fd)
         self.kind, self.name = kind, name
         self.key_size, self.value_size, self.capacity = key_size, value_size, capacity
+
+    @classmethod
+    def adopt(
+        cls, fd: int, kind: MapKind, name: str, key_size: int, value_size: int, capacity: int
+    ) -> Map:
+        """A map that another process has made, and handed over."""
+        adopted = cls.__new__(cls)
+        BpfObject.__init__(adopted, fd)
+        adopted.kind, adopted.name = kind, name
+        adopted.key_size, adopted.value_size, adopted.capacity = key_size, value_size, capacity
+        return adopted
+
+    def write(self, keys: bytes, values: bytes, count: int) -> None:
+        """`update` for entries that lie one after the other. Raises SteeringError when the map is full."""
+        self._batch(_Command.MAP_UPDATE_BATCH, keys, values, count)
+
+    def erase(self, keys: bytes) -> int:
+        """`delete` for keys that lie one after the other; those that are not there do no harm.
+
+        Returns how many were there.
+        """
+        erased, position, count = 0, 0, len(keys) // self.key_size
+        key_buffer = ctypes.create_string_buffer(keys, max(len(keys), 1))
+        while position < count:
+            start = ctypes.addressof(key_buffer) + position * self.key_size
+            attribute = struct.pack("=4Q2I2Q", 0, 0, start, 0, count - position, self.fd, 0, 0)
+            buffer = ctypes.create_string_buffer(attribute, len(attribute))
+            try:
+                _bpf_in_place(_Command.MAP_DELETE_BATCH, buffer)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise _refused(f"deletion of entries in BPF map {self.name!r}", error) from error
+            (done,) = struct.unpack_from("=I", buffer, 32)
+            erased += done
+            position += done + 1  # the one behind them was not there, or there is none
+        return erased
 
     def update(self, entries: Mapping[bytes, bytes]) -> None:
         """Write many entries with one system call. Raises SteeringError when the map is full."""
@@ -348,10 +411,17 @@ class Link(BpfObject):
             raise _refused(f"BPF program {program.name!r} at interface {self.ifindex}", error) from error
 
     def __init__(
-        self, program: LoadedProgram, ifindex: int, where: AttachType, flags: LinkFlag = LinkFlag.NONE
+        self,
+        program: LoadedProgram,
+        ifindex: int,
+        where: AttachType,
+        flags: LinkFlag = LinkFlag.NONE,
+        before: Link | None = None,
     ) -> None:
+        """`before`: packets meet this program before that of another link at the same place (TCX alone)."""
+        order, relative = (0, 0) if before is None else (_F_BEFORE | _F_LINK, before.fd)
         # prog_fd, target_ifindex, attach_type, flags, then struct tcx: relative_fd, pad, expected_revision
-        attribute = struct.pack("=6IQ", program.fd, ifindex, where, flags, 0, 0, 0)
+        attribute = struct.pack("=6IQ", program.fd, ifindex, where, flags | order, relative, 0, 0)
         try:
             fd, _ = _bpf(_Command.LINK_CREATE, attribute)
         except OSError as error:

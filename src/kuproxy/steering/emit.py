@@ -50,6 +50,7 @@ HELPERS = {
     "l3_csum_replace": Helper(10, "4.1"),
     "l4_csum_replace": Helper(11, "4.1"),
     "redirect": Helper(23, "4.4"),
+    "csum_diff": Helper(28, "4.6"),
     "redirect_map": Helper(51, "4.14"),
     "skb_load_bytes": Helper(26, "4.5"),
     "skb_load_bytes_relative": Helper(68, "4.18"),
@@ -179,9 +180,22 @@ class Program:
         any_value = 0  # BPF_ANY
         self.call("map_update_elem", self.map(map_name), key.address(), value.address(), any_value)
 
-    def value(self, place: ir.Value, kind: ir.IntType) -> ir.Value:
+    def value(self, place: ir.Value, kind: ir.IntType, offset: int = 0) -> ir.Value:
         """What lies at an address that `look_up` returned and that was found not to be null."""
-        return self.build.load(self.build.bitcast(place, kind.as_pointer()))
+        return self.build.load(self.build.bitcast(self.within(place, offset), kind.as_pointer()))
+
+    def within(self, place: ir.Value, offset: int) -> ir.Value:
+        """An address inside a value."""
+        return self.build.gep(place, [i64(offset)]) if offset else place
+
+    def set_value(self, place: ir.Value, offset: int, value: ir.Value) -> None:
+        """Write into a map's value; every CPU sees it."""
+        self.build.store(value, self.build.bitcast(self.within(place, offset), value.type.as_pointer()))
+
+    def add_to_value(self, place: ir.Value, offset: int, amount: ir.Value) -> None:
+        """Add to a word of a map's value, whatever other CPUs add at the same time (`lock xadd`, Linux 3.18)."""
+        target = self.build.bitcast(self.within(place, offset), amount.type.as_pointer())
+        self.build.atomic_rmw("add", target, amount, "monotonic")
 
     # --- conditions and ways -----------------------------------------------------------------------------
 

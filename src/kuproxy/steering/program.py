@@ -23,13 +23,13 @@ from .emit import Program, i8, i16, i32, i64
 from .flow import Flow, MessageBit, read_flow
 from .keys import PREFIX_KEY_SIZE, STEER_KEY_SIZE, ConfigBit, Count, KeyBit
 from .links import NEXT_HOP4, NEXT_HOP6
+from .parts import count as count_one
+from .parts import leave_to_others, read_config, require_mark
 
 __all__ = ["Builder", "drop", "guard", "reply", "steer", "worker_of"]
 
 Builder = Callable[[int, int, bool], Program]  # (ku0's interface index, workers, generic_xdp)
 
-_PACKET_HOST = 0  # include/uapi/linux/if_packet.h: addressed to us, not only overheard
-_VLAN_ID = 0x0FFF
 _REDIR_NEIGH_BYTES = 20  # ends before Flow.SOURCE_PORT
 _LOOPBACK_IFINDEX = 1  # in every network namespace
 
@@ -44,9 +44,9 @@ def steer(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> P
     way = _Way(tunnel_ifindex, workers, generic_xdp)
     program = Program("ku_steer")
     foreign = program.label("foreign")
-    _leave_to_others(program, foreign)
+    leave_to_others(program, foreign)
     flow = read_flow(program, foreign, fragments=workers > 1)
-    config = _config(program, foreign)
+    config = read_config(program, foreign)
     forward = program.label("forward")
     back = program.label("return")
     _go_if_destination_is_ours(program, flow, config, forward)
@@ -75,7 +75,7 @@ def reply(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> P
     foreign = program.label("foreign")
     program.require(program.equal(program.context("ingress_ifindex"), 0), otherwise=foreign)
     flow = read_flow(program, foreign, fragments=workers > 1)
-    config = _config(program, foreign)
+    config = read_config(program, foreign)
     back, judge = program.label("return"), program.label("judge")
     program.go_if(program.has_bits(flow.load(flow.MESSAGE, i8), MessageBit.ERROR), judge)
     program.require(program.has_bits(config, ConfigBit.LOCAL_PODS), otherwise=foreign)
@@ -126,24 +126,6 @@ def drop() -> Program:
 # --- one function for each thing that the programs do ----------------------------------------------------
 
 
-def _leave_to_others(program: Program, foreign: ir.Block) -> None:
-    """Not ours: frames for other hosts, and frames with a VLAN id, which their VLAN's interface will see.
-
-    The kernel has already moved the tag from the frame to the context. Id 0 is a priority, not a VLAN.
-    """
-    program.require(program.equal(program.context("pkt_type"), _PACKET_HOST), otherwise=foreign)
-    tagged = program.nonzero(program.context("vlan_present"))
-    other_vlan = program.has_bits(program.context("vlan_tci"), _VLAN_ID)
-    program.go_if(program.build.and_(tagged, other_vlan), foreign)
-
-
-def _config(program: Program, foreign: ir.Block) -> ir.Value:
-    """The word of `ConfigBit`s that user space sets."""
-    place = program.look_up("config", program.buffer(4))
-    program.require(program.nonzero(place), otherwise=foreign)  # never null, but the verifier wants to see it
-    return program.value(place, i32)
-
-
 def _go_if_destination_is_ours(program: Program, flow: Flow, config: ir.Value, label: ir.Block) -> None:
     """VIP or node port: exactly, then the whole address, then the longest prefix."""
     _go_if_listed(program, flow, flow.DESTINATION, flow.DESTINATION_PORT, 0, label)
@@ -183,13 +165,7 @@ def _require_mark(
 ) -> None:
     """Where replies are restricted to marked interfaces: this one is marked for this family."""
     with program.when(program.has_bits(config, ConfigBit.MARKED)):
-        key = program.buffer(4)
-        key.store(0, ifindex)
-        place = program.look_up("interfaces", key)
-        program.require(program.nonzero(place), otherwise=foreign)
-        wanted = program.build.zext(flow.load(flow.MARK, i8), i32)
-        marks = program.value(place, i32)
-        program.require(program.nonzero(program.build.and_(marks, wanted)), otherwise=foreign)
+        require_mark(program, program.build.zext(flow.load(flow.MARK, i8), i32), ifindex, foreign)
 
 
 class _Way(NamedTuple):
@@ -202,7 +178,7 @@ class _Way(NamedTuple):
 
 def _send_up(program: Program, count: Count, flow: Flow, address: int, port: int, way: _Way) -> None:
     """Redirect to the egress of ku0. `address` and `port` are where the flow holds the client's."""
-    _count(program, count)
+    count_one(program, "counts", count)
     if way.workers > 1:
         choose_worker(program, flow, address, port, way.workers, way.generic_xdp)
     if way.generic_xdp:
@@ -228,16 +204,5 @@ def _redirect_to_neighbour(program: Program, flow: Flow, ifindex: int) -> ir.Val
 
 def _let_pass(program: Program, foreign: ir.Block) -> None:
     program.at(foreign)
-    _count(program, Count.FOREIGN)
+    count_one(program, "counts", Count.FOREIGN)
     program.leave(Verdict.NEXT)
-
-
-def _count(program: Program, index: Count) -> None:
-    """One more; the array is per CPU and interrupts of this kind do not nest, so a plain addition will do."""
-    key = program.buffer(4)
-    key.store(0, i32(index))
-    place = program.look_up("counts", key)
-    with program.when(program.nonzero(place)):
-        build = program.build
-        counter = build.bitcast(place, i64.as_pointer())
-        build.store(build.add(build.load(counter), i64(1)), counter)

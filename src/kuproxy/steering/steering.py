@@ -25,8 +25,10 @@ from pyroute2 import IPRoute
 from ..errors import SteeringError
 from ..keeper.vault import Vault
 from . import program
-from .attach import LOOPBACK, Attachments, is_wanted
+from .attach import LOOPBACK, Attachments, drop_left, is_wanted
 from .bpf import AttachType, LoadedProgram, has_tcx
+from .cache_maps import CacheMaps, has_ipv6_sums
+from .cache_program import cache as cache_program
 from .keys import Address, ConfigBit, Network, endpoint_keys, network_keys
 from .links import KU1, VethPair, is_left
 from .maps import Stats, SteeringMaps
@@ -37,6 +39,8 @@ from .targets import Asked, MapWriter, NodePort, Pod, Targets, Vip
 from .xdp import Where, XdpGate
 
 __all__ = ["Steering"]
+
+CACHE = "cache"  # what the cache program's links are kept as
 
 
 class Steering:
@@ -61,6 +65,7 @@ class Steering:
         self._names = None if interfaces is None else frozenset(interfaces)
         self._xdp = xdp
         self.gate: XdpGate | None = None
+        self._cached: Attachments | None = None  # the flow cache's program
         self._resources = ExitStack()
         self._started = False
         self._forget()
@@ -142,6 +147,23 @@ class Steering:
         self._follow_node()
         self._started = True
 
+    def add_cache(self, maps: CacheMaps) -> None:
+        """Let flows that are entered in these maps be rewritten where their packets arrive, from `take_over` on.
+
+        Not on `lo`: what the node says to itself is not cached. Raises SteeringError, changing nothing.
+        """
+        self._require_started()
+        build = cache_program(self._pair.ifindex, has_ipv6_sums())
+        loaded = build.load({**self._maps.by_name(), **maps.by_name()})
+        self._resources.callback(loaded.close)
+        self._cached = Attachments(loaded, AttachType.TCX_INGRESS, self._vault, CACHE, before=self._ingress)
+        self._resources.callback(self._cached.close)
+        self._follow_node()
+
+    def without_cache(self) -> None:
+        """Have nobody look into a cache that a predecessor had."""
+        drop_left(self._vault, CACHE)
+
     def take_over(self) -> list[str]:
         """From now on our programs decide, by the targets that were set; returns lines for the log.
 
@@ -154,6 +176,8 @@ class Steering:
         self._pair.split_segments(self._targets.tunnels)
         self._ingress.take_over()
         self._egress.take_over()
+        if self._cached is not None:
+            self._cached.take_over()
         routable = self._routable(self._networks)
         self._change_routes(self._routes.networks - routable, routable - self._routes.networks)
         return self._follow_node()
@@ -161,6 +185,7 @@ class Steering:
     def leave(self) -> None:
         """Let go, for a successor: everything stays as it is, and in the vault."""
         self._started = False
+        self._cached = None
         self._resources.pop_all()
 
     def _open_gate(self, where: Where) -> XdpGate:
@@ -178,6 +203,7 @@ class Steering:
     def close(self) -> None:
         """Detach, and delete the interfaces. Idempotent; also after a start that failed."""
         self._started = False
+        self._cached = None
         self._resources.close()  # in reverse order: first nothing is steered any more, then the ends go
         self._forget()
 
@@ -290,6 +316,8 @@ class Steering:
     def _follow_node(self) -> list[str]:
         wanted = [each for each in self._node.interfaces.values() if is_wanted(each, self._names)]
         lines = [] if self._waiting else self._ingress.sync(wanted)
+        if self._cached is not None and not self._waiting:
+            self._cached.sync([each for each in wanted if each.name != LOOPBACK])
         self._follow_pods()
         self._write_marks()
         self._routes.set_mtu(min((each.mtu for each in wanted if each.name != LOOPBACK), default=0))
@@ -368,7 +396,9 @@ class Steering:
         self._require_started()
         families = {network.version for network in self._networks} | {each[0] for each in self._node_ports}
         lines = check_node(families)
-        lines += [f"interface {name}: {why}" for name, why in sorted(self._ingress.failures.items())]
+        for each in (self._ingress, self._cached):
+            failures = each.failures if each is not None else {}
+            lines += [f"interface {name}: {why}" for name, why in sorted(failures.items())]
         if self._names is not None:
             missing = self._names - {each.name for each in self._node.interfaces.values()}
             lines += [f"interface {name} is not there (yet)" for name in sorted(missing)]

@@ -10,7 +10,7 @@ from kuproxy.model.vip import address_text
 
 __all__ = ["flows_json", "show_flows"]
 
-_HEAD = ("Proto", "Client", "Destination", "Pod", "State", "Age", "Expires")
+_HEAD = ("Proto", "Client", "Destination", "Pod", "State", "Age", "Expires", "Tier")
 
 
 def _protocol(number: int) -> str:
@@ -39,6 +39,7 @@ def _columns(flow: FlowReport) -> tuple[str, ...]:
         flow.state.label,
         _seconds(flow.age_s),
         _seconds(flow.expires_in_s),
+        flow.tier,
     )
 
 
@@ -75,6 +76,7 @@ def flows_json(page: FlowList) -> dict[str, Any]:
             "state": flow.state.label,
             "age_s": flow.age_s,
             "expires_in_s": flow.expires_in_s,
+            "tier": flow.tier,
         }
         for flow in page.flows
     ]

@@ -7,6 +7,7 @@ pod ports appear only when they are set.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from kuproxy.codes import (
@@ -20,7 +21,7 @@ from kuproxy.codes import (
     VipCounter,
 )
 from kuproxy.model.config import Settings, Show, ShowKind
-from kuproxy.model.report import NodeCount, PodReport, Report, VipReport
+from kuproxy.model.report import CacheReport, NodeCount, PodReport, Report, VipReport
 from kuproxy.model.vip import DEFAULT_WEIGHT, Vip, address_text
 from kuproxy.vppcli.flows import show_flows
 from kuproxy.vppcli.trace import show_trace, trace_json
@@ -51,6 +52,8 @@ def show_general(report: Report) -> str:
     ]
     if report.driver:
         lines.append(f" driver: {report.driver}")
+    if report.cache is not None:
+        lines.append(f" flow cache: {_cache(report.cache)}")
     for version, source in ((4, report.settings.ip4_src_address), (6, report.settings.ip6_src_address)):
         if source is not None:
             lines.append(f" ip{version}-src-address: {source}")
@@ -64,6 +67,11 @@ def show_general(report: Report) -> str:
             f"  usage: {worker.flows} / {worker.capacity}",
         ]
     return _text(lines)
+
+
+def _cache(cache: CacheReport) -> str:
+    """In `show ku`."""
+    return f"on, {cache.flows} of {cache.capacity} flows" if cache.on else f"off ({cache.why})"
 
 
 def _timeouts(settings: Settings) -> str:
@@ -161,6 +169,7 @@ def to_json(report: Report) -> dict[str, Any]:
     """Everything in the report, as JSON takes it; keys are the words of the command language."""
     return {
         "driver": report.driver,
+        "cache": None if report.cache is None else asdict(report.cache),
         "settings": {
             "buckets": report.settings.buckets,
             "timeout": report.settings.timeout_s,

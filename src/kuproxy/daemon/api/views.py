@@ -167,6 +167,7 @@ class FlowView(View):
     state: str
     age_s: float
     expires_in_s: float
+    tier: str
 
 
 class FlowPage(View):
@@ -355,6 +356,7 @@ def flow_page(page: FlowList) -> FlowPage:
             state=flow.state.label,
             age_s=flow.age_s,
             expires_in_s=flow.expires_in_s,
+            tier=flow.tier,
         )
         for flow in page.flows
     ]

@@ -1,0 +1,245 @@
+"""The flow cache's maps as user space has them: entering flows, forbidding them at once, reading what was counted.
+
+Who may use a row again?  Nobody, until every program that could still look at it has ended: `erase` and then `fence`
+come first.  The fence is an update of a map of maps, after which the kernel waits for running programs
+(`maybe_wait_bpf_programs()`).
+
+With a keeper the maps outlive this process, and with them every cached flow; a successor takes them over.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import SteeringError
+from ..keeper.vault import Vault
+from .bpf import Map, MapKind
+from .cache_layout import KEY, LAYOUT, LEASE_ROW, ROW, VALUE, CountOf
+from .cache_program import ipv6_sum_probe
+from .keys import KeyBit
+from .links import KU0_MAC
+
+__all__ = ["ENDS", "MAX_ENTRIES", "CacheMaps", "CacheStats", "forget_left", "has_ipv6_sums"]
+
+MAX_ENTRIES = 1 << 22  # 1 GiB
+
+# The four ends of a flow: whom the client is and whom it addressed, the pod and whom that sees. Addresses have 16
+# bytes, IPv4 in the last four; ports are in network byte order.
+ENDS = np.dtype(
+    [
+        ("client", "u1", 16),
+        ("vip", "u1", 16),
+        ("pod", "u1", 16),
+        ("seen", "u1", 16),
+        ("client_port", ">u2"),
+        ("vip_port", ">u2"),
+        ("pod_port", ">u2"),
+        ("seen_port", ">u2"),
+        ("protocol", "u1"),
+        ("family", "u1"),  # 4 or 6
+    ]
+)
+
+_NAME = "cache"  # in the vault: cache/LAYOUT/ENTRIES/MAP
+_MAC = np.frombuffer(bytes.fromhex(KU0_MAC.replace(":", "")), np.uint8)
+
+
+class CacheStats(NamedTuple):
+    """Packets, over all CPUs; see CountOf."""
+
+    hits: int
+    closed: int
+    lapsed: int
+    failed: int
+
+
+def has_ipv6_sums() -> bool:
+    """Whether this kernel can change the checksum of an IPv6 packet that a device has summed; see `ipv6_sum_probe`."""
+    probe = ipv6_sum_probe().load()
+    try:
+        frame = bytes(12) + struct.pack(">H", 0x86DD) + bytes([0x60]) + bytes(5) + bytes([6]) + bytes(53)
+        return probe.test_run(frame).verdict == 1
+    finally:
+        probe.close()
+
+
+class CacheMaps:
+    """Room for `entries` directions, that is half as many flows.
+
+    `rows` is ROW[2 * (pairs + 1)], the kernel's own memory.  `adopted`: a predecessor has made all of it.
+    """
+
+    def __init__(self, entries: int, vault: Vault | None = None) -> None:
+        """Raises SteeringError where the kernel cannot."""
+        if not 2 <= entries <= MAX_ENTRIES:
+            raise ValueError(f"a flow cache has 2 to {MAX_ENTRIES} entries, not {entries}")
+        self.pairs = entries // 2
+        self._vault = vault if vault is not None else Vault()
+        self._all: dict[str, Map] = {}
+        rows = 2 * (self.pairs + 1)
+        names = {each: f"{_NAME}/{LAYOUT}/{self.pairs}/{each}" for each in ("flows", "rows", "cached")}
+        left = set(self._vault.names(f"{_NAME}/"))
+        self.adopted = left.issuperset(names.values())
+        if not self.adopted:
+            self._vault.drop(*left)
+        try:
+            self.flows = self._make(
+                MapKind.HASH, "flows", KEY.itemsize, VALUE.itemsize, 2 * self.pairs, names, fixed=True
+            )
+            self._rows = self._make(MapKind.ARRAY, "rows", 4, ROW.itemsize, rows, names, mapped=True)
+            self._counts = self._make(MapKind.PERCPU_ARRAY, "cached", 4, 8, len(CountOf), names)
+            # What is in it does not matter: it exists to be written.
+            self._outer = self._own(Map(MapKind.ARRAY_OF_MAPS, "ku_fence", 4, 4, 1, inner=self._counts))
+            try:
+                self._memory = mmap.mmap(self._rows.fd, rows * ROW.itemsize)
+            except OSError as error:
+                raise SteeringError(f"mapping BPF map 'ku_rows': {error.strerror}") from error
+        except BaseException:
+            self.close()
+            raise
+        self.rows: np.ndarray = np.frombuffer(self._memory, ROW)
+        self._kept = tuple(names.values())
+        self._vault.keep({names[each]: self._all[each].fd for each in names})
+
+    def _make(
+        self,
+        kind: MapKind,
+        name: str,
+        key_size: int,
+        value_size: int,
+        capacity: int,
+        names: dict[str, str],
+        *,
+        fixed: bool = False,
+        mapped: bool = False,
+    ) -> Map:
+        title = f"ku_{name}"
+        if self.adopted:
+            fd = self._vault.take(names[name])
+            made = Map.adopt(fd, kind, title, key_size, value_size, capacity)
+        else:
+            made = Map(kind, title, key_size, value_size, capacity, fixed=fixed, mapped=mapped)
+        self._all[name] = made
+        return made
+
+    def _own(self, made: Map) -> Map:
+        self._all[made.name] = made
+        return made
+
+    def by_name(self) -> dict[str, Map]:
+        """Those that the program wants."""
+        return {name: self._all[name] for name in ("flows", "rows", "cached")}
+
+    # --- flows ----------------------------------------------------------------------------------------------
+
+    def enter(self, pairs: np.ndarray, generations: np.ndarray, ends: np.ndarray) -> None:
+        """Write rows and entries of new flows, armed: packets with SYN, FIN or RST close them, none is rewritten yet.
+
+        int64[n] pairs that are free, uint32[n] generations that they never had, ENDS[n].  Raises SteeringError; then
+        some of them may have been entered, and have to be forbidden and erased.
+        """
+        four = ends["family"] == 4
+        for returning in (0, 1):
+            index = 2 * pairs + returning
+            rows = np.zeros(len(pairs), ROW)
+            rows["returning"], rows["protocol"] = returning, ends["protocol"]
+            rows["family"] = np.where(four, 0, int(KeyBit.IPV6))
+            rows["mac"] = _MAC
+            new_source, new_destination = ("seen", "pod") if not returning else ("vip", "client")
+            both = np.concatenate([ends[new_source], ends[new_destination]], axis=1)
+            both[four, :8] = np.concatenate(
+                [ends[new_source][four, 12:], ends[new_destination][four, 12:]], axis=1
+            )
+            both[four, 8:] = 0
+            rows["addresses"] = both
+            rows["source_port"] = ends[f"{new_source}_port"]
+            rows["destination_port"] = ends[f"{new_destination}_port"]
+            self.rows[index] = rows
+            self.rows["armed"][index] = generations
+        values = np.zeros((len(pairs), 2), VALUE)
+        values["row"] = np.stack([2 * pairs, 2 * pairs + 1], axis=1)
+        values["generation"] = generations[:, np.newaxis]
+        self.flows.write(self.keys(ends).tobytes(), values.tobytes(), 2 * len(pairs))
+
+    def allow(self, pairs: np.ndarray) -> None:
+        """From now on the program rewrites these flows' packets."""
+        for index in (2 * pairs, 2 * pairs + 1):
+            self.rows["live"][index] = self.rows["armed"][index]
+
+    def forbid(self, pairs: np.ndarray) -> None:
+        """No packet is rewritten by these any more, but for those that a program has in hand: see `fence`."""
+        for index in (2 * pairs, 2 * pairs + 1):
+            self.rows["live"][index] = 0
+            self.rows["armed"][index] = 0
+
+    @staticmethod
+    def keys(ends: np.ndarray) -> np.ndarray:
+        """KEY[n, 2]: what the flows' packets look like when they come, to the VIP and from the pod."""
+        keys = np.zeros((len(ends), 2), KEY)
+        for returning, (source, destination) in enumerate((("client", "vip"), ("pod", "seen"))):
+            key = keys[:, returning]
+            key["source"], key["destination"] = ends[source], ends[destination]
+            key["source_port"], key["destination_port"] = ends[f"{source}_port"], ends[f"{destination}_port"]
+            key["protocol"] = ends["protocol"]
+            key["family"] = np.where(ends["family"] == 4, 0, int(KeyBit.IPV6))
+        return keys
+
+    def keys_of(self, pairs: np.ndarray) -> np.ndarray:
+        """KEY[n, 2] of flows that were entered, as their rows tell it."""
+        there, back = self.rows[2 * pairs], self.rows[2 * pairs + 1]
+        ends = np.zeros(len(pairs), ENDS)
+        ends["protocol"] = there["protocol"]
+        four = there["family"] == 0
+        ends["family"] = np.where(four, 4, 6)
+        for row, source, destination in ((there, "seen", "pod"), (back, "vip", "client")):
+            for place, name in ((0, source), (1, destination)):
+                wide = row["addresses"][:, 16 * place : 16 * place + 16].copy()
+                wide[four] = 0
+                wide[four, 12:] = row["addresses"][four, 4 * place : 4 * place + 4]
+                ends[name] = wide
+            ends[f"{source}_port"] = row["source_port"]
+            ends[f"{destination}_port"] = row["destination_port"]
+        return self.keys(ends)
+
+    def erase(self, keys: np.ndarray) -> None:
+        """Take entries out, KEY[...]; those that are not there do no harm."""
+        self.flows.erase(keys.tobytes())
+
+    def fence(self) -> None:
+        """Return when every program that ran has ended: after that, what was erased and forbidden is out of use."""
+        self._outer.update({struct.pack("=I", 0): struct.pack("=I", self._counts.fd)})
+
+    def lease(self, until_ns: int) -> None:
+        """Let the program rewrite until then (CLOCK_MONOTONIC); 0: not now."""
+        self.rows["last_seen_ns"][LEASE_ROW] = until_ns
+
+    # --- what there is to say -------------------------------------------------------------------------------
+
+    def stats(self) -> CacheStats:
+        return CacheStats(*(self._count(index) for index in CountOf))
+
+    def _count(self, index: CountOf) -> int:
+        values = self._counts.lookup(struct.pack("=I", index)) or b""
+        return sum(struct.unpack(f"={len(values) // 8}Q", values))
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give back what is this process's; a keeper goes on holding what it keeps. Idempotent."""
+        for each in self._all.values():
+            each.close()
+        self._all.clear()
+
+    def drop(self) -> None:
+        """Let nothing be left."""
+        self.close()
+        self._vault.drop(*self._kept)
+
+
+def forget_left(vault: Vault) -> None:
+    """Have the keeper let go of a predecessor's maps, where there is no cache any more."""
+    vault.drop(*vault.names(f"{_NAME}/"))

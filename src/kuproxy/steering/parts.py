@@ -1,0 +1,51 @@
+"""What more than one of the programs does: whose packets are looked at, which replies count, and counting."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from llvmlite import ir
+
+from .emit import Program, i32, i64
+
+__all__ = ["count", "leave_to_others", "read_config", "require_mark"]
+
+_PACKET_HOST = 0  # include/uapi/linux/if_packet.h: addressed to us, not only overheard
+_VLAN_ID = 0x0FFF
+
+
+def leave_to_others(program: Program, foreign: ir.Block) -> None:
+    """Not ours: frames for other hosts, and frames with a VLAN id, which their VLAN's interface will see.
+
+    The kernel has already moved the tag from the frame to the context. Id 0 is a priority, not a VLAN.
+    """
+    program.require(program.equal(program.context("pkt_type"), _PACKET_HOST), otherwise=foreign)
+    tagged = program.nonzero(program.context("vlan_present"))
+    other_vlan = program.has_bits(program.context("vlan_tci"), _VLAN_ID)
+    program.go_if(program.build.and_(tagged, other_vlan), foreign)
+
+
+def read_config(program: Program, foreign: ir.Block) -> ir.Value:
+    """The word of `ConfigBit`s that user space sets."""
+    place = program.look_up("config", program.buffer(4))
+    program.require(program.nonzero(place), otherwise=foreign)  # never null, but the verifier wants to see it
+    return program.value(place, i32)
+
+
+def require_mark(program: Program, wanted: ir.Value, ifindex: ir.Value, foreign: ir.Block) -> None:
+    """The interface is marked for the family whose mark (keys.MARK4, MARK6; 32 bits) is wanted."""
+    key = program.buffer(4)
+    key.store(0, ifindex)
+    place = program.look_up("interfaces", key)
+    program.require(program.nonzero(place), otherwise=foreign)
+    marks = program.value(place, i32)
+    program.require(program.nonzero(program.build.and_(marks, wanted)), otherwise=foreign)
+
+
+def count(program: Program, counters: str, index: IntEnum) -> None:
+    """One more in a per-CPU array; interrupts of this kind do not nest, so a plain addition will do."""
+    key = program.buffer(4)
+    key.store(0, i32(index))
+    place = program.look_up(counters, key)
+    with program.when(program.nonzero(place)):
+        program.set_value(place, 0, program.build.add(program.value(place, i64), i64(1)))
