@@ -3,16 +3,32 @@
 from collections.abc import Callable
 
 from bench.harness import Case, Scale
-from bench.suites import control, graph, kubernetes, lookup, maglev, memory, policy, properties, vectors
+from bench.suites import (
+    control,
+    graph,
+    kubernetes,
+    live,
+    lookup,
+    maglev,
+    memory,
+    policy,
+    properties,
+    startup,
+    vectors,
+    workers,
+)
 
 SUITES: dict[str, Callable[[Scale], list[Case]]] = {
     "graph": graph.cases,
     "vectors": vectors.cases,
+    "workers": workers.cases,
     "lookup": lookup.cases,
     "maglev": maglev.cases,
     "control": control.cases,
     "policy": policy.cases,
     "kubernetes": kubernetes.cases,
     "memory": memory.cases,
+    "startup": startup.cases,
+    "live": live.cases,
     "properties": properties.cases,
 }
