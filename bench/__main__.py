@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import machine, results
+from bench import machine, plots, results
 from bench.harness import FULL, QUICK, TINY, Scale, chosen, measure
 from bench.suites import SUITES
 
@@ -20,6 +20,7 @@ def run_suite(name: str, scale: Scale, pattern: str, directory: Path, command: s
     figures = measure(cases, scale)
     description["load after"] = machine.describe()["load"]
     results.write_csv(directory / f"{name}.csv", description, command, figures)
+    plots.write_plots(directory, name, figures)
     print(f"## {name}\n\n{results.table(figures)}\n", flush=True)
     return len(figures)
 

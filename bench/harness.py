@@ -118,16 +118,18 @@ def chosen(cases: Iterable[Case], pattern: str) -> list[Case]:
 def measure(cases: list[Case], scale: Scale) -> list[Figure]:
     """All rounds of all cases, interleaved."""
     progress = sys.stderr.isatty()
-    for case in cases:
-        case.prepare()
-    for number in range(max((case.rounds(scale) for case in cases), default=0)):
+    try:
         for case in cases:
-            if number < case.rounds(scale):
-                case.samples.append(case.sample())
-            if progress:
-                print(f"\r\033[Kround {number + 1}: {case.name}", end="", file=sys.stderr, flush=True)
+            case.prepare()
+        for number in range(max((case.rounds(scale) for case in cases), default=0)):
+            for case in cases:
+                if number < case.rounds(scale):
+                    case.samples.append(case.sample())
+                if progress:
+                    print(f"\r\033[Kround {number + 1}: {case.name}", end="", file=sys.stderr, flush=True)
+    finally:
+        for case in cases:
+            case.finish()
     if progress:
         print("\r\033[K", end="", file=sys.stderr)
-    for case in cases:
-        case.finish()
     return [figure for case in cases for figure in case.figures()]

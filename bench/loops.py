@@ -76,7 +76,7 @@ def collect(frame, tables, state, rows, payload, out, stride, now):
         _load(frame, rows, payload, position, n, stride, 0)
         run_graph(frame, tables, state, now)
         for i in range(n):
-            memory.copy_bytes(out, (position + i) * ROW, frame.data, i * stride + HEADROOM, ROW)
+            memory.copy_bytes(out, (position + i) * ROW, frame.data, np.int64(frame.packets[i]["start"]), ROW)
         position += n
     return position
 

@@ -64,6 +64,8 @@ def write_summary(directory: Path) -> Path:
         machine, figures = read_csv(path)
         facts = "; ".join(f"{name} {value}" for name, value in machine.items() if name != "command")
         parts += ["", f"## {path.stem}", "", f"`{machine.get('command', '')}`", "", facts, "", table(figures)]
+        for picture in sorted(directory.glob(f"{path.stem}-*.svg")):
+            parts += ["", f"![{picture.stem}]({picture.name})"]
     target = directory / "SUMMARY.md"
     target.write_text("\n".join(parts) + "\n")
     return target

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
 import numpy as np
 
 from bench import loops
 from bench.traffic import POD4, POD_PORT, VIP4, VIP_PORT
-from kuproxy.codes import InterfaceFlag, Protocol, VipType
+from kuproxy.codes import Encap, InterfaceFlag, Protocol, VipType
 from kuproxy.control.compile import Compiler
 from kuproxy.control.store import Store
 from kuproxy.dataplane import flow_table
@@ -20,6 +20,15 @@ from kuproxy.model.vip import Pod, Vip, VipKey
 NOW = 1000  # ticks; the clock stands still while a case runs
 TIMEOUT_S = 4000  # no flow expires within a case
 POD_INTERFACE = 1  # where replies come in
+# By kind of VIP: family of the clients, and what its packets become.
+KINDS = {
+    "nat44": (4, VipType.IP4_NAT44, Encap.NAT),
+    "nat66": (6, VipType.IP6_NAT66, Encap.NAT),
+    "nat64": (6, VipType.IP6_NAT64, Encap.NAT),
+    "gre4": (4, VipType.IP4_NAT44, Encap.GRE),
+}
+_POOL = ip_network("198.18.0.0/24")  # what IPv6 clients are called at IPv4 pods
+_NAT46 = IPv6Network("64:ff9b:1::/96")
 
 
 def pod(family: int, number: int) -> Pod:
@@ -27,15 +36,17 @@ def pod(family: int, number: int) -> Pod:
     return Pod(IPv4Address(POD4 + number) if family == 4 else IPv6Address("2001::") + number)
 
 
-def make_vip(family: int, number: int, pods: Iterable[int], new_len: int) -> Vip:
-    """VIP `number` (UDP, one port) with these pods, of nat44 or nat66."""
+def make_vip(family: int, number: int, pods: Iterable[int], new_len: int, kind: str = "") -> Vip:
+    """VIP `number` (UDP, one port) with these pods, of one of KINDS, nat44 or nat66 by default."""
+    family, of_type, encap = KINDS[kind or ("nat44" if family == 4 else "nat66")]
     address = IPv4Address(VIP4 + number) if family == 4 else IPv6Address("9000::") + number
     return Vip(
         VipKey(ip_network(address), Protocol.UDP, VIP_PORT),
-        VipType.IP4_NAT44 if family == 4 else VipType.IP6_NAT66,
-        target_port=POD_PORT,
+        of_type,
+        target_port=POD_PORT if encap is Encap.NAT else VIP_PORT,
         new_len=new_len,
-        pods=tuple(pod(family, n) for n in pods),
+        pods=tuple(pod(int(of_type.pod_family), n) for n in pods),
+        encap=encap,
     )
 
 
@@ -60,6 +71,8 @@ class World:
         self.compiler = Compiler(self.engine.tables, decrement_ttl=True, any_node_address=False)
         self.store = Store()
         self.compiler.set_timeout(TIMEOUT_S)
+        self.compiler.set_translation(_NAT46, _POOL, (1024, 65535), 0)
+        self.compiler.set_tunnel_sources(ip_address("192.0.2.1"), None)
         self.compiler.set_interface(POD_INTERFACE, int(InterfaceFlag.NAT4_IN | InterfaceFlag.NAT6_IN))
         self.publish(vips)
 

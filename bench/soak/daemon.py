@@ -22,8 +22,10 @@ _ROLES = {"kuproxy.daemon.service": "control", "kuproxy.engine.worker": "worker"
 class Daemon:
     """One `ku daemon` on the node."""
 
-    def __init__(self, node: Host, directory: Path, files: list[Path]) -> None:
-        """Start it; returns when it is ready.  Raises KuError with its log."""
+    def __init__(
+        self, node: Host, directory: Path, files: list[Path], environment: dict[str, str] | None = None
+    ) -> None:
+        """Start it; returns when it is ready.  Raises KuError with its log.  `environment`: None, as ours."""
         self.socket, self._log = directory / "ku.sock", directory / "daemon.log"
         settings = directory / "kuproxy.toml"
         settings.write_text(
@@ -33,7 +35,7 @@ class Daemon:
         )
         words = (sys.executable, "-m", "kuproxy.keeper", "kuproxy.daemon.service", "--settings", str(settings))
         with self._log.open("wb") as log:
-            self.process = node.start(*words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = node.start(*words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         self.client = Client(str(self.socket))
         deadline = time.monotonic() + START_WITHIN_S
         while not self._is_ready():

@@ -8,7 +8,7 @@ from bench.harness import Case, Sample, Scale
 from bench.suites.graph import count_name
 from bench.world import World, make_vip, pod
 from kuproxy.control.compile import address_words
-from kuproxy.dataplane.maglev import fill_ring
+from kuproxy.dataplane.maglev import fill_ring, scratch
 
 
 def ring_of(numbers: range | list[int], slots: int) -> np.ndarray:
@@ -17,7 +17,7 @@ def ring_of(numbers: range | list[int], slots: int) -> np.ndarray:
     hi = np.array([w[0] for w in words], np.uint64)
     lo = np.array([w[1] for w in words], np.uint64)
     ring = np.zeros(slots, np.uint32)
-    fill_ring(hi, lo, np.array(numbers, np.uint32), np.empty((2, len(words)), np.uint32), ring)
+    fill_ring(hi, lo, np.array(numbers, np.uint32), scratch(len(words), slots), ring)
     return ring
 
 
@@ -35,13 +35,13 @@ class FillCase(Case):
         self._hi = np.array([w[0] for w in words], np.uint64)
         self._lo = np.array([w[1] for w in words], np.uint64)
         self._owners = np.arange(1, self._pods + 1, dtype=np.uint32)
-        self._walk = np.empty((2, self._pods), np.uint32)
+        self._work = scratch(self._pods, self._slots)
         self._ring = np.zeros(self._slots, np.uint32)
 
     def sample(self) -> Sample:
         self._ring[:] = 0
         begin = time.thread_time()
-        fill_ring(self._hi, self._lo, self._owners, self._walk, self._ring)
+        fill_ring(self._hi, self._lo, self._owners, self._work, self._ring)
         return {"fill": (time.thread_time() - begin) * 1e3}
 
 

@@ -12,8 +12,13 @@ from bench.__main__ import main
 from bench.suites import SUITES
 from packets import verify_checksums
 
+# They make network namespaces.
+NETNS = ("live", "startup")
 
-@pytest.mark.parametrize("suite", SUITES)
+
+@pytest.mark.parametrize(
+    "suite", [pytest.param(name, marks=pytest.mark.netns) if name in NETNS else name for name in SUITES]
+)
 def test_a_suite_writes_its_results(suite, tmp_path, capsys):
     assert main([suite, "--scale", "tiny", "--results", str(tmp_path)]) == 0
     path = tmp_path / f"{suite}.csv"
@@ -32,6 +37,7 @@ def test_a_suite_writes_its_results(suite, tmp_path, capsys):
     assert {len(row) for row in csv.reader(lines)} == {len(results.COLUMNS)}
     summary = (tmp_path / "SUMMARY.md").read_text()
     assert f"## {suite}" in summary
+    assert list(tmp_path.glob(f"{suite}-*.svg"))
     assert capsys.readouterr().out.count("| `") == len(figures)
 
 

@@ -21,20 +21,20 @@ def key(number: int) -> VipKey:
 def test_the_oldest_are_forgotten_when_there_is_no_room() -> None:
     history = RingHistory(most_slots=100)
     for number in range(5):
-        history.note(key(number), np.full(40, number, np.uint32), [(PODS[0], number)])
+        history.note(key(number), np.full(40, number, np.uint32), {PODS[0]: number})
     assert len(history) == 2
     assert history.former(key(2)) is None
     kept = history.former(key(4))
     assert kept is not None and kept.owners.tolist() == [4] * 40
-    history.note(key(4), None, [])
+    history.note(key(4), None, {})
     assert history.former(key(4)) is None, "its first ring has none before it"
-    history.note(key(3), np.zeros(101, np.uint32), [])
+    history.note(key(3), np.zeros(101, np.uint32), {})
     assert len(history) == 0, "a ring larger than everything together is not kept"
 
 
 def test_slots_that_moved_are_counted_by_pod() -> None:
     owners = np.array([1, 1, 2, 0, 9], np.uint32)
-    former = FormerRing(np.array([5, 2, 2, 2, 9], np.uint32), {5: PODS[0], 2: PODS[1], 9: PODS[2]})
+    former = FormerRing(np.array([5, 2, 2, 2, 9], np.uint32), {PODS[0]: 5, PODS[1]: 2, PODS[2]: 9})
     report = compare_rings(owners, {1: PODS[0], 2: PODS[1], 9: PODS[3]}, former)
     assert report.moved == 3, "the second, the fourth, and the last, whose index another pod has now"
     assert report.before is not None
@@ -45,7 +45,7 @@ def test_slots_that_moved_are_counted_by_pod() -> None:
 
 
 def test_rings_of_two_sizes_are_not_compared() -> None:
-    former = FormerRing(np.ones(4, np.uint32), {1: PODS[0]})
+    former = FormerRing(np.ones(4, np.uint32), {PODS[0]: 1})
     report = compare_rings(np.ones(8, np.uint32), {1: PODS[0]}, former)
     assert (report.before, report.moved) == (None, 0)
     assert [share.slots_before for share in report.shares] == [8]
@@ -90,7 +90,7 @@ def test_the_compiler_keeps_what_every_change_replaced() -> None:
 def test_a_report_draws_itself_for_notebooks() -> None:
     ring = np.array([1, 2, 2, 1], np.uint32)
     report = compare_rings(
-        ring, {1: PODS[0], 2: PODS[1]}, FormerRing(np.array([1, 1, 2, 1]), {1: PODS[0], 2: PODS[1]})
+        ring, {1: PODS[0], 2: PODS[1]}, FormerRing(np.array([1, 1, 2, 1]), {PODS[0]: 1, PODS[1]: 2})
     )
     picture = report._repr_svg_()
     assert picture.startswith("<svg") and "1 moved by the last change" in picture

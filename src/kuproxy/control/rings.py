@@ -7,7 +7,7 @@ last.  Pods are compared by address and port: indices are used again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,12 @@ class FormerRing:
     """The owners before the last change; `owners` is uint32[slots] of pod indices as of then."""
 
     owners: np.ndarray
-    pods: Mapping[int, Pod]  # by index
+    indices: Mapping[Pod, int]
+
+    @property
+    def pods(self) -> dict[int, Pod]:
+        """By index. Turned round only when somebody asks, which is rare; changes are not."""
+        return {index: pod for pod, index in self.indices.items()}
 
 
 class RingHistory:
@@ -38,13 +43,13 @@ class RingHistory:
     def __len__(self) -> int:
         return len(self._rings)
 
-    def note(self, key: VipKey, owners: np.ndarray | None, pods: Iterable[tuple[Pod, int]]) -> None:
-        """The VIP is about to get another ring; `owners`: its present one, or None without one."""
+    def note(self, key: VipKey, owners: np.ndarray | None, pods: Mapping[Pod, int]) -> None:
+        """The VIP is about to get another ring; `owners`: its present one or None, `pods`: their indices."""
         self.forget(key)
         if owners is None or len(owners) > self._most:
             return
         # Of all pods, though some may own nothing: whose index it was must still be known.
-        self._rings[key] = FormerRing(owners.copy(), {index: pod for pod, index in pods})
+        self._rings[key] = FormerRing(owners.copy(), dict(pods))
         self._slots += len(owners)
         while self._slots > self._most:
             self.forget(next(iter(self._rings)))

@@ -178,7 +178,7 @@ class Store:
             current = self._vips.get(key)
             if current is None:
                 added.append(vip)
-            elif current != vip:
+            elif current is held.get(key) or current != vip:  # what it holds has been compared before
                 changed.append((current, vip))
             self._vips[key] = vip
             if vip.node_port:

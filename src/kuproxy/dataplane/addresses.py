@@ -3,7 +3,7 @@
 import numpy as np
 
 from kuproxy.dataplane._jit import helper
-from kuproxy.dataplane.memory import load32, load64
+from kuproxy.dataplane.memory import load8, load32, load64
 from kuproxy.wire import ipv4, ipv6
 
 _ZERO = np.uint64(0)
@@ -33,4 +33,4 @@ def destination(data, packet):
 def ttl_of(data, packet):
     """TTL or hop limit."""
     l3 = np.int64(packet["start"]) + np.int64(packet["l3"])
-    return int(data[l3 + (ipv4.TTL if packet["family"] == 4 else ipv6.HOP_LIMIT)])
+    return load8(data, l3 + (ipv4.TTL if packet["family"] == 4 else ipv6.HOP_LIMIT))

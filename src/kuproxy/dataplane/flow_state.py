@@ -9,6 +9,7 @@ import numpy as np
 from kuproxy.codes import FlowFlag, FlowState, PacketFlag, Protocol
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.layout import T_FLOW_TIMEOUT, W_STATES
+from kuproxy.dataplane.memory import load8
 from kuproxy.wire import l4
 
 _LATER = int(PacketFlag.LATER_FRAGMENT)
@@ -30,7 +31,7 @@ def tcp_bits(data, packet):
     """The flags of a TCP segment; -1 for other protocols and for later fragments, which do not hold them."""
     if packet["protocol"] != Protocol.TCP.value or np.int64(packet["flags"]) & _LATER:
         return np.int64(-1)
-    return np.int64(data[np.int64(packet["start"]) + np.int64(packet["l4"]) + l4.TCP_FLAGS])
+    return load8(data, np.int64(packet["start"]) + np.int64(packet["l4"]) + l4.TCP_FLAGS)
 
 
 @helper

@@ -2,6 +2,9 @@
 
 A vector visits the nodes one after another; a node takes the packets that wait in its queue and hands each to the queue
 of a later node, or ends it. Vectors without packets for a node pay one comparison for it.
+
+The nodes that nearly every packet visits are inlined (`@helper`): a call hands over some 150 words of arrays, which a
+vector of one packet pays as well as one of 192.
 """
 
 import numpy as np

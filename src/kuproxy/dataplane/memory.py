@@ -199,7 +199,7 @@ if not COMPILED:
 
         return swap
 
-    load16, load32, load64 = _py_load(2), _py_load(4), _py_load(8)
+    load8, load16, load32, load64 = _py_load(1), _py_load(2), _py_load(4), _py_load(8)
     store16, store32, store64 = _py_store(2), _py_store(4), _py_store(8)
     acquire32, acquire64, release32, release64 = load32, load64, store32, store64
     swap16, swap32, swap64 = _py_swap(2), _py_swap(4), _py_swap(8)
@@ -261,7 +261,7 @@ elif BOUNDS_CHECKED:
         _ = array[np.uint64(index)]
         return _compare_and_swap64(array, index, old, new)
 
-    load16, load32, load64 = (_checked_load(_make_load(bits), bits // 8) for bits in (16, 32, 64))
+    load8, load16, load32, load64 = (_checked_load(_make_load(bits), bits // 8) for bits in (8, 16, 32, 64))
     store16, store32, store64 = (_checked_store(_make_store(bits), bits // 8) for bits in (16, 32, 64))
     acquire32, acquire64 = (_checked_load(_make_load(bits, True), bits // 8) for bits in (32, 64))
     release32, release64 = (_checked_store(_make_store(bits, True), bits // 8) for bits in (32, 64))
@@ -272,7 +272,7 @@ elif BOUNDS_CHECKED:
     fence = _fence
 
 else:
-    load16, load32, load64 = (_make_load(bits) for bits in (16, 32, 64))
+    load8, load16, load32, load64 = (_make_load(bits) for bits in (8, 16, 32, 64))
     store16, store32, store64 = (_make_store(bits) for bits in (16, 32, 64))
     acquire32, acquire64 = (_make_load(bits, True) for bits in (32, 64))
     release32, release64 = (_make_store(bits, True) for bits in (32, 64))

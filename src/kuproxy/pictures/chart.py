@@ -110,9 +110,16 @@ def lines_svg(
 
 
 def bars_svg(
-    bars: Sequence[tuple[str, float]], *, title: str, unit: str = "", even: float | None = None
+    bars: Sequence[tuple[str, float]],
+    *,
+    title: str,
+    unit: str = "",
+    even: float | None = None,
+    names_px: int = 220,
 ) -> str:
     """A bar for each (name, value), values not negative; a line at `even`, what each would have if all had the same.
+
+    Names have `names_px` pixels, some seven a letter.
 
     Of more than 200 the first are drawn, and the caption says so.  Raises ValueError without any bar.
     """
@@ -120,7 +127,7 @@ def bars_svg(
         raise ValueError("no bars to draw")
     drawn = bars[:_MOST_BARS]
     most = max(*(value for _, value in drawn), even or 0.0) or 1.0
-    left, room = 220, _WIDTH - 220 - 110
+    left, room = names_px, _WIDTH - names_px - 110
     parts = [f'<text x="0" y="16" font-size="13" font-weight="600">{text(title)}</text>']
     for number, (name, value) in enumerate(drawn):
         y = 28 + number * _BAR

@@ -1,9 +1,11 @@
 """IPv4 (RFC 791): field offsets from the header's start, and the checks a router owes (RFC 1812 section 5.2.2)."""
 
+import numpy as np
+
 from kuproxy.codes import Reason
 from kuproxy.dataplane._jit import helper
-from kuproxy.dataplane.checksum import fold, sum_bytes
-from kuproxy.dataplane.memory import load16, load32, swap16
+from kuproxy.dataplane.checksum import sum_bytes
+from kuproxy.dataplane.memory import load8, load16, load32, swap16
 
 HEADER = 20
 TOS = 1
@@ -16,6 +18,8 @@ CHECKSUM = 10
 SOURCE = 12
 DESTINATION = 16
 
+_ALL_ONES = np.uint64(0xFFFF)
+
 MORE_FRAGMENTS = 0x2000
 DONT_FRAGMENT = 0x4000
 OFFSET_MASK = 0x1FFF
@@ -24,7 +28,7 @@ OFFSET_MASK = 0x1FFF
 @helper
 def header_length(data, l3):
     """Bytes of header, as the header tells."""
-    return (int(data[l3]) & 0x0F) << 2
+    return (load8(data, l3) & 0x0F) << 2
 
 
 @helper
@@ -32,7 +36,7 @@ def check(data, l3, left):
     """Reason.NONE, or why the `left` bytes at `l3` are no IPv4 packet."""
     if left < HEADER:
         return Reason.TRUNCATED_IPV4.value
-    first = int(data[l3])
+    first = load8(data, l3)
     if first >> 4 != 4:
         return Reason.BAD_VERSION.value
     length = (first & 0x0F) << 2
@@ -48,6 +52,7 @@ def check(data, l3, left):
         words += load32(data, l3 + 16)
     else:
         words = sum_bytes(data, l3, length)
-    if fold(words) != 0xFFFF:
+    # The sum folds to 0xffff exactly if that divides it: it is not 0.
+    if np.uint64(words) % _ALL_ONES != 0:
         return Reason.BAD_IPV4_CHECKSUM.value
     return Reason.NONE.value

@@ -2,7 +2,7 @@
 
 from kuproxy.codes import Protocol, Reason
 from kuproxy.dataplane._jit import helper
-from kuproxy.dataplane.memory import load16, swap16
+from kuproxy.dataplane.memory import load8, load16, swap16
 
 SOURCE_PORT = 0
 DESTINATION_PORT = 2
@@ -53,7 +53,7 @@ def check(data, l4, end, family, protocol, fragment):
     if left < needed:
         return Reason.FRAGMENT_FIRST_TOO_SHORT.value if fragment else Reason.TRUNCATED_L4.value
     if protocol == Protocol.TCP.value:
-        size = (int(data[l4 + TCP_OFFSET]) >> 4) << 2
+        size = (load8(data, l4 + TCP_OFFSET) >> 4) << 2
         if size < TCP_HEADER or size > left:
             return Reason.BAD_L4_LENGTH.value
     elif protocol == Protocol.UDP.value:

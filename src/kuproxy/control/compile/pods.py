@@ -7,8 +7,9 @@ import numpy as np
 
 from kuproxy.codes import Origin, PodFlag
 from kuproxy.control.compile.entries import MatchEntries, reference_place
+from kuproxy.control.compile.members import Members, difference
 from kuproxy.control.compile.records import Draining, Ring, VipRecord
-from kuproxy.control.compile.rings import fill, fill_equal
+from kuproxy.control.compile.rings import fill, fill_columns, fill_equal
 from kuproxy.control.compile.words import HOST, Words, address_words, key_word, word_columns
 from kuproxy.control.rings import RingHistory
 from kuproxy.dataplane.layout import (
@@ -22,7 +23,7 @@ from kuproxy.dataplane.layout import (
     Tables,
 )
 from kuproxy.dataplane.writer import Arena, IndexPool
-from kuproxy.model.vip import Address, Pod, Vip, VipKey
+from kuproxy.model.vip import DEFAULT_WEIGHT, Address, Pod, Vip, VipKey
 
 _POD_ID = attrgetter("id")
 
@@ -125,6 +126,46 @@ class PodRows(MatchEntries):
     def bounds(self) -> tuple[int, int]:
         """One more than the highest index of a VIP, and of a pod, that was ever given out."""
         return self._vip_indices.bound, self._pod_indices.bound
+
+    def _exchange_pods(self, record: VipRecord, old: Vip, new: Vip) -> bool:
+        """`_set_pods` for a few of many pods that are alike: its cost follows the change, but for the ring's.
+
+        False, and nothing is done, where they are not, or something else has changed about them.
+        """
+        members = record.members
+        if (
+            members is None
+            or old.outside_pods is not None
+            or new.outside_pods is not None
+            or old.target_port != new.target_port
+            or old.new_len != new.new_len
+        ):
+            return False
+        gone, come = difference(old.pods, new.pods)
+        if any(pod.port or pod.weight != DEFAULT_WEIGHT for pod in (*gone, *come)) or not new.pods:
+            return False
+        if not (gone or come):
+            return True
+        named = [Pod(pod.address, new.target_port) for pod in come]
+        revived = [pod for pod in named if pod in record.draining]
+        for pod in revived:
+            index = record.pods[pod] = self._revive(record, pod)
+            self.tables.pods[index]["flags"] = int(PodFlag.USED)
+        fresh = [pod for pod in named if pod not in record.pods]
+        record.pods.update(self._add_pods(record, fresh, dict.fromkeys(fresh, int(PodFlag.USED))))
+        for pod in named:
+            members.join(pod, record.pods[pod])
+        left = [Pod(pod.address, old.target_port) for pod in gone]
+        for pod in left:
+            members.leave(pod)
+        self._note_ring(record)
+        former, ring = record.ring, Ring(0, record.vip.new_len.bit_length() - 1)
+        ring.offset = self._rings.allocate(ring.block_log2)
+        fill_columns(members.hi, members.lo, members.owners, self._ring_view(ring, RING_INSIDE))
+        self._go_live(record, ring, former)
+        for pod in left:
+            self._drain(record, pod)
+        return True
 
     def _set_pods(self, record: VipRecord, vip: Vip) -> None:
         if not (vip.all_pods or record.pods or record.ring):
@@ -294,9 +335,8 @@ class PodRows(MatchEntries):
         The pods of `vip` (None: there are none) are all in record.pods; those of weight 0 get no slot.
         """
         old = record.ring
-        former = None if old is None or old.kind == RING_OUTSIDE else self._ring_view(old, RING_INSIDE)
-        self.former_rings.note(record.vip.key, former, record.pods.items())
-        record.ring = None
+        self._note_ring(record)
+        record.ring = record.members = None
         outside = vip.outside_pods if vip is not None else None
         groups = {RING_INSIDE: vip.pods if vip is not None else (), RING_OUTSIDE: outside or ()}
         placed = {which: self._in_order(record, each) for which, each in groups.items()}
@@ -306,12 +346,24 @@ class PodRows(MatchEntries):
             ring = record.ring = Ring(0, log2, 0 if outside is None else sum(members))
             ring.offset = self._rings.allocate(ring.block_log2)
             pods, owners = placed[RING_INSIDE]
+            record.members = Members.of(pods, owners) if outside is None else None
             if self._in_bulk and outside is None and all(pod.weight == pods[0].weight for pod in pods):
                 self._waiting_rings.append((record, pods, owners))
                 return  # a new VIP, which has no former ring
             for which, (pods, owners) in members.items():
                 fill(pods, np.array(owners, np.uint32), self._ring_view(ring, which))
-        self.tables.vips[record.index]["ring"] = record.ring.word if record.ring else 0
+        self._go_live(record, record.ring, old)
+
+    def _note_ring(self, record: VipRecord) -> None:
+        """Keep what is about to be replaced."""
+        ring = record.ring
+        former = None if ring is None or ring.kind == RING_OUTSIDE else self._ring_view(ring, RING_INSIDE)
+        self.former_rings.note(record.vip.key, former, record.pods)
+
+    def _go_live(self, record: VipRecord, ring: Ring | None, old: Ring | None) -> None:
+        """One word; the old ring is free when nobody can see it any more."""
+        record.ring = ring
+        self.tables.vips[record.index]["ring"] = ring.word if ring else 0
         if old is not None:
             self._retire(lambda: self._rings.free(old.offset, old.block_log2))
 

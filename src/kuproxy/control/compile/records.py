@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from kuproxy.control.compile.members import Members
 from kuproxy.dataplane.layout import RING_SPLIT
 from kuproxy.model.vip import Pod, Vip
 
@@ -42,6 +43,7 @@ class VipRecord:
     draining: dict[Pod, int] = field(default_factory=dict)
     flushed: dict[int, Pod] = field(default_factory=dict)  # removed, by index; their flows end
     ring: Ring | None = None
+    members: Members | None = None  # of the ring, where they are many and alike
     ranges: Block | None = None
     node_port: int = 0  # that is entered
     removed: bool = False

@@ -7,20 +7,26 @@ import numpy as np
 
 from kuproxy.control.compile.records import Ring
 from kuproxy.control.compile.words import word_columns
-from kuproxy.dataplane.maglev import fill_ring, fill_rings, fill_weighted
+from kuproxy.dataplane.maglev import fill_ring, fill_rings, fill_weighted, scratch
 from kuproxy.model.vip import Pod
 
 
 def fill(pods: Sequence[Pod], owners: np.ndarray, ring: np.ndarray) -> None:
     """Write the new-flow table of `pods` (in order, none of weight 0) into `ring`, as the numbers in `owners`."""
     hi, lo = word_columns(pods)
-    walk = np.empty((2, len(pods)), np.uint32)
+    work = scratch(len(pods), len(ring))
     ring[:] = 0
     weights = np.array([pod.weight for pod in pods], np.uint32)
     if len(pods) == 0 or (weights == weights[0]).all():
-        fill_ring(hi, lo, owners, walk, ring)
+        fill_ring(hi, lo, owners, work, ring)
     else:
-        fill_weighted(hi, lo, weights, owners, walk, ring)
+        fill_weighted(hi, lo, weights, owners, work, ring)
+
+
+def fill_columns(hi: np.ndarray, lo: np.ndarray, owners: np.ndarray, ring: np.ndarray) -> None:
+    """The same of pods that weigh the same, from their columns: `address_words`, uint64[n], and uint32[n]."""
+    ring[:] = 0
+    fill_ring(hi, lo, owners, scratch(len(owners), len(ring)), ring)
 
 
 def fill_equal(
@@ -29,13 +35,13 @@ def fill_equal(
     """Write many new-flow tables of pods that weigh the same, none of them empty: each into its place in `rings`."""
     hi, lo = word_columns(pod for each in pods for pod in each)
     sizes = [len(each) for each in pods]
-    walk = np.empty((2, max(sizes, default=0)), np.uint32)
+    work = scratch(max(sizes, default=0), 1 << max((place.log2 for place in places), default=0))
     fill_rings(
         hi,
         lo,
         np.fromiter(itertools.chain.from_iterable(owners), np.uint32),
         np.cumsum(sizes, dtype=np.int64),
-        walk,
+        work,
         rings,
         np.array([place.offset for place in places], np.int64),
         np.array([1 << place.log2 for place in places], np.int64),

@@ -131,7 +131,7 @@ class VipRows(PodRows):
         record.vip = new
         self.touched[record.index] = record
         row = self.tables.vips[record.index]
-        if (
+        if not self._exchange_pods(record, old, new) and (
             old.pods != new.pods
             or old.outside_pods != new.outside_pods
             or old.target_port != new.target_port

@@ -311,7 +311,7 @@ def _prepare(frame, tables, state):
         packet["slot"] = guess + 1
 
 
-@kernel
+@helper
 def kp_balance(frame, tables, state, now):
     """Decide for every waiting packet."""
     _prepare(frame, tables, state)

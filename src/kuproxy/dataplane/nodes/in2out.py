@@ -7,7 +7,7 @@ import numpy as np
 
 from kuproxy.codes import Node, Outcome, Reason
 from kuproxy.dataplane import flow_table
-from kuproxy.dataplane._jit import helper, kernel
+from kuproxy.dataplane._jit import helper
 from kuproxy.dataplane.addresses import destination, source, ttl_of
 from kuproxy.dataplane.flow_state import tcp_bits, touch
 from kuproxy.dataplane.graph_queue import SEND_TIME_EXCEEDED, answer, count, finish
@@ -110,13 +110,13 @@ def _in2out(frame, tables, state, now, node):
         count(state, node, _IN2OUT, restored)
 
 
-@kernel
+@helper
 def kp_nat4_in2out(frame, tables, state, now):
     """IPv4 replies."""
     _in2out(frame, tables, state, now, Node.NAT4_IN2OUT.value)
 
 
-@kernel
+@helper
 def kp_nat6_in2out(frame, tables, state, now):
     """IPv6 replies."""
     _in2out(frame, tables, state, now, Node.NAT6_IN2OUT.value)

@@ -6,11 +6,11 @@ Fills family, protocol, l3, l4, end, ports, hash and the fragment flags (docs/fo
 import numpy as np
 
 from kuproxy.codes import Node, Outcome, PacketFlag, Reason
-from kuproxy.dataplane._jit import helper, kernel
+from kuproxy.dataplane._jit import helper
 from kuproxy.dataplane.graph_queue import enqueue, finish
 from kuproxy.dataplane.hash import hash_ipv4, hash_ipv6, ports_word_at
 from kuproxy.dataplane.layout import META_COUNT, W_RECEIVED
-from kuproxy.dataplane.memory import load16, prefetch, swap16
+from kuproxy.dataplane.memory import load8, load16, prefetch, swap16
 from kuproxy.wire import ethernet, ipv4, ipv6, l4
 
 _NODE = int(Node.INPUT)
@@ -35,7 +35,7 @@ def _parse_ipv4(data, packet, start, l3, left):
         if field & ipv4.OFFSET_MASK:
             flags |= _LATER
     end = l3 + swap16(load16(data, l3 + ipv4.TOTAL_LENGTH))
-    return reason, int(data[l3 + ipv4.PROTOCOL]), l3 + ipv4.header_length(data, l3), end, flags
+    return reason, load8(data, l3 + ipv4.PROTOCOL), l3 + ipv4.header_length(data, l3), end, flags
 
 
 @helper
@@ -80,8 +80,8 @@ def _parse(data, packet):
             return reason
         if l4.has_ports(protocol):
             word = ports_word_at(data, l4_at)
-            packet["src_port"] = swap16(load16(data, l4_at + l4.SOURCE_PORT))
-            packet["dst_port"] = swap16(load16(data, l4_at + l4.DESTINATION_PORT))
+            packet["src_port"] = swap16(np.int64(word >> np.uint64(16)))
+            packet["dst_port"] = swap16(np.int64(word & np.uint64(0xFFFF)))
     packet["family"] = family
     packet["protocol"] = protocol
     packet["l3"] = offset
@@ -94,7 +94,7 @@ def _parse(data, packet):
     return Reason.NONE.value
 
 
-@kernel
+@helper
 def kp_input(frame, tables, state, now):
     """Parse every packet of the frame."""
     data = frame.data

@@ -101,7 +101,7 @@ def _prepare(frame, tables, location):
         )
 
 
-@kernel
+@helper
 def kp_lookup(frame, tables, state, now):
     """Classify every waiting packet."""
     packets = frame.packets

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kuproxy.codes import Node, Outcome, Reason
-from kuproxy.dataplane._jit import kernel
+from kuproxy.dataplane._jit import helper
 from kuproxy.dataplane.graph_queue import count, finish
 from kuproxy.dataplane.layout import T_DECREMENT_TTL, W_OUTCOMES
 from kuproxy.dataplane.rewrite import port_is_fixed, rewrite_ipv4
@@ -14,7 +14,7 @@ _TRANSMIT = int(Outcome.TRANSMIT)
 _FORWARDED = int(Reason.FORWARDED)
 
 
-@kernel
+@helper
 def kp4_nat4(frame, tables, state, now):
     """Destination address and port, checksums, TTL."""
     decrement = np.int64(tables.header[T_DECREMENT_TTL])
