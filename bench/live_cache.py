@@ -128,7 +128,7 @@ def nftables() -> Iterator[Any]:
     with world() as made:
         rules = (
             "table ip kube { chain pre { type nat hook prerouting priority -100; "
-            f"ip daddr {VIP} tcp dport {PORT} dnat to {made.endpoints[0].ipv4}:{PORT} }} }}"
+            f"ip daddr {VIP} tcp dport {PORT} dnat to {made.endpoints[0].ipv4}:{PORT}; }}; }}"
         )
         words = ["ip", "netns", "exec", made.node.name, "nft", rules]
         subprocess.run(words, check=True, timeout=10)
