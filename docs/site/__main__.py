@@ -57,6 +57,8 @@ def assemble(pages: Path) -> None:
     (pages / "bench/results").mkdir(parents=True)
     for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "bench/results/SUMMARY.md"):
         shutil.copy(ROOT / name, pages / name)
+    for picture in (ROOT / "bench/results").glob("*.svg"):
+        shutil.copy(picture, pages / "bench/results")
     shutil.copy(HERE / "index.md", pages)
     for folder in ("reference", "drawings"):
         (pages / "docs" / folder).mkdir()
