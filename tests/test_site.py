@@ -108,7 +108,14 @@ def browser() -> Iterator[object]:
         opened.close()
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1500), ("light", 420)])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        ("light", 1280),
+        pytest.param("dark", 1500, marks=pytest.mark.long),  # half a minute each
+        pytest.param("light", 420, marks=pytest.mark.long),
+    ],
+)
 def test_every_page_in_chromium(site: Path, browser: object, scheme: str, width: int) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     troubles: list[str] = []
