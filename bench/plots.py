@@ -34,7 +34,8 @@ def draw(suite: str, figures: list[Figure]) -> dict[str, str]:
     for (metric, unit), members in groups.items():
         labels = _labels([figure.case for figure in members])
         bars = [(label, max(0.0, figure.median)) for label, figure in zip(labels, members, strict=True)]
-        name = "-".join("".join(c if c.isalnum() else " " for c in f"{suite} {metric} {unit}").split())
+        words = "".join(c if c.isalnum() else " " for c in f"{metric} {unit}").split()
+        name = "-".join([suite, *words])
         width = min(_MOST_PX, 16 + _LETTER_PX * max(map(len, labels)))
         pictures[f"{name}.svg"] = bars_svg(
             bars, title=f"{suite}: {metric}, {unit}, median", unit=unit, names_px=width
