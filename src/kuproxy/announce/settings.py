@@ -5,7 +5,6 @@ Read by the daemon with everything else, and by the speakers alone, which need n
 
 from __future__ import annotations
 
-import tomllib
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from msgspec import Meta
 
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.model.vip import Address, Prefix, parse_prefix
+from kuproxy.toml import read_toml
 
 __all__ = ["Announce", "Bgp", "Layer2", "Neighbor", "check_announce", "load_announce", "read_announce"]
 
@@ -145,12 +145,7 @@ def read_announce(content: dict[str, Any], file: str) -> Announce:
 
 def load_announce(path: Path) -> tuple[Announce, str]:
     """What a speaker needs of the daemon's file: the table, and the API's socket.  Raises ConfigError."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(Problem(f"cannot be read: {error.strerror}", str(path))) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(Problem(f"is not TOML: {error}", str(path))) from None
+    content = read_toml(path)
     table = content.get("announce")
     if not isinstance(table, dict):
         hint = "docs/announcing.md says what belongs there"

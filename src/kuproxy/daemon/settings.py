@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import grp
 import os
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from kuproxy.daemon.driver import DriverChoice
 from kuproxy.daemon.flow_cache import CacheChoice
 from kuproxy.daemon.log import LogFormat
 from kuproxy.errors import ConfigError, Problem
+from kuproxy.toml import read_toml
 
 __all__ = ["DEFAULT_SOCKET", "DaemonSettings", "group_id", "load_settings"]
 
@@ -115,12 +115,7 @@ def load_settings(path: Path | None) -> DaemonSettings:
     """
     if path is None:
         return DaemonSettings()
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(Problem(f"cannot be read: {error.strerror}", str(path))) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(Problem(f"is not TOML: {error}", str(path))) from None
+    content = read_toml(path)
     unknown = _unknown(content, DaemonSettings, "")
     if unknown:
         raise ConfigError(Problem(p.message, str(path), p.line, p.field, p.hint) for p in unknown)
