@@ -21,7 +21,7 @@ from typing import Any
 
 from kuproxy.codes import Family
 from kuproxy.control.book import Claimant, Difference
-from kuproxy.control.policy import node_port_networks, pod_traffic
+from kuproxy.control.policy import node_port_networks, pod_ranges
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.decide import Decider, HealthCheck, read_node, read_service_cidrs
 from kuproxy.daemon.memory import settle
@@ -35,7 +35,7 @@ from kuproxy.kube.pace import Pace
 from kuproxy.kube.reader import Finding
 from kuproxy.model.node import NodeInfo, NodeView, ProxySettings
 from kuproxy.model.service import ServiceObjects
-from kuproxy.model.vip import Address, VipKey
+from kuproxy.model.vip import Address, Prefix, VipKey
 
 __all__ = [
     "SOURCE",
@@ -153,6 +153,7 @@ class KubernetesSource:
         self._programmer = Programmer(controller, SOURCE)
         self._decider = Decider()
         self._troubles: dict[Claimant, tuple[str, ...]] = {}
+        self._found_pods: tuple[Prefix, ...] | None = None  # None: the view's prefixes say who is a pod
         self._refused_services: set[Claimant] = set()
         self._cluster: Cluster | None = None
         self._watcher: Watcher | None = None
@@ -286,7 +287,7 @@ class KubernetesSource:
         self.view = view
         addresses = [view.node.address(family) for family in Family]
         masquerade = tuple(address for address in addresses if address is not None)
-        pods = tuple(prefix for family in Family for prefix in pod_traffic(view, family).prefixes)
+        pods = pod_ranges(view) if self._found_pods is None else self._found_pods
         try:
             self._controller.set_node(masquerade, node_port_networks(view), pods)
         except KuError as error:  # services are served nonetheless
@@ -294,6 +295,11 @@ class KubernetesSource:
         for listener in self.listeners.view:
             listener(view)
         return True
+
+    def follow_pods(self, found: tuple[Prefix, ...]) -> None:
+        """Who is a pod of this node, where interfaces say it."""
+        self._found_pods = found
+        self._controller.set_pods(found)
 
     def _begin(self) -> None:
         """Everything is in the store for the first time."""

@@ -13,11 +13,12 @@ import numpy as np
 
 from kuproxy.codes import PodFlag, VipFlag
 from kuproxy.control.compile.entries import reference_place
-from kuproxy.control.compile.pods import pod_flags, reply_place
+from kuproxy.control.compile.pods import pod_flags
 from kuproxy.control.compile.records import Block, Draining, Ring, VipRecord
 from kuproxy.control.compile.recover import pod_at, ranges_at, ring_of, vip_at, vip_rows
 from kuproxy.control.compile.vips import VipRows
 from kuproxy.control.compile.words import HOST, address_words, key_word, prefix_length, words_address
+from kuproxy.control.places import Places, place_of
 from kuproxy.control.store import Changes
 from kuproxy.dataplane.layout import (
     KIND_ADDRESS,
@@ -111,7 +112,7 @@ class Compiler(VipRows):
                 continue
             record = VipRecord(index, vip, ring=ring, removed=not used)
             record.ranges = ranges_at(tables, int(row["ranges"]), int(row["family"]))[0] if used else None
-            record.pods = pods
+            record.pods = Places(pods)
             self._by_index[index] = record
             self._drain_holders(record, held)
             if used:
@@ -231,13 +232,13 @@ class Compiler(VipRows):
     def _adopt_chains(self, entries: Entries) -> None:
         """Pods with the same replies, in the order in which they are linked; others go before them all."""
         heads = self._match.items()
-        members: dict[int, list[int]] = {}  # by reply_place
+        members: dict[int, list[int]] = {}  # by place_of
         pods: dict[int, Pod] = {}
         for record in self._by_index.values():
             pods |= {index: pod for pod, index in (*record.pods.items(), *record.draining.items())}
             pods |= record.flushed
         for index, pod in sorted(pods.items()):
-            members.setdefault(reply_place(pod), []).append(index)
+            members.setdefault(place_of(pod), []).append(index)
         for place, indices in members.items():
             (hi, lo), word = self._reply_key(pods[indices[0]])
             entry = int(hi), int(lo), int(word)
