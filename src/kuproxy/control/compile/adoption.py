@@ -50,6 +50,7 @@ class Compiler(VipRows):
     def __init__(self, tables: Tables, *, decrement_ttl: bool, any_node_address: bool):
         super().__init__(tables, decrement_ttl=decrement_ttl, any_node_address=any_node_address)
         self._orphans: dict[VipKey, VipRecord] = {}
+        self._claimed: set[VipKey] = set()  # orphans that somebody has asked for since
 
     @property
     def orphans(self) -> int:
@@ -263,14 +264,24 @@ class Compiler(VipRows):
     # ---------------------------------------------------------------------------------------------- going on
 
     def apply(self, changes: Changes) -> int:
-        """Publish; what is asked for and served already goes on being served, changed where it differs."""
-        if not self._orphans:
+        """Publish; what is asked for and served already goes on being served, changed where it differs.
+
+        What was asked for and is so no more, before all sources have spoken, is an orphan again: it may have been asked
+        for in a change that was refused and taken back, and comes with the next.
+        """
+        if not (self._orphans or self._claimed):
             return super().apply(changes)
+        for vip in changes.removed:
+            if vip.key in self._claimed:
+                self._claimed.discard(vip.key)
+                self._orphans[vip.key] = self._records[vip.key]
+        removed = tuple(vip for vip in changes.removed if vip.key not in self._orphans)
         claimed = [vip for vip in changes.added if vip.key in self._orphans]
+        self._claimed |= {vip.key for vip in claimed}
         self._free_node_ports(changes.added)
         known = tuple((self._orphans.pop(vip.key).vip, vip) for vip in claimed)
         fresh = tuple(vip for vip in changes.added if vip.key not in {each.key for each in claimed})
-        return super().apply(Changes(fresh, changes.removed, (*changes.changed, *known)))
+        return super().apply(Changes(fresh, removed, (*changes.changed, *known)))
 
     def _free_node_ports(self, wanted: Iterable[Vip]) -> None:
         """Node ports of orphans that somebody else asks for."""
@@ -284,7 +295,7 @@ class Compiler(VipRows):
     def finish_adoption(self) -> int:
         """All sources have spoken: what nobody asked for is removed; its flows end.  Returns how many VIPs went."""
         gone = list(self._orphans.values())
-        self._orphans = {}
+        self._orphans, self._claimed = {}, set()
         for record in gone:
             self._remove(record.vip)
         if gone:
