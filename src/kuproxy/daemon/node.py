@@ -57,6 +57,9 @@ class Forwarder(Protocol):
     def resize(self, log2_buckets: int) -> None:
         """Change the flow tables' size.  Raises TableFullError, changing nothing."""
 
+    def rehash(self, flow_hash: bytes | None) -> None:
+        """Find flows by another hash: None is VPP's, b"" a keyed one.  Raises TableFullError, changing nothing."""
+
     def flush(self) -> int:
         """Forget all flows; returns how many."""
 
@@ -271,6 +274,17 @@ class LiveNode:
         self.cache.clear()
         try:
             self.engine.resize(log2_buckets)
+        finally:
+            self.cache.moved()
+
+    def rehash(self, flow_hash: bytes | None) -> None:
+        key = self.engine.flow_key
+        if self.cache is None or key.meeting(flow_hash) == key:
+            self.engine.rehash(flow_hash)
+            return
+        self.cache.clear()
+        try:
+            self.engine.rehash(flow_hash)
         finally:
             self.cache.moved()
 

@@ -34,6 +34,7 @@ from kuproxy.dataplane.layout import (
     W_PID,
     WorkerState,
 )
+from kuproxy.engine.flow_key import VPP, FlowKey, Wish
 from kuproxy.engine.memory import BaselinesMemory, SharedMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.nest import Nest, guardian
 from kuproxy.engine.touch import send_touches
@@ -70,7 +71,13 @@ class LiveWorker:
     """One worker: its memory, its sockets, and the process that works with them now."""
 
     def __init__(
-        self, number: int, tables: TablesMemory, shared: SharedMemory, log2_buckets: int, vault: Vault
+        self,
+        number: int,
+        tables: TablesMemory,
+        shared: SharedMemory,
+        log2_buckets: int,
+        vault: Vault,
+        flow_key: Callable[[], FlowKey],
     ) -> None:
         self.number = number
         self.process_id = 0  # 0 if none is running
@@ -90,7 +97,9 @@ class LiveWorker:
         if {"state", "flows"} <= set(left):
             self.memory = WorkerMemory.of(vault.take(left["state"]), vault.take(left["flows"]), shared)
         else:
-            self.memory = WorkerMemory(log2_buckets, shared=shared, number=number)
+            self.memory = WorkerMemory(
+                log2_buckets, shared=shared, number=number, flow_key=flow_key()
+            )
             fds = {"state": self.memory.fixed.fd, "flows": self.memory.flows.fd}
             vault.keep({self._name(name): fd for name, fd in fds.items()})
         if {"rx", "tx"} <= set(left):  # sockets of AF_XDP are never kept, see Wiring.lasting
@@ -289,6 +298,17 @@ class LiveWorker:
                 raise TableFullError(str(error)) from None
             self._take_flows(fds)
 
+    def rehash(self, flow_key: FlowKey) -> None:
+        """Find flows by another hash.  Raises TableFullError, changing nothing, if they do not fit then."""
+        with self._lock:
+            if flow_key == FlowKey.read(self.memory.state):
+                return
+            try:
+                _, fds = self._ask({"do": "rehash", "flow_key": list(flow_key)})
+            except DriverError as error:
+                raise TableFullError(str(error)) from None
+            self._take_flows(fds)
+
     def flush(self) -> int:
         """Forget all flows; returns how many."""
         with self._lock:
@@ -354,7 +374,16 @@ class LiveEngine:
         names = ("tables", "baselines", "shared")
         self.vault.keep({name: region.fd for name, region in zip(names, regions, strict=True)})
         self.tables.header[T_WORKERS] = workers
-        self.workers = [LiveWorker(n, self._memory, shared, log2_buckets, self.vault) for n in range(workers)]
+        self.workers: list[LiveWorker] = []
+
+        def key_of_new() -> FlowKey:
+            """As the workers have it that are there already."""
+            return self.flow_key if self.workers else VPP
+
+        for number in range(workers):
+            self.workers.append(
+                LiveWorker(number, self._memory, shared, log2_buckets, self.vault, key_of_new)
+            )
         self.on_replaced: Callable[[str], None] = lambda line: None  # called in another thread
         self._nest = Nest(guardian(self.vault.connected), locking)
         self._watch: threading.Thread | None = None
@@ -471,6 +500,23 @@ class LiveEngine:
                 for done in self.workers[:number]:
                     done.resize(before)
                 raise
+
+    def rehash(self, flow_hash: Wish) -> None:
+        """Find flows by this hash; all workers' or none."""
+        before = self.flow_key
+        wanted = before.meeting(flow_hash)
+        for number, worker in enumerate(self.workers):
+            try:
+                worker.rehash(wanted)
+            except TableFullError:
+                for done in self.workers[:number]:
+                    done.rehash(before)
+                raise
+
+    @property
+    def flow_key(self) -> FlowKey:
+        """By which hash the workers find flows."""
+        return FlowKey.read(self.workers[0].memory.state)
 
     def trace(self, packets: int) -> None:
         """Trace that many packets more at each worker."""

@@ -21,6 +21,7 @@ from kuproxy.dataplane import flow_table
 from kuproxy.dataplane._jit import source_digest
 from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, W_KERNELS, W_PID, W_STARTS, Tables
 from kuproxy.drivers.contract import BROKEN
+from kuproxy.engine.flow_key import FlowKey
 from kuproxy.engine.loop import tick_now
 from kuproxy.engine.memory import SharedMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.repair import repair
@@ -74,6 +75,9 @@ def carry_out(
         if request["do"] == "resize":
             memory.resize(tables, request["log2_buckets"], int(tick_now()))
             return {}, (memory.flows.fd,)
+        if request["do"] == "rehash":
+            memory.rehash(tables, FlowKey(*request["flow_key"]), int(tick_now()))
+            return {}, (memory.flows.fd,)
         if request["do"] == "hello":
             return {}, (memory.flows.fd,)
         if request["do"] == "flush":
@@ -92,6 +96,7 @@ def carry_out(
 REHEARSAL: tuple[dict[str, Any], ...] = (
     {"do": "hello"},
     {"do": "resize", "log2_buckets": 1},
+    {"do": "rehash", "flow_key": [1, 2, 3]},
     {"do": "flush"},
     {"do": "trace", "packets": 1},
     {"do": "touch"},

@@ -39,6 +39,7 @@ class Crossing:
     far: Far
     translation_mtu: int
     decrement_ttl: bool
+    flow_key: bytes
     own_addresses: dict[Family, Address]
     workers: int
     _identifications: Numbers  # of IPv4 packets made from IPv6 ones
@@ -139,7 +140,7 @@ class Crossing:
         self, state: VipState, forward: Endpoints, pod: Pod
     ) -> tuple[Pod, Address, int] | Reason:
         pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
-        for address, port in self._sources_from(forward.hash):
+        for address, port in self._sources_from(forward.hash(self.flow_key)):
             reply = reply_of(forward, pod, pod_port, address, port)
             taken = self._flows.find_reply(reply, self._now) is not None
             comes_back = self._comes_back(address, port, forward.protocol)

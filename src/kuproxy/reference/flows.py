@@ -57,10 +57,9 @@ class Flow:
     def is_translated(self) -> bool:
         return (self.source, self.source_port) != (self.forward.source, self.forward.source_port)
 
-    @property
-    def line_hash(self) -> int:
+    def line_hash(self, key: bytes) -> int:
         """Where the reply is looked for; 0 if it does not come by."""
-        return 0 if self.is_direct else self.reply.hash
+        return 0 if self.is_direct else self.reply.hash(key)
 
     def is_live(self, now: int) -> bool:
         return not self.vip.deleted and is_live(self.expires, now)
@@ -75,20 +74,21 @@ def reply_of(forward: Endpoints, pod: Pod, pod_port: int, source: Address, sourc
 
 
 class FlowTable:
-    """Flows by bucket and by reverse line; `buckets` is a power of two."""
+    """Flows by bucket and by reverse line; `buckets` is a power of two, `key` that of a keyed flow hash."""
 
-    def __init__(self, buckets: int):
+    def __init__(self, buckets: int, key: bytes = b""):
         if buckets <= 0 or buckets & (buckets - 1):
             raise ValueError(f"{buckets} buckets: not a power of two")
         self.buckets = buckets
+        self.key = key
         self._forward: defaultdict[int, list[Flow]] = defaultdict(list)
         self._reverse: defaultdict[int, list[Flow]] = defaultdict(list)
 
     def _bucket(self, forward: Endpoints, now: int) -> list[Flow]:
-        return _without_dead(self._forward, forward.hash & (self.buckets - 1), now)
+        return _without_dead(self._forward, forward.hash(self.key) & (self.buckets - 1), now)
 
     def _line(self, reply: Endpoints, now: int) -> list[Flow]:
-        return _without_dead(self._reverse, reply.hash & (self.buckets - 1), now)
+        return _without_dead(self._reverse, reply.hash(self.key) & (self.buckets - 1), now)
 
     def find(self, forward: Endpoints, vip: VipState, now: int) -> Flow | None:
         """The live flow of this client through this life of this VIP."""
@@ -120,7 +120,11 @@ class FlowTable:
             # The oldest; of one age, any rule that all share.
             return min(
                 waiting,
-                key=lambda flow: (-((now - flow.created) & TICK_MASK), flow.forward.hash, flow.line_hash),
+                key=lambda flow: (
+                    -((now - flow.created) & TICK_MASK),
+                    flow.forward.hash(self.key),
+                    flow.line_hash(self.key),
+                ),
             )
         return None
 
@@ -152,9 +156,12 @@ class FlowTable:
     def live(self, now: int) -> list[Flow]:
         return [flow for bucket in self._forward.values() for flow in bucket if flow.is_live(now)]
 
-    def resized(self, buckets: int, now: int) -> FlowTable:
-        """The live flows in a table of another size.  Raises ValueError if some bucket or line overflows."""
-        table = FlowTable(buckets)
+    def resized(self, buckets: int, key: bytes, now: int) -> FlowTable:
+        """The live flows in a table of another size, or found by another hash.
+
+        Raises ValueError if some bucket or line overflows.
+        """
+        table = FlowTable(buckets, key)
         for flow in self.live(now):
             direct = flow.vip.vip.encap is not Encap.NAT
             full = table.bucket_is_full(flow.forward, now)

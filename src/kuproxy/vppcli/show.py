@@ -50,6 +50,8 @@ def show_general(report: Report) -> str:
         f" #pods: {sum(len(_live_pods(vip)) for vip in report.vips)}",
         f" buckets: {report.settings.buckets}",
     ]
+    if report.settings.flow_hash.keyed:
+        lines.append(f" flow hash: {_flow_hash(report.settings)}")
     if report.driver:
         lines.append(f" driver: {report.driver}")
     if report.cache is not None:
@@ -67,6 +69,11 @@ def show_general(report: Report) -> str:
             f"  usage: {worker.flows} / {worker.capacity}",
         ]
     return _text(lines)
+
+
+def _flow_hash(settings: Settings) -> str:
+    """In `show ku`."""
+    return "keyed, with a given key" if settings.flow_hash.key else "keyed"
 
 
 def _cache(cache: CacheReport) -> str:
@@ -176,6 +183,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "timeouts": {state.label: seconds for state, seconds in report.settings.timeouts.items()},
             "masquerade": [str(address) for address in report.settings.masquerade],
             "pod_ranges": [str(prefix) for prefix in report.settings.pod_ranges],
+            "flow_hash": str(report.settings.flow_hash),
         }
         | {
             f"ip{version}_src_address": str(address)

@@ -319,6 +319,7 @@ def effective_conf(controller: Controller) -> Conf:
         nat64_pool=str(settings.nat64_pool),
         nat64_ports=settings.nat64_ports,
         translation_mtu=settings.translation_mtu,
+        flow_hash=str(settings.flow_hash),
         **said,
     )
 

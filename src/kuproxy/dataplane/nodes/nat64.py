@@ -40,11 +40,11 @@ def kp6_nat4(frame, tables, state, now):
 
 
 @kernel
-def _echo_identifier(data, packet, pod_lo, far_lo):
+def _echo_identifier(state, data, packet, pod_lo, far_lo):
     """An echo's identifier stands for the port: (identifier, flow hash)."""
     at = np.int64(packet["start"]) + np.int64(packet["l4"])
     identifier = swap16(load16(data, at + icmp.IDENTIFIER))
-    return identifier, reply_hash(4, np.uint64(0), pod_lo, 0, np.uint64(0), far_lo, identifier)
+    return identifier, reply_hash(state, 4, np.uint64(0), pod_lo, 0, np.uint64(0), far_lo, identifier)
 
 
 @kernel
@@ -59,7 +59,7 @@ def kp_nat64_in2out(frame, tables, state, now):
         line_hash = np.int64(packet["hash"])
         is_icmp = packet["protocol"] == Protocol.ICMP.value
         if is_icmp and np.int64(packet["flags"]) & _FRAGMENT == 0:
-            far_port, line_hash = _echo_identifier(frame.data, packet, pod_lo, far_lo)
+            far_port, line_hash = _echo_identifier(state, frame.data, packet, pod_lo, far_lo)
         slot = find_reply(
             tables,
             state,
