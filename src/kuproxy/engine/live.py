@@ -134,9 +134,9 @@ class LiveWorker:
         except OSError:
             return False
         self.process_id, self._pidfd = pid, pidfd
-        with contextlib.suppress(BlockingIOError):
-            while receive(self._call, socket.MSG_DONTWAIT) is not None:
-                pass  # answers to what our predecessor asked
+        with contextlib.suppress(BlockingIOError, ValueError):
+            while (heard := receive(self._call, socket.MSG_DONTWAIT)) is not None:
+                _close(heard[1])  # answers to what our predecessor asked
         try:
             self._take_flows(self._ask({"do": "hello"})[1])
         except DriverError:  # the number is another process's by now
@@ -236,10 +236,11 @@ class LiveWorker:
 
     def _last_words(self) -> str:
         if self._call is not None:
-            with contextlib.suppress(BlockingIOError, OSError):
+            with contextlib.suppress(BlockingIOError, OSError, ValueError):
                 while (heard := receive(self._call, socket.MSG_DONTWAIT)) is not None:
+                    _close(heard[1])
                     if "error" in heard[0]:
-                        return str(heard[0]["error"])
+                        return _one_line(heard[0]["error"])
         return ""
 
     def _forget_process(self) -> None:
@@ -268,20 +269,28 @@ class LiveWorker:
             ready, _, _ = select.select([self._call], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise DriverError(f"worker {self.number} does not answer within {CALL_TIMEOUT_S:g} s")
-            answer = receive(self._call)
+            try:
+                answer = receive(self._call)
+            except ValueError as error:
+                raise DriverError(f"worker {self.number} does not answer as it should: {error}") from None
             if answer is None:
                 raise DriverError(f"worker {self.number} has ended, and is being replaced; ask again")
             message, fds = answer
-            if message["id"] in (number, _LAST_WORDS):
+            if message.get("id") in (number, _LAST_WORDS):
                 break
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
         if "error" in message:
-            raise DriverError(f"worker {self.number}: {message['error']}")
+            _close(fds)
+            raise DriverError(f"worker {self.number}: {_one_line(message['error'])}")
         return message, fds
 
     def _take_flows(self, fds: list[int]) -> None:
-        self.memory.take_flows(fds[0])
+        try:
+            self.memory.take_flows(fds[0])
+        except (IndexError, ValueError, OSError) as error:
+            _close(fds)
+            raise DriverError(f"worker {self.number} hands over what is no flow table: {error}") from None
+        _close(fds[1:])
         self._vault.keep({self._name("flows"): fds[0]})
 
     def resize(self, log2_buckets: int) -> None:
@@ -309,22 +318,31 @@ class LiveWorker:
                 raise TableFullError(str(error)) from None
             self._take_flows(fds)
 
+    def _flows_told(self, request: dict[str, Any], fds: Sequence[int] = ()) -> int:
+        """How many flows the answer tells of.  Raises DriverError."""
+        message, sent = self._ask(request, fds)
+        _close(sent)
+        flows = message.get("flows")
+        if not isinstance(flows, int):
+            raise DriverError(f"worker {self.number} does not say how many flows")
+        return flows
+
     def flush(self) -> int:
         """Forget all flows; returns how many."""
         with self._lock:
-            return int(self._ask({"do": "flush"})[0]["flows"])
+            return self._flows_told({"do": "flush"})
 
     def trace(self, packets: int) -> None:
         """Trace that many packets more, from the next one on."""
         with self._lock:
-            self._ask({"do": "trace", "packets": packets})
+            _close(self._ask({"do": "trace", "packets": packets})[1])
 
     def touch(self, touches: np.ndarray) -> int:
         """Let flows live until then, TOUCH[n]; returns how many were those that were meant.  Raises DriverError."""
         fd = send_touches(touches)
         try:
             with self._lock:
-                return int(self._ask({"do": "touch"}, [fd])[0]["flows"])
+                return self._flows_told({"do": "touch"}, [fd])
         finally:
             os.close(fd)
 
@@ -344,6 +362,17 @@ class LiveWorker:
                         os.kill(self.process_id, signal.SIGKILL)
                     select.select([self._pidfd], [], [], STOP_TIMEOUT_S)
             self._forget_process()
+
+
+def _one_line(said: object) -> str:
+    """What a worker gives as its reason."""
+    return " ".join(str(said).split())[:500]
+
+
+def _close(fds: Sequence[int]) -> None:
+    """Descriptors that nobody has a use for."""
+    for fd in fds:
+        os.close(fd)
 
 
 def _open_pidfd(pid: int) -> int:

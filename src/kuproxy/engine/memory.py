@@ -117,14 +117,16 @@ class WorkerMemory:
         return cls(log2_of(flows_fd), fd, flows_fd, shared)
 
     def take_flows(self, fd: int) -> None:
-        """The worker has moved its flows there."""
+        """The worker has moved its flows there.  Raises ValueError, changing nothing, if that is no flow table."""
+        flows = Region(flow_spec(log2_of(fd)), fd, name="flows")
         self.flows.close()
-        self.flows = Region(flow_spec(log2_of(fd)), fd, name="flows")
+        self.flows = flows
         self.state = as_state(self.fixed, self.flows, self.shared.region)
 
     @property
     def log2_buckets(self) -> int:
-        return int(self.state.header[W_LOG2_BUCKETS])
+        """Of the table that is here; what the header says is a worker's to write."""
+        return (len(self.state.entries) // WAYS).bit_length() - 1
 
     def resize(self, tables: Tables, log2_buckets: int, now: int) -> None:
         """Move every live flow into a table of 2^log2_buckets buckets.
@@ -181,7 +183,7 @@ def totals(states: Sequence[WorkerState]) -> Totals:
         outcomes=tuple(sum(int(h[W_OUTCOMES + outcome]) for h in headers) for outcome in Outcome),
         received=sum(int(h[W_RECEIVED]) for h in headers),
         flows=tuple(int(h[W_FLOWS]) for h in headers),
-        capacity=tuple(WAYS << int(h[W_LOG2_BUCKETS]) for h in headers),
+        capacity=tuple(len(state.entries) for state in states),
     )
 
 

@@ -89,6 +89,8 @@ def carry_out(
             return {"flows": sum(touch_all(memory.state, receive_touches(fd)) for fd in fds)}, ()
     except (KuError, OSError) as error:
         return {"error": str(error)}, ()
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        return {"error": f"a request without sense: {type(error).__name__}: {error}"}, ()
     return {"error": f"unknown request {request['do']!r}"}, ()
 
 
@@ -128,6 +130,8 @@ class Worker:
                 call = receive(self._call, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
+            except ValueError:
+                continue  # no message: not worth an end
             if call is None:
                 return
             request, handed = call
@@ -135,7 +139,7 @@ class Worker:
             for fd in handed:
                 os.close(fd)
             try:
-                send(self._call, {"id": request["id"], **answer}, fds)
+                send(self._call, {"id": request.get("id"), **answer}, fds)
             except OSError:
                 return  # control has died; its successor will ask again
 

@@ -42,6 +42,7 @@ class Flow:
     created: int
     expires: int = 0
     life: Life = field(default_factory=Life)
+    masqueraded: bool = False  # the source is the masquerade address, even if the client has just that
     flushed: bool = False  # its pod was removed, and shall not serve its flows any longer
     reply: Endpoints = field(init=False)  # as the pod writes it
 
@@ -55,7 +56,15 @@ class Flow:
 
     @property
     def is_translated(self) -> bool:
-        return (self.source, self.source_port) != (self.forward.source, self.forward.source_port)
+        return self.masqueraded or (self.source, self.source_port) != (
+            self.forward.source,
+            self.forward.source_port,
+        )
+
+    @property
+    def is_crossing(self) -> bool:
+        """Its pod is of the other family. What stands for its client there stands for nobody else."""
+        return self.source.version != self.forward.source.version
 
     def line_hash(self, key: bytes) -> int:
         """Where the reply is looked for; 0 if it does not come by."""
@@ -101,10 +110,14 @@ class FlowTable:
         """Live flows of a VIP."""
         return sum(flow.vip is vip for flow in self.live(now))
 
-    def find_reply(self, reply: Endpoints, now: int) -> Flow | None:
-        """The live flow, if any, that this packet of a pod is the reply of: there is never more than one."""
+    def find_reply(self, reply: Endpoints, now: int, *, crossing: bool = False) -> Flow | None:
+        """The live flow, if any, that this packet of a pod is the reply of: there is never more than one.
+
+        A client that gives itself an address which stands for one of the other family gets no replies, and is in
+        nobody's way: flows between the families are looked for among themselves.
+        """
         for flow in self._line(reply, now):
-            if flow.reply == reply:
+            if flow.reply == reply and flow.is_crossing == crossing:
                 return flow
         return None
 
@@ -148,7 +161,7 @@ class FlowTable:
         assert not self.bucket_is_full(flow.forward, now)
         if not flow.is_direct:
             assert not self.line_is_full(flow.reply, now)
-            assert self.find_reply(flow.reply, now) is None
+            assert self.find_reply(flow.reply, now, crossing=flow.is_crossing) is None
         self._bucket(flow.forward, now).append(flow)
         if not flow.is_direct:
             self._line(flow.reply, now).append(flow)

@@ -475,6 +475,9 @@ class Reference(Crossing):
         pod, source, source_port = chosen
         pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
         flow = Flow(forward, state, pod, pod_port, source, source_port, self._now, life=life)
+        flow.masqueraded = (
+            not flow.is_direct and not crosses(state.vip) and state.must_masquerade(pod, forward.source)
+        )
         if not flow.is_direct and self._flows.line_is_full(flow.reply, self._now):
             self._untracked(passage, state, pod)
             return
@@ -704,6 +707,8 @@ class Reference(Crossing):
             self._end(passage, Node.REJECT, Outcome.DROP, Reason.REJECT_SUPPRESSED)
         elif not reject.is_reset(packet) and not self._reject_limit.allows(self._now):
             self._end(passage, Node.REJECT, Outcome.DROP, Reason.REJECT_RATE_LIMITED)
+        elif not reject.is_reset(packet) and not self._error_fits(packet):
+            self._end(passage, Node.REJECT, Outcome.DROP, Reason.REJECT_SUPPRESSED)
         else:
             passage.packet = replace(packet, data=bytearray(reject.answer(packet)), partial_checksum=False)
             self._end(passage, Node.REJECT, Outcome.TRANSMIT, Reason.REJECT_SENT)
