@@ -33,6 +33,7 @@ from kuproxy.model.config import Settings
 from kuproxy.model.vip import Vip
 from kuproxy.reference import RefPacket
 from kuproxy.steering.bpf import Verdict
+from kuproxy.steering.cache_layout import LAYOUT
 from kuproxy.steering.cache_program import cache
 from kuproxy.steering.maps import Stats, SteeringMaps
 from packets import ACK, FIN, PSH, RST, SYN, frame, tcp, udp
@@ -390,9 +391,9 @@ def test_a_successor_goes_on_with_what_there_is(twins: Twins) -> None:
     kept = {
         name: os.dup(fd)
         for name, fd in (
-            (f"cache/1/{former.maps.pairs}/flows", former.maps.flows.fd),
-            (f"cache/1/{former.maps.pairs}/rows", former.maps._rows.fd),
-            (f"cache/1/{former.maps.pairs}/cached", former.maps._counts.fd),
+            (f"cache/{LAYOUT}/{former.maps.pairs}/flows", former.maps.flows.fd),
+            (f"cache/{LAYOUT}/{former.maps.pairs}/rows", former.maps._rows.fd),
+            (f"cache/{LAYOUT}/{former.maps.pairs}/cached", former.maps._counts.fd),
             (f"cache-book/1/{former.maps.pairs}", former._book.region.fd),
         )
     }
@@ -435,5 +436,5 @@ def test_a_workers_flow_is_prolonged_before_it_would_end(twins: Twins) -> None:
     twins.cache._next_round = 0.0
     twins.cache.turn()
     assert 1195 <= (int(state.entries["expires"][slot]) - tick()) & TICK_MASK <= 1200
-    expires_in_s = twins.cache.expires_in_s(0, slot)
-    assert expires_in_s is not None and 119 <= expires_in_s <= 120
+    carried = twins.cache.carried(0, slot)
+    assert carried is not None and 119 <= carried.expires_in_s <= 120

@@ -184,7 +184,7 @@ class LiveNode:
         if self._cache_choice.flow_cache == "on":
             try:
                 self.cache = FlowCache(self._cache_choice, self.engine, self._vault, self.steering)
-                self.steering.add_cache(self.cache.maps)
+                self.steering.add_cache(self.cache.maps, self._cache_choice.flow_cache_shortcuts != "off")
             except SteeringError as error:
                 if self.cache is not None:
                     self.cache.maps.drop()
@@ -201,6 +201,10 @@ class LiveNode:
         asked = [asked_by(record, settings)[0] for record in plane.compiler.records()]
         self.cache.begin(joined(asked))
         self.notes.append(f"the flow cache is on, with room for {self.cache.maps.pairs} flows")
+
+    def filenos(self) -> list[int]:
+        """Readable when `follow` has something to do."""
+        return [self.steering.fileno(), *(self.cache.filenos() if self.cache is not None else ())]
 
     def turn(self) -> list[str]:
         """About every TURN_S; lines for the log."""
@@ -254,8 +258,9 @@ class LiveNode:
                 raise
 
     def follow(self, plane: Plane) -> list[str]:
-        """Take in what has happened on the node; call it when `steering.fileno()` is readable."""
-        lines = list(self.steering.poll_events())
+        """Take in what has happened on the node; call it when one of `filenos` is readable."""
+        lines = self.cache.follow_ways() if self.cache is not None else []
+        lines += self.steering.poll_events()
         self._follow_addresses(plane)
         return lines
 

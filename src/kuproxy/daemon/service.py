@@ -272,13 +272,15 @@ class Daemon:
     async def _follow(self) -> None:
         """Take in the node's events, as they come."""
         loop, readable = asyncio.get_running_loop(), asyncio.Event()
-        fd = self._node.steering.fileno()
         while True:
-            loop.add_reader(fd, readable.set)
+            fds = self._node.filenos()
+            for fd in fds:
+                loop.add_reader(fd, readable.set)
             try:
                 await readable.wait()
             finally:
-                loop.remove_reader(fd)
+                for fd in fds:
+                    loop.remove_reader(fd)
             readable.clear()
             for line in await self._thread(self._node.follow, self._controller.plane):
                 self._log.info("steering", text=line)

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import SteeringError
 from ..keeper.vault import Vault
 from .bpf import Map, MapKind
-from .cache_layout import KEY, LAYOUT, LEASE_ROW, ROW, VALUE, CountOf
+from .cache_layout import KEY, LAYOUT, LEASE_ROW, ROW, SHORTCUT_ROW, VALUE, CountOf, Way
 from .cache_program import ipv6_sum_probe
 from .keys import KeyBit
 from .links import KU0_MAC
@@ -55,6 +55,7 @@ class CacheStats(NamedTuple):
     closed: int
     lapsed: int
     failed: int
+    short: int
 
 
 def has_ipv6_sums() -> bool:
@@ -216,6 +217,41 @@ class CacheMaps:
     def lease(self, until_ns: int) -> None:
         """Let the program rewrite until then (CLOCK_MONOTONIC); 0: not now."""
         self.rows["last_seen_ns"][LEASE_ROW] = until_ns
+
+    # --- ways out of the node -------------------------------------------------------------------------------
+
+    def lease_shortcuts(self, until_ns: int) -> None:
+        """Let packets take their rows' shortcuts until then (CLOCK_MONOTONIC); 0: not now."""
+        self.rows["last_seen_ns"][SHORTCUT_ROW] = until_ns
+
+    def destinations(self, rows: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """(addresses of 4 or 16 bytes, int64[n] indices of rows' own): where rewritten packets go."""
+        own = np.zeros((len(rows), 17), np.uint8)
+        six = self.rows["family"][rows] != 0
+        addresses = self.rows["addresses"][rows]
+        own[six, :16], own[six, 16] = addresses[six, 16:], 1
+        own[~six, :4] = addresses[~six, 4:8]
+        found, codes = np.unique(own.view("V17").reshape(-1), return_inverse=True)
+        return [(data[:16] if data[16] else data[:4]) for data in (each.tobytes() for each in found)], codes
+
+    def choose(self, rows: np.ndarray, chosen: np.ndarray) -> None:
+        """Write rows' ways, CHOICE[n]; no program may be in the middle of one that had another: `route`, `fence`."""
+        for name in ("ifindex", "mtu", "next_hop", "macs", "way"):
+            self.rows[name][rows] = chosen[name]
+
+    def differ(self, rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """bool[n]: do rows say something else than what was chosen for them, CHOICE[n]?"""
+        there = self.rows[rows]
+        different = np.zeros(len(rows), bool)
+        for name in ("ifindex", "mtu", "way"):
+            different |= there[name] != chosen[name]
+        for name in ("next_hop", "macs"):
+            different |= (there[name] != chosen[name]).any(axis=1)
+        return different
+
+    def route(self, rows: np.ndarray) -> None:
+        """Let these have no shortcut."""
+        self.rows["way"][rows] = int(Way.ROUTE)
 
     # --- what there is to say -------------------------------------------------------------------------------
 
