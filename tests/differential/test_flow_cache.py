@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import packets
-from differential.plane import CompiledPlane
+from differential.plane import BATCH, CompiledPlane
 from differential.strategies import Config
 from kuproxy.codes import FlowState, Outcome
 from kuproxy.daemon import flow_cache
@@ -438,3 +438,39 @@ def test_a_workers_flow_is_prolonged_before_it_would_end(twins: Twins) -> None:
     assert 1195 <= (int(state.entries["expires"][slot]) - tick()) & TICK_MASK <= 1200
     carried = twins.cache.carried(0, slot)
     assert carried is not None and 119 <= carried.expires_in_s <= 120
+
+
+FLOOD = int(os.environ.get("KU_TEST_SYN_FLOOD", "100000"))
+
+
+@pytest.mark.timeout(1200)
+def test_a_flood_of_syns_enters_nothing(twins: Twins) -> None:
+    """Connections that nobody goes on with, some of them answered, and one that is real: it alone is carried."""
+    talk = one_flow(twins)
+    allow(twins)
+    plane, rng = twins.behind, Random(3)
+    sent = 0
+    while sent < FLOOD:
+        client = f"203.0.{sent >> 16 & 0xFF}.9"
+        [start] = plane.receive([RefPacket(frame(tcp(client, "10.96.0.1", 1, 80)))], tick())
+        assert start.outcome is Outcome.TRANSMIT
+        syn = bytearray(frame(tcp(client, "10.96.0.1", 1, 80)))
+        batch = []
+        for number in range(BATCH):
+            syn[34:36] = (1024 + (sent + number & 0xFFFF) % 64000).to_bytes(2, "big")  # a worker trusts the sum
+            batch.append(RefPacket(bytes(syn)))
+        results = plane.receive(batch, tick())
+        assert all(each.outcome is Outcome.TRANSMIT for each in results)
+        if rng.random() < 0.05:
+            plane.receive([RefPacket(packets.reply_to(each.data)) for each in results], tick())
+        sent += len(batch)
+        if sent % (BATCH * 400) == 0:
+            plane.engine.states[0].header[W_POLLS] += 2
+            assert not twins.cache.turn()
+    for _ in range(3):
+        twins.cache.turn()
+    told = twins.cache.report()
+    assert (told.entered, told.flows, told.turned_away) == (1, 1, 0)
+    states = plane.engine.states[0].flows["state"]
+    assert np.count_nonzero(states == int(FlowState.TCP_ESTABLISHED)) == 1 < np.count_nonzero(states) // 1000
+    assert is_cached(twins, talk)

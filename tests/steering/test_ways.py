@@ -53,8 +53,8 @@ class Around(SimpleNamespace):
     def programs(self, ifindex: int) -> int:
         return int(self.at_egress[ifindex])
 
-    def ways(self, past_filters: bool = False) -> Ways:
-        return Ways(self, past_filters, lambda _: 1)  # type: ignore[arg-type]
+    def ways(self, **how: bool) -> Ways:
+        return Ways(self, lambda _: 1, **how)  # type: ignore[arg-type]
 
 
 def test_into_the_pod_and_out_of_the_card() -> None:
@@ -139,6 +139,11 @@ def test_whom_filters_are_no_concern() -> None:
     around.filters = ("netfilter (iptables)", "IPsec")
     assert around.ways(past_filters=True).to(POD4).way is Way.PEER
     assert around.ways().to(POD4).why == "netfilter (iptables) and IPsec"
+
+
+def test_namespaces_need_not_be_entered() -> None:
+    ways = Around().ways(into_pods=False)
+    assert {ways.to(each).way for each in (POD4, POD6, CLIENT)} == {Way.NEIGHBOUR}
 
 
 def test_the_narrowest_mtu_counts() -> None:

@@ -333,16 +333,25 @@ class FlowCache:
                 continue
             # Some may never be ours to carry; but where there is hardly any room, nobody need look at thousands.
             most = min(_AT_ONCE, _FOR_EACH * len(free))
-            found = found.some(self._some(np.arange(len(found.slots)), most))
+            if len(found.slots) > most:
+                found = found.some(self._some(np.arange(len(found.slots)), most))
             ends = _ends(ends_of(tables, found))
             keys = CacheMaps.keys(ends)
-            chosen, pairs = self._claim(keys, self._are_theirs(keys, *precedence(tables, found)), free)
+            exact, by_port = precedence(tables, found)
+            chosen, pairs = self._claim(keys, self._are_theirs(keys, exact, by_port), free)
             if not len(pairs):
                 continue
-            free, entered, found = free[len(pairs) :], entered + len(pairs), found.some(chosen)
-            generations = self._book.note(pairs, found, tables, self._turns)
+            free, entered = free[len(pairs) :], entered + len(pairs)
+            if len(chosen) < len(found.slots):
+                found, ends, by_port, keys = (
+                    found.some(chosen),
+                    ends[chosen],
+                    by_port[chosen],
+                    keys[chosen],
+                )
+            generations = self._book.note(pairs, found, by_port, tables, self._turns)
             self._pair_of[worker][found.slots] = pairs
-            self.maps.enter(pairs, generations, ends[chosen])
+            self.maps.enter(pairs, generations, ends, keys)
             if self._ways is not None:
                 self._ways.choose(pairs)
         if entered:
@@ -369,14 +378,20 @@ class FlowCache:
 
     def _claim(self, keys: np.ndarray, good: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(indices, pairs): of flows with these keys, KEY[n, 2], those that are good, and new in both directions."""
-        data, size, known = keys.tobytes(), KEY.itemsize, self._keys
+        known = self._keys
+        wanted = np.flatnonzero(good)
+        ours = keys[wanted].reshape(-1).view(f"V{KEY.itemsize}").tolist()
+        theres, backs = ours[::2], ours[1::2]
+        if len(wanted) <= len(free) and len(set(ours)) == len(ours) and known.keys().isdisjoint(ours):
+            pairs = free[: len(wanted)]  # as it nearly always is
+            known.update(zip(theres, pairs.tolist(), strict=True))
+            known.update(zip(backs, pairs.tolist(), strict=True))
+            return wanted, pairs
         chosen: list[int] = []
-        pairs = iter(free.tolist())
-        for index in np.flatnonzero(good).tolist():
-            at = 2 * index * size
-            there, back = data[at : at + size], data[at + size : at + 2 * size]
+        places = iter(free.tolist())
+        for index, there, back in zip(wanted.tolist(), theres, backs, strict=True):
             if there not in known and back not in known:
-                pair = next(pairs, 0)
+                pair = next(places, 0)
                 if not pair:
                     break
                 known[there] = known[back] = pair

@@ -24,8 +24,9 @@ from kuproxy.steering.ways import Ways, packed
 __all__ = ["SHORTCUTS", "FlowWays", "Shortcuts"]
 
 # Where rewritten packets go: always into the node; by shorter ways where those pass by nothing that has something to
-# say; the same although netfilter, IPVS or IPsec may have: services' traffic is no concern of theirs on this node.
-Shortcuts = Literal["off", "on", "past-filters"]
+# say, but never into a pod's namespace; there, too; the same although netfilter, IPVS or IPsec may have something to
+# say: services' traffic is no concern of theirs on this node.
+Shortcuts = Literal["off", "neighbour", "on", "past-filters"]
 SHORTCUTS: tuple[str, ...] = get_args(Shortcuts)
 
 _NS = 1_000_000_000
@@ -41,7 +42,12 @@ class FlowWays:
         """Raises SteeringError or OSError."""
         self._maps = maps
         self._around = Surroundings()
-        self._ways = Ways(self._around, shortcuts == "past-filters", steering.programs_at_egress)
+        self._ways = Ways(
+            self._around,
+            steering.programs_at_egress,
+            into_pods=shortcuts != "neighbour",
+            past_filters=shortcuts == "past-filters",
+        )
         self._stale = True  # rows were chosen in other surroundings
         self._read_at = 0.0
         self.failure = ""  # why there are no shortcuts any more

@@ -55,12 +55,20 @@ def packed(choices: Sequence[Choice]) -> np.ndarray:
 class Ways:
     """The choices for destinations, in the surroundings as they were when `forget` was last called."""
 
-    def __init__(self, around: Surroundings, past_filters: bool, own_programs: Callable[[int], int]) -> None:
-        """`past_filters`: netfilter, IPVS and IPsec do not matter.
+    def __init__(
+        self,
+        around: Surroundings,
+        own_programs: Callable[[int], int],
+        *,
+        into_pods: bool = True,
+        past_filters: bool = False,
+    ) -> None:
+        """`own_programs`: how many programs of ours stand at the egress of an interface; they need no such packets.
 
-        `own_programs`: how many programs of ours stand at the egress of an interface; they need no such packets.
+        `into_pods`: namespaces may be entered. `past_filters`: netfilter, IPVS and IPsec do not matter.
         """
-        self._around, self._past_filters, self._own_programs = around, past_filters, own_programs
+        self._around, self._own_programs = around, own_programs
+        self._into_pods, self._past_filters = into_pods, past_filters
         self._known: dict[bytes, Choice] = {}
 
     def forget(self) -> None:
@@ -106,7 +114,7 @@ class Ways:
 
     def _peer(self, address: bytes, hop: Hop, link: LinkView) -> bytes:
         """Ethernet destination and source; empty where the other end must not be entered."""
-        if link.kind != "veth" or not link.elsewhere or link.master or hop.gateway:
+        if not self._into_pods or link.kind != "veth" or not link.elsewhere or link.master or hop.gateway:
             return b""
         index = hop.ifindex
         if index in self._around.queued or self._around.programs(index) != self._own_programs(index):
