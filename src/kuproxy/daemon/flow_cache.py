@@ -12,12 +12,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
 
-import msgspec
 import numpy as np
 
-from kuproxy.daemon.flow_ways import FlowWays, Shortcuts
+from kuproxy.daemon.cache_choice import CacheChoice
+from kuproxy.daemon.flow_ways import FlowWays
 from kuproxy.daemon.precedence import Destinations, of_addresses
 from kuproxy.engine.cached import (
     BOOK_LAYOUT,
@@ -39,16 +38,14 @@ from kuproxy.keeper.vault import Vault
 from kuproxy.model.report import CacheReport, Carried
 from kuproxy.model.vip import Address
 from kuproxy.steering.cache_layout import KEY
-from kuproxy.steering.cache_maps import ENDS, MAX_ENTRIES, CacheMaps, forget_left
+from kuproxy.steering.cache_maps import ENDS, CacheMaps, forget_left
 from kuproxy.steering.steering import Steering
 from kuproxy.steering.targets import Asked
 
-__all__ = ["GIVEN_BACK", "OFF", "SWITCH", "TURN_S", "CacheChoice", "FlowCache", "Switch"]
+__all__ = ["GIVEN_BACK", "TURN_S", "FlowCache"]
 
 # Why flows are given back to the workers.
 GIVEN_BACK = ("closed", "idle", "changed", "lost", "evicted", "failed")
-Switch = Literal["off", "on"]
-SWITCH: tuple[str, ...] = get_args(Switch)
 
 TURN_S = 0.5
 _NS = 1_000_000_000
@@ -65,19 +62,6 @@ _FOR_EACH = 16  # candidates that are looked at for each free place
 _ROUND_S = 5.0  # between two calls to the workers
 _FAILURES = 3  # of such calls, one after the other
 _TRACE_PATIENCE_NS = 5 * _NS  # without a traced packet: other workers may not get any
-
-
-class CacheChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[cache]`: whether the kernel rewrites packets of established flows."""
-
-    flow_cache: Switch = "off"
-    flow_cache_entries: Annotated[int, msgspec.Meta(ge=2, le=MAX_ENTRIES)] = 65536  # two for each flow
-    # Seconds that it goes on without a control process; flows of which a timeout is not twice as long are not cached.
-    flow_cache_lease: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60
-    flow_cache_shortcuts: Shortcuts = "off"  # whether packets may leave the node by ways that are shorter than its own
-
-
-OFF = CacheChoice()
 
 
 class FlowCache:

@@ -10,10 +10,10 @@ no stale way behind, and rows need not be changed in haste.
 from __future__ import annotations
 
 import time
-from typing import Literal, get_args
 
 import numpy as np
 
+from kuproxy.daemon.cache_choice import Shortcuts
 from kuproxy.errors import SteeringError
 from kuproxy.steering.cache_layout import Way
 from kuproxy.steering.cache_maps import CacheMaps
@@ -21,13 +21,7 @@ from kuproxy.steering.steering import Steering
 from kuproxy.steering.surroundings import Surroundings
 from kuproxy.steering.ways import Ways, packed
 
-__all__ = ["SHORTCUTS", "FlowWays", "Shortcuts"]
-
-# Where rewritten packets go: always into the node; by shorter ways where those pass by nothing that has something to
-# say, but never into a pod's namespace; there, too; the same although netfilter, IPVS or IPsec may have something to
-# say: services' traffic is no concern of theirs on this node.
-Shortcuts = Literal["off", "neighbour", "on", "past-filters"]
-SHORTCUTS: tuple[str, ...] = get_args(Shortcuts)
+__all__ = ["FlowWays"]
 
 _NS = 1_000_000_000
 _LEASE_NS = 2 * _NS  # four turns

@@ -16,17 +16,24 @@ import click
 
 from kuproxy.codes import Outcome
 from kuproxy.confine import privilege
+from kuproxy.daemon.cache_choice import (
+    OFF,
+    SHORTCUTS,
+    SWITCH,
+    CacheChoice,
+    Shortcuts,
+    Switch,
+)
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.driver import DEFAULT_DRIVER, KINDS, MODES, DriverChoice, Kind, Mode
-from kuproxy.daemon.flow_cache import OFF, SWITCH, TURN_S, CacheChoice, Switch
-from kuproxy.daemon.flow_ways import SHORTCUTS, Shortcuts
+from kuproxy.daemon.flow_cache import TURN_S
 from kuproxy.daemon.log import make_log
 from kuproxy.daemon.node import LiveNode
 from kuproxy.errors import KuError
 from kuproxy.load import load_config
 from kuproxy.main import config_option, run
 from kuproxy.model.config import Show, ShowKind
-from kuproxy.steering.cache_maps import MAX_ENTRIES
+from kuproxy.steering.cache_layout import MAX_ENTRIES
 from kuproxy.vppcli.show import render, to_json
 
 COLLECT_INTERVAL_S = 1.0

@@ -12,8 +12,9 @@ from typing import Protocol
 from kuproxy.codes import InterfaceFlag
 from kuproxy.confine.lifetime import allow_locked_memory
 from kuproxy.confine.privilege import AFTER_START, Capability, to_lock_memory
+from kuproxy.daemon.cache_choice import OFF, CacheChoice
 from kuproxy.daemon.driver import DEFAULT_DRIVER, DriverChoice
-from kuproxy.daemon.flow_cache import OFF, CacheChoice, FlowCache
+from kuproxy.daemon.flow_cache import FlowCache
 from kuproxy.daemon.targets import TargetBook, asked_by, joined, steering_marks
 from kuproxy.daemon.xdp_sockets import XdpSockets
 from kuproxy.drivers.af_packet import open_for_worker

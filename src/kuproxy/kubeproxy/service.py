@@ -10,8 +10,7 @@ import click
 from msgspec.structs import replace
 
 from kuproxy import __version__
-from kuproxy.daemon.flow_cache import SWITCH, Switch
-from kuproxy.daemon.flow_ways import SHORTCUTS, Shortcuts
+from kuproxy.daemon.cache_choice import SHORTCUTS, SWITCH, Shortcuts, Switch
 from kuproxy.daemon.log import make_log
 from kuproxy.daemon.settings import DaemonSettings, load_settings
 from kuproxy.errors import ConfigError, Problem

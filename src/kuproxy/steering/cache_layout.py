@@ -17,7 +17,11 @@ from enum import IntEnum
 
 import numpy as np
 
-__all__ = ["CHOICE", "KEY", "LAYOUT", "LEASE_ROW", "ROW", "SHORTCUT_ROW", "VALUE", "CountOf", "Way", "offset"]
+__all__ = [
+    "CHOICE", "KEY", "LAYOUT", "LEASE_ROW", "MAX_ENTRIES", "ROW", "SHORTCUT_ROW", "VALUE", "CountOf", "Way", "offset",
+]  # fmt: skip
+
+MAX_ENTRIES = 1 << 22  # 1 GiB
 
 LAYOUT = 2  # to be raised with every change of what follows: maps of another layout are not taken over
 

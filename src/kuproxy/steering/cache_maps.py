@@ -18,14 +18,12 @@ import numpy as np
 from ..errors import SteeringError
 from ..keeper.vault import Vault
 from .bpf import Map, MapKind
-from .cache_layout import KEY, LAYOUT, LEASE_ROW, ROW, SHORTCUT_ROW, VALUE, CountOf, Way
+from .cache_layout import KEY, LAYOUT, LEASE_ROW, MAX_ENTRIES, ROW, SHORTCUT_ROW, VALUE, CountOf, Way
 from .cache_program import ipv6_sum_probe
 from .keys import KeyBit
 from .links import KU0_MAC
 
-__all__ = ["ENDS", "MAX_ENTRIES", "CacheMaps", "CacheStats", "forget_left", "has_ipv6_sums"]
-
-MAX_ENTRIES = 1 << 22  # 1 GiB
+__all__ = ["ENDS", "CacheMaps", "CacheStats", "forget_left", "has_ipv6_sums"]
 
 # The four ends of a flow: whom the client is and whom it addressed, the pod and whom that sees. Addresses have 16
 # bytes, IPv4 in the last four; ports are in network byte order.
