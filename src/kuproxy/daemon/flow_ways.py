@@ -44,11 +44,11 @@ class FlowWays:
         )
         self._stale = True  # rows were chosen in other surroundings
         self._read_at = 0.0
-        self.failure = ""  # why there are no shortcuts any more
+        self.failure = ""  # why there are no shortcuts now
 
     def filenos(self) -> list[int]:
         """Readable when `follow` has something to do."""
-        return [] if self.failure else self._around.filenos()
+        return self._around.filenos()
 
     def leave(self) -> None:
         """Let go: what is leased goes on. Idempotent."""
@@ -64,16 +64,15 @@ class FlowWays:
         self._maps.lease_shortcuts(0)
 
     def _fail(self, error: Exception) -> list[str]:
-        self.failure = str(error)
-        self.close()
-        return [f"no shortcuts any more: {error}"]
+        """It is tried again at the next turn; what is the matter is said once."""
+        self._suspend()
+        before, self.failure = self.failure, str(error)
+        return [] if before == self.failure else [f"no shortcuts for now: {error}"]
 
     # ------------------------------------------------------------------------------------ what happens on the node
 
     def follow(self, used: np.ndarray) -> list[str]:
         """Take in events; `used`: the pairs that have flows. Lines for the log."""
-        if self.failure:
-            return []
         try:
             if self._around.poll():
                 self._suspend()
@@ -85,8 +84,6 @@ class FlowWays:
 
     def turn(self, used: np.ndarray) -> list[str]:
         """The same, for what sends no events too, and the lease anew."""
-        if self.failure:
-            return []
         try:
             if self._around.poll() | self._around.look():
                 self._suspend()
@@ -110,14 +107,13 @@ class FlowWays:
             self._maps.route(rows[different])
             self._maps.fence()
             self._maps.choose(rows[different], chosen[different])
-        self._stale = False
+        self._stale, self.failure = False, ""
         self._maps.lease_shortcuts(time.monotonic_ns() + _LEASE_NS)
 
     def choose(self, pairs: np.ndarray) -> None:
         """The ways of flows that have just been entered, and of which no packet is rewritten yet."""
-        if not self.failure:
-            rows = np.concatenate([2 * pairs, 2 * pairs + 1])
-            self._maps.choose(rows, self._chosen(rows))
+        rows = np.concatenate([2 * pairs, 2 * pairs + 1])
+        self._maps.choose(rows, self._chosen(rows))
 
     def _chosen(self, rows: np.ndarray) -> np.ndarray:
         """CHOICE[n]"""
