@@ -42,6 +42,7 @@ ENDS = np.dtype(
     ]
 )
 
+_WORDS = np.dtype([("words", "<u8", ROW.itemsize // 8)])
 _NAME = "cache"  # in the vault: cache/LAYOUT/ENTRIES/MAP
 _MAC = np.frombuffer(bytes.fromhex(KU0_MAC.replace(":", "")), np.uint8)
 
@@ -147,9 +148,11 @@ class CacheMaps:
         keys = self.keys(ends) if keys is None else keys
         four = ends["family"] == 4
         only_four = bool(four.all())
-        rows = np.zeros(len(pairs), ROW)
         for returning in (0, 1):
             index = _every_second(pairs, returning)
+            # Where they follow one another they are written where they lie; they are free, and nobody reads them.
+            rows = self.rows[index]
+            rows.view(_WORDS)["words"] = 0
             rows["returning"], rows["protocol"] = returning, ends["protocol"]
             rows["family"] = np.where(four, 0, int(KeyBit.IPV6))
             rows["mac"] = _MAC
@@ -164,7 +167,8 @@ class CacheMaps:
                 rows["addresses"] = both
             rows["source_port"] = ends[f"{new_source}_port"]
             rows["destination_port"] = ends[f"{new_destination}_port"]
-            self.rows[index] = rows
+            if not isinstance(index, slice):
+                self.rows[index] = rows
             self.rows["armed"][index] = generations
         values = np.zeros((len(pairs), 2), VALUE)
         values["row"] = np.stack([2 * pairs, 2 * pairs + 1], axis=1)
