@@ -279,3 +279,26 @@ def test_until_all_sources_have_spoken_the_old_vips_serve() -> None:
     assert successor.finish_adoption() == 1
     successor.collect(successor.generation, lambda index: 0)
     assert meaning(successor) == fresh([one, third])
+
+
+def test_what_was_asked_for_in_vain_is_an_orphan_again() -> None:
+    """A change that the kernel refuses is taken back; the flows that a predecessor left outlive that."""
+    engine = LocalEngine(0)
+    pods_before = (Pod(ip_address("10.0.0.1")), Pod(ip_address("10.0.0.2")))
+    vip = Vip(VipKey(parse_prefix("90.0.0.1/32"), Protocol.TCP, 80), VipType.IP4_NAT44, pods=pods_before)
+    compiler_over(engine).apply(Store().replace("a", [vip]))
+    successor, store = compiler_over(engine), Store()
+    successor.adopt(np.ones(MAX_PODS, np.int32))
+    record = successor.record(vip.key)
+    assert record is not None
+    index, served = record.index, dict(record.pods)
+    generation = int(engine.tables.vips[index]["generation"])
+    for _ in range(2):
+        successor.apply(store.update("a", [vip]))
+        assert successor.orphans == 0
+        successor.apply(store.update("a", [], [vip.key]))
+        assert successor.orphans == 1 and not record.removed
+    assert successor.record(vip.key) is record and dict(record.pods) == served
+    assert int(engine.tables.vips[index]["generation"]) == generation
+    # Nobody asks again: it goes with the others.
+    assert successor.finish_adoption() == 1 and record.removed

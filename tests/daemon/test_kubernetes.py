@@ -16,8 +16,17 @@ from daemon.rig import LocalNode, controller, make_log
 from kube_api.server import FakeApi, Fault
 from kuproxy.codes import PodFlag, Protocol
 from kuproxy.daemon.control import Controller
-from kuproxy.daemon.kubernetes import SOURCE, HealthCheck, KubernetesSource, NodeOptions, Sync, Trouble
+from kuproxy.daemon.kubernetes import (
+    BEGIN_TRIES,
+    SOURCE,
+    HealthCheck,
+    KubernetesSource,
+    NodeOptions,
+    Sync,
+    Trouble,
+)
 from kuproxy.daemon.thread import ControlThread
+from kuproxy.errors import SteeringError
 from kuproxy.kube.client import load_access
 from kuproxy.kube.pace import Pace
 from kuproxy.model.vip import Pod, Vip, VipKey, parse_address, parse_prefix, vip_type
@@ -204,6 +213,38 @@ def test_what_a_file_holds_stays_with_it_and_holds_up_nobody_else(tmp_path: Path
             api.store.create("services", service(name, address))
             api.store.create("endpointslices", endpoints(name, "10.1.0.1"))
         run(tmp_path, api, story, files=(script,))
+
+
+@pytest.mark.parametrize("tries", [0, BEGIN_TRIES - 1, BEGIN_TRIES])
+def test_while_the_kernel_has_no_room_nothing_is_complete(tmp_path: Path, tries: int) -> None:
+    """What a predecessor left is served until what replaces it has been taken, or has been tried often enough."""
+
+    async def story(rig: Rig) -> None:
+        synced: list[int] = []
+        refusing = [True]
+        steer = rig.node.steer
+
+        def refuse(plane: Any, marks: Any) -> None:
+            if refusing[0]:
+                raise SteeringError("update of 7 entries in BPF map 'steer': Cannot allocate memory")
+            steer(plane, marks)
+
+        rig.node.steer = refuse  # type: ignore[method-assign]
+        rig.source.listeners.synced.append(lambda: synced.append(1))
+        await asyncio.wait_for(rig.source.synced.wait(), 10)
+        assert len(rig.troubles) == 1 and "Cannot allocate memory" in rig.troubles[0].reasons[0]
+        assert not synced
+        for _ in range(tries):
+            await rig.thread(rig.source.try_again)
+        assert synced == ([1] if tries == BEGIN_TRIES else []) and not stored(rig)
+        refusing[0] = False
+        await rig.thread(rig.source.try_again)
+        assert synced == [1] and len(stored(rig)) == 2
+
+    with FakeApi() as api:
+        add_node(api)
+        api.store.create("services", service("web", "10.96.0.10"))
+        run(tmp_path, api, story)
 
 
 def test_udp_flows_end_with_the_last_endpoint_and_the_service_comes_back(tmp_path: Path) -> None:

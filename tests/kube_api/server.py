@@ -108,6 +108,8 @@ class FakeApi:
         """Serve; after a stop on the same port, with the same store and an empty watch cache."""
         sock = self.make_socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # As Go's servers do; asyncio does it by itself only for sockets that it makes.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((self.address, self.port))
         self.port = sock.getsockname()[1]
         routes = [Route("/{path:path}", self._serve, methods=METHODS)]

@@ -88,8 +88,8 @@ udpIdleTimeout: 3s
         ("bindAddress: here", "3: bindAddress: 'here' is not an IP address"),
         ("detectLocalMode: BridgeInterface", "detectLocal.bridgeInterface: is empty"),
         (
-            "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: veth}",
-            "3: detectLocalMode: 'InterfaceNamePrefix' is not supported; pods are known by their addresses",
+            "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: interfaces-of-pods}",
+            "detectLocal.interfaceNamePrefix: 'interfaces-of-pods' is not an interface name",
         ),
         ("detectLocalMode: bridge", "3: detectLocalMode: 'bridge' is not possible; it is one of ClusterCIDR"),
         ("oomScoreAdj: -2000", "3: oomScoreAdj: -2000 is out of range; it is -1000 to 1000"),

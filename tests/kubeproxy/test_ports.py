@@ -16,7 +16,7 @@ import pytest
 from kuproxy.daemon.kubernetes import HealthCheck
 from kuproxy.kubeproxy.config import Endpoint
 from kuproxy.kubeproxy.health import FAMILIES, ProxyHealth, rfc3339
-from kuproxy.kubeproxy.listen import Answer, Ports, bind
+from kuproxy.kubeproxy.listen import Answer, Ports, Question, bind
 from kuproxy.kubeproxy.service_health import ServiceHealth
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/kubernetes-1.36/kube-proxy"
@@ -61,8 +61,8 @@ async def ask(port: int, path: str = "/healthz", address: str = "127.0.0.1", met
 
 def served(health: ProxyHealth, then: Callable[[int], Awaitable[None]]) -> None:
     async def run() -> None:
-        async def handler(path: str, _port: int) -> Answer:
-            return health.answer(path)
+        async def handler(question: Question) -> Answer:
+            return health.answer(question.path)
 
         ports = Ports(handler)
         opened = bind(Endpoint("0.0.0.0", 0))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kuproxy.control.places import Places
 from kuproxy.model.vip import Pod, VipKey
 
 __all__ = ["MOST_SLOTS", "FormerRing", "RingHistory", "RingReport", "RingShare", "compare_rings"]
@@ -43,13 +44,13 @@ class RingHistory:
     def __len__(self) -> int:
         return len(self._rings)
 
-    def note(self, key: VipKey, owners: np.ndarray | None, pods: Mapping[Pod, int]) -> None:
+    def note(self, key: VipKey, owners: np.ndarray | None, pods: Places) -> None:
         """The VIP is about to get another ring; `owners`: its present one or None, `pods`: their indices."""
         self.forget(key)
         if owners is None or len(owners) > self._most:
             return
         # Of all pods, though some may own nothing: whose index it was must still be known.
-        self._rings[key] = FormerRing(owners.copy(), dict(pods))
+        self._rings[key] = FormerRing(owners.copy(), pods.copy())
         self._slots += len(owners)
         while self._slots > self._most:
             self.forget(next(iter(self._rings)))

@@ -312,7 +312,6 @@ class Controller:
         Raises ConfigError or SteeringError, changing nothing.
         """
         before, self.node_masquerade = self.node_masquerade, masquerade
-        self.node_pod_ranges = pod_ranges
         try:
             settings = self.settings
             self.forwarder.serve_node_ports(self.plane, node_port_networks)
@@ -321,6 +320,12 @@ class Controller:
             raise
         if settings.masquerade != self.plane.settings.masquerade:
             self.plane.set_masquerade(settings.masquerade)
+        self.set_pods(pod_ranges)
+
+    def set_pods(self, ranges: tuple[Prefix, ...]) -> None:
+        """By which addresses pods are known, where neither files nor commands say it."""
+        self.node_pod_ranges = ranges
+        settings = self.settings
         if settings.pod_ranges != self.plane.settings.pod_ranges:
             self.plane.set_pod_ranges(settings.pod_ranges)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from kuproxy.codes import Family
 from kuproxy.control.book import Claimant, Difference
-from kuproxy.control.policy import node_port_networks, pod_traffic
+from kuproxy.control.policy import node_port_networks, pod_ranges
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.decide import Decider, HealthCheck, read_node, read_service_cidrs
 from kuproxy.daemon.memory import settle
@@ -35,7 +35,7 @@ from kuproxy.kube.pace import Pace
 from kuproxy.kube.reader import Finding
 from kuproxy.model.node import NodeInfo, NodeView, ProxySettings
 from kuproxy.model.service import ServiceObjects
-from kuproxy.model.vip import Address, VipKey
+from kuproxy.model.vip import Address, Prefix, VipKey
 
 __all__ = [
     "SOURCE",
@@ -51,6 +51,7 @@ __all__ = [
 SOURCE = "kubernetes"
 COLLECTOR_PAUSE_S = 60.0  # at most: an API server may be away for hours
 RETRY_S = 5.0  # before what was refused is tried again: the other owner may have let it go
+BEGIN_TRIES = 12  # after so many, a minute, what is still refused for want of room will not be served
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,10 @@ class KubernetesSource:
         self._programmer = Programmer(controller, SOURCE)
         self._decider = Decider()
         self._troubles: dict[Claimant, tuple[str, ...]] = {}
+        self._listed = False  # a first batch has come
+        self._begun = False  # all that the API server has was in the tables at least once
+        self._tries = 0  # to program what was refused
+        self._found_pods: tuple[Prefix, ...] | None = None  # None: the view's prefixes say who is a pod
         self._refused_services: set[Claimant] = set()
         self._cluster: Cluster | None = None
         self._watcher: Watcher | None = None
@@ -234,8 +239,9 @@ class KubernetesSource:
             moved = self._look(cluster) or batch.first
         difference, faulty = self._decider.decide(cluster, batch.services, self.view, everything=moved)
         programmed = self._programmer.program(difference)
+        self._listed |= batch.first
+        self._begin_if(not programmed.is_lacking)
         if batch.first:
-            self._begin()
             seconds = round(time.perf_counter() - start, 3)
             self._log.info("in step with the API server", services=len(cluster.services), seconds=seconds)
         if self.health is not self._decider.health:
@@ -286,7 +292,7 @@ class KubernetesSource:
         self.view = view
         addresses = [view.node.address(family) for family in Family]
         masquerade = tuple(address for address in addresses if address is not None)
-        pods = tuple(prefix for family in Family for prefix in pod_traffic(view, family).prefixes)
+        pods = pod_ranges(view) if self._found_pods is None else self._found_pods
         try:
             self._controller.set_node(masquerade, node_port_networks(view), pods)
         except KuError as error:  # services are served nonetheless
@@ -295,8 +301,20 @@ class KubernetesSource:
             listener(view)
         return True
 
-    def _begin(self) -> None:
-        """Everything is in the store for the first time."""
+    def follow_pods(self, found: tuple[Prefix, ...]) -> None:
+        """Who is a pod of this node, where interfaces say it."""
+        self._found_pods = found
+        self._controller.set_pods(found)
+
+    def _begin_if(self, complete: bool) -> None:
+        """Once everything is in the store for the first time, or will not be.
+
+        What a former process has left goes then, so that a kernel that has no memory for a moment must not make us
+        forget services that are there.
+        """
+        if self._begun or not self._listed or not (complete or self._tries >= BEGIN_TRIES):
+            return
+        self._begun = True
         self._tell(self.listeners.synced)
         self._controller.plane.end_stale(self._decider.book.serving())
 
@@ -304,6 +322,8 @@ class KubernetesSource:
         """What was refused may be possible now."""
         before = self._programmer.refused
         programmed = self._programmer.program(Difference())
+        self._tries += 1
+        self._begin_if(not programmed.is_lacking)
         if programmed.refused != before:
             self._tell_troubles(set(), programmed.refused)
 

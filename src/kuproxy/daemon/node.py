@@ -15,7 +15,7 @@ from kuproxy.confine.privilege import AFTER_START, Capability, to_lock_memory
 from kuproxy.daemon.cache_choice import OFF, CacheChoice
 from kuproxy.daemon.driver import DEFAULT_DRIVER, DriverChoice
 from kuproxy.daemon.flow_cache import FlowCache
-from kuproxy.daemon.targets import TargetBook, asked_by, joined, steering_marks
+from kuproxy.daemon.targets import Asking, TargetBook, joined, steering_marks
 from kuproxy.daemon.xdp_sockets import XdpSockets
 from kuproxy.drivers.af_packet import open_for_worker
 from kuproxy.engine import handover
@@ -198,9 +198,8 @@ class LiveNode:
             plane.kept_counts = kept_counts(self._vault)
             return
         plane.kernel = self.cache
-        settings = plane.settings
-        asked = [asked_by(record, settings)[0] for record in plane.compiler.records()]
-        self.cache.begin(joined(asked))
+        asking = map(Asking.of, plane.compiler.records())
+        self.cache.begin(joined(asking, plane.settings))
         self.notes.append(f"the flow cache is on, with room for {self.cache.maps.pairs} flows")
 
     def filenos(self) -> list[int]:

@@ -28,6 +28,7 @@ class Programmed:
     changed: int = 0
     removed: int = 0
     refused: dict[VipKey, str] = field(default_factory=dict)  # with the reason, one line
+    is_lacking: bool = False  # some for want of room, which may come: not because others have what they ask for
 
 
 class Programmer:
@@ -74,6 +75,7 @@ class Programmer:
                 raise  # less than before is never too much
             if len(add) == 1 and not remove:
                 result.refused[add[0].key] = str(error).replace("\n", "; ")
+                result.is_lacking |= not isinstance(error, ConflictError)
                 # What it was before may be wrong by now.
                 self._write([], [add[0].key], flushed, result)
                 return

@@ -1,13 +1,17 @@
 """From the compiler's records to what steering must bring up."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import NamedTuple
 
 from kuproxy.codes import Encap, Protocol, VipType
 from kuproxy.control.compile import Compiler, VipRecord
 from kuproxy.model.config import InterfaceMark, Settings
-from kuproxy.model.vip import Prefix
+from kuproxy.model.vip import Pod, Prefix, Vip
 from kuproxy.steering.keys import MARK4, MARK6
-from kuproxy.steering.targets import Asked, NodePort, Pod, Targets, Vip
+from kuproxy.steering.targets import Asked, Targets
 
 
 def steering_marks(marks: tuple[InterfaceMark, ...]) -> Mapping[str, int] | None:
@@ -20,28 +24,44 @@ def steering_marks(marks: tuple[InterfaceMark, ...]) -> Mapping[str, int] | None
 ICMP = {4: int(Protocol.ICMP), 6: int(Protocol.ICMP6)}
 
 
-def asked_by(record: VipRecord, settings: Settings) -> tuple[Asked, bool]:
-    """What one VIP asks for, and whether its packets go out in tunnels."""
-    key = record.vip.key
-    protocol = int(key.protocol)
-    vips: list[tuple[Prefix, int, int]] = []
-    node_ports = []
-    if not record.removed:
-        if not record.vip.on_node_only:
-            vips += [(key.prefix, protocol, key.port), (key.prefix, ICMP[key.id[0]], 0)]
-        if record.vip.node_port:
-            node_ports.append((key.id[0], protocol, record.vip.node_port))
-    tunnels = record.vip.encap.is_tunnel and not record.removed
-    if record.vip.encap is not Encap.NAT:
-        return Asked(vips, node_ports), tunnels  # direct return: the pods' replies are none of ours
-    pods = [(pod.address, protocol, pod.port) for pod in (*record.pods, *record.draining)]
-    if protocol in ICMP.values() or (protocol == 0 and key.port == 0):
-        pods += [(address, ICMP[address.version], 0) for address, _, _ in pods]
-    if record.vip.type == VipType.IP4_NAT46:
-        vips.append((settings.nat46_prefix, 0, 0))
-    elif record.vip.type == VipType.IP6_NAT64:
-        vips.append((settings.nat64_pool, 0, 0))
-    return Asked(vips, node_ports, pods), tunnels
+class Asking(NamedTuple):
+    """Of a VIP, what says what it asks for: all of it is there anyway, so that keeping it costs nothing."""
+
+    vip: Vip
+    removed: bool
+    draining: tuple[Pod, ...]
+
+    @classmethod
+    def of(cls, record: VipRecord) -> Asking:
+        return cls(record.vip, record.removed, tuple(record.draining))
+
+    @property
+    def tunnels(self) -> bool:
+        """Do its packets go out in tunnels?"""
+        return self.vip.encap.is_tunnel and not self.removed
+
+    def asked(self, settings: Settings) -> Asked:
+        vip, key = self.vip, self.vip.key
+        protocol = int(key.protocol)
+        vips: list[tuple[Prefix, int, int]] = []
+        node_ports = []
+        if not self.removed:
+            if not vip.on_node_only:
+                vips += [(key.prefix, protocol, key.port), (key.prefix, ICMP[key.id[0]], 0)]
+            if vip.node_port:
+                node_ports.append((key.id[0], protocol, vip.node_port))
+        if vip.encap is not Encap.NAT:
+            return Asked(vips, node_ports)  # direct return: the pods' replies are none of ours
+        serving = () if self.removed else vip.all_pods
+        pods = [(pod.address, protocol, vip.pod_port(pod)) for pod in serving]
+        pods += [(pod.address, protocol, pod.port) for pod in self.draining]
+        if protocol in ICMP.values() or (protocol == 0 and key.port == 0):
+            pods += [(address, ICMP[address.version], 0) for address, _, _ in pods]
+        if vip.type == VipType.IP4_NAT46:
+            vips.append((settings.nat46_prefix, 0, 0))
+        elif vip.type == VipType.IP6_NAT64:
+            vips.append((settings.nat64_pool, 0, 0))
+        return Asked(vips, node_ports, pods)
 
 
 def steering_targets(compiler: Compiler, marks: tuple[InterfaceMark, ...], settings: Settings) -> Targets:
@@ -50,13 +70,14 @@ def steering_targets(compiler: Compiler, marks: tuple[InterfaceMark, ...], setti
     Echo requests for a VIP come up whatever its port; echo replies of pods only where a VIP hands echo requests on.
     With pods of the other family, so does everything that goes to what clients are called there.
     """
-    asked = [asked_by(record, settings) for record in compiler.records()]
+    asking = [Asking.of(record) for record in compiler.records()]
+    asked = joined(asking, settings)
     return Targets(
-        frozenset(vip for each, _ in asked for vip in each.vips),
-        frozenset(node_port for each, _ in asked for node_port in each.node_ports),
-        frozenset(pod for each, _ in asked for pod in each.pods),
+        frozenset(asked.vips),
+        frozenset(asked.node_ports),
+        frozenset(asked.pods),
         steering_marks(marks),
-        tunnels=any(tunnels for _, tunnels in asked),
+        tunnels=any(each.tunnels for each in asking),
     )
 
 
@@ -64,7 +85,7 @@ class TargetBook:
     """What the VIPs ask steering for, VIP by VIP, so that the cost of a change follows the change."""
 
     def __init__(self) -> None:
-        self._asked: dict[int, Asked] = {}  # by the VIP's index
+        self._told: dict[int, Asking] = {}  # by the VIP's index
         self._tunnels: set[int] = set()
         self._settings = Settings()
 
@@ -77,31 +98,24 @@ class TargetBook:
         touched: Mapping[int, VipRecord] = compiler.touched
         if pools != (self._settings.nat46_prefix, self._settings.nat64_pool):
             touched = {record.index: record for record in compiler.records()}
-        told = {index: asked_by(record, settings) for index, record in touched.items()}
-        tunnels = self._tunnels - told.keys() | {index for index, (_, tunnel) in told.items() if tunnel}
-        before, now = (
-            joined(self._asked.get(index) for index in told),
-            joined(each for each, _ in told.values()),
-        )
+        told = {index: Asking.of(record) for index, record in touched.items()}
+        tunnels = self._tunnels - told.keys() | {index for index, each in told.items() if each.tunnels}
+        former = (self._told[index] for index in told if index in self._told)
+        before, now = joined(former, self._settings), joined(told.values(), settings)
 
         def done() -> None:
-            for index, (asked, _) in told.items():
-                self._asked[index] = asked
-                if not any(asked):
-                    del self._asked[index]
+            for index, asking in told.items():
+                self._told[index] = asking
+                if asking.removed and not asking.draining:
+                    del self._told[index]
             self._tunnels, self._settings = tunnels, settings
             compiler.forget_touched()
 
         return before, now, bool(tunnels), done
 
 
-def joined(parts: Iterable[Asked | None]) -> Asked:
-    vips: list[Vip] = []
-    node_ports: list[NodePort] = []
-    pods: list[Pod] = []
-    for part in parts:
-        if part is not None:
-            vips += part.vips
-            node_ports += part.node_ports
-            pods += part.pods
-    return Asked(vips, node_ports, pods)
+def joined(parts: Iterable[Asking], settings: Settings) -> Asked:
+    """What all of them ask for."""
+    each_asked = [part.asked(settings) for part in parts]
+    vips, node_ports, pods = zip(*each_asked, strict=True) if each_asked else ((), (), ())
+    return Asked(list(chain(*vips)), list(chain(*node_ports)), list(chain(*pods)))

@@ -7,11 +7,11 @@ behind us would look for it inside a tunnel.
 import numpy as np
 
 from kuproxy.codes import Outcome, PacketFlag, Reason
-from kuproxy.dataplane._jit import helper, kernel
-from kuproxy.dataplane.checksum import fold, sum_bytes
+from kuproxy.dataplane._jit import helper
+from kuproxy.dataplane.checksum import fold
 from kuproxy.dataplane.graph_queue import finish
 from kuproxy.dataplane.layout import T_TUNNEL_SOURCE, VNET_BYTES, W_TUNNEL_IDENTIFICATION
-from kuproxy.dataplane.memory import clear_bytes, load16, store16, store32, store64, swap16, swap32
+from kuproxy.dataplane.memory import clear_bytes, load16, load64, store16, store32, store64, swap16, swap32
 from kuproxy.dataplane.offload import complete_checksum
 from kuproxy.dataplane.worker_choice import next_identification
 from kuproxy.wire import ethernet, ipv4, ipv6
@@ -27,7 +27,7 @@ _GSO = int(PacketFlag.GSO)
 _ZERO = np.uint64(0)
 
 
-@kernel
+@helper
 def _refuse(tables, packet, extra):
     """Reason for which the packet cannot enter its pod's tunnel, or 0."""
     if np.int64(packet["flags"]) & _GSO:
@@ -43,14 +43,20 @@ def _refuse(tables, packet, extra):
     return Reason.TUNNEL_TOO_LONG.value if inner + extra > _LONGEST else Reason.NONE.value
 
 
-@kernel
+@helper
 def _move_start(data, packet, size):
     """Let the frame begin `size` bytes earlier, its Ethernet header with it; padding behind the packet goes."""
     start = np.int64(packet["start"])
     moved = start - size
-    # Towards lower addresses: ascending order is right even where the two places overlap.
-    for offset in range(np.int64(packet["l3"])):
-        data[moved + offset] = data[start + offset]
+    length = np.int64(packet["l3"])
+    if length == ethernet.HEADER:  # two words that overlap by two bytes, both read before either is written
+        first, last = load64(data, start), load64(data, start + length - 8)
+        store64(data, moved, first)
+        store64(data, moved + length - 8, last)
+    else:
+        # Towards lower addresses: ascending order is right even where the two places overlap.
+        for offset in range(length):
+            data[moved + offset] = data[start + offset]
     flags = np.int64(packet["flags"])
     if flags & _VNET:
         clear_bytes(data, moved - VNET_BYTES, VNET_BYTES)
@@ -62,23 +68,26 @@ def _move_start(data, packet, size):
     packet["room"] = np.int64(packet["room"]) + size
 
 
-@kernel
+@helper
 def _write_ipv4(tables, state, data, l3, traffic_class, dont_fragment, protocol, total, destination):
-    store16(data, l3, 0x0045 | (traffic_class << 8))
-    store16(data, l3 + ipv4.TOTAL_LENGTH, swap16(total))
+    first = 0x0045 | (traffic_class << 8) | (swap16(total) << 16)
     if dont_fragment:
         # An atomic datagram needs no identification (RFC 6864 section 4.1).
-        store32(data, l3 + ipv4.IDENTIFICATION, swap16(ipv4.DONT_FRAGMENT) << 16)
+        second = swap16(ipv4.DONT_FRAGMENT) << 16
     else:
-        identification = next_identification(tables, state, W_TUNNEL_IDENTIFICATION)
-        store32(data, l3 + ipv4.IDENTIFICATION, swap16(identification))
-    store32(data, l3 + ipv4.TTL, _TTL | (protocol << 8))  # and a checksum of zero
-    store32(data, l3 + ipv4.SOURCE, np.int64(tables.header[T_TUNNEL_SOURCE] >> np.uint64(32)))
-    store32(data, l3 + ipv4.DESTINATION, np.int64(destination >> np.uint64(32)))
-    store16(data, l3 + ipv4.CHECKSUM, fold(sum_bytes(data, l3, ipv4.HEADER)) ^ 0xFFFF)
+        second = swap16(next_identification(tables, state, W_TUNNEL_IDENTIFICATION))
+    third = _TTL | (protocol << 8)
+    source = np.int64(tables.header[T_TUNNEL_SOURCE] >> np.uint64(32))
+    target = np.int64(destination >> np.uint64(32))
+    store32(data, l3, first)
+    store32(data, l3 + ipv4.IDENTIFICATION, second)
+    # The words are summed before they are written: loads of another width would wait for the stores.
+    store32(data, l3 + ipv4.TTL, third | ((fold(first + second + third + source + target) ^ 0xFFFF) << 16))
+    store32(data, l3 + ipv4.SOURCE, source)
+    store32(data, l3 + ipv4.DESTINATION, target)
 
 
-@kernel
+@helper
 def _write_ipv6(tables, data, l3, traffic_class, label, protocol, payload, hi, lo):
     store32(data, l3, swap32((6 << 28) | (traffic_class << 20) | label))
     store16(data, l3 + ipv6.PAYLOAD_LENGTH, swap16(payload))
@@ -89,7 +98,7 @@ def _write_ipv6(tables, data, l3, traffic_class, label, protocol, payload, hi, l
     store64(data, l3 + ipv6.DESTINATION + 8, lo)
 
 
-@kernel
+@helper
 def enter_tunnel(frame, tables, state, packet, node, protocol, extra):
     """Put an outer header of the pod's family, and `extra` bytes for the tunnel's own, in front of the packet.
 

@@ -62,9 +62,15 @@ def next_identification(tables, state, word):
 
     Workers number packets of the same addresses, so each has a part of the numbers (RFC 6864 section 4.3).
     """
-    workers = max(np.int64(1), np.int64(tables.header[T_WORKERS]))
-    size = 65536 // workers
-    first = state.header[W_NUMBER] * size
-    number = first + (state.header[word] - first + 1) % size
+    workers = np.int64(tables.header[T_WORKERS])
+    size = np.int64(65536)
+    if workers > 1:
+        size = size // workers
+    first = np.int64(state.header[W_NUMBER]) * size
+    number = np.int64(state.header[word]) + 1
+    if number < first:  # never in our part yet
+        number = first + 1
+    elif number >= first + size:
+        number = first
     state.header[word] = number
     return number

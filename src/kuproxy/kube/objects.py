@@ -190,7 +190,7 @@ class Hints(_Part):
 
 
 class Endpoint(_Part):
-    addresses: list[str] | None = None
+    addresses: tuple[str, ...] | None = None
     conditions: Conditions | None = None
     node_name: str | None = None
     zone: str | None = None

@@ -77,10 +77,10 @@ class Reader:
         value = self.raw.get(key)
         if value is None:
             return []
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):  # what was decoded into structs has tuples
             self.fault(key, f"{_shown(value)} is not a list")
             return []
-        return value
+        return list(value)
 
     def children(self, key: str) -> list[Reader]:
         return [

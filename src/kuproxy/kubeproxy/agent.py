@@ -6,7 +6,8 @@ Everything here lives in the event loop; the source's listeners are called in th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,9 +23,11 @@ from kuproxy.kube.client import create
 from kuproxy.kubeproxy.config import Endpoint, ProxyConfig, read_config
 from kuproxy.kubeproxy.events import Event, Recorder, about_node, about_service
 from kuproxy.kubeproxy.health import FAMILIES, ProxyHealth
-from kuproxy.kubeproxy.listen import Answer, Handler, Ports, bind, text
+from kuproxy.kubeproxy.listen import Answer, Handler, Ports, Question, bind, text
+from kuproxy.kubeproxy.local_pods import follow_pods, interfaces_of
 from kuproxy.kubeproxy.metrics import ProxyMetrics
 from kuproxy.kubeproxy.service_health import EVERYWHERE, ServiceHealth
+from kuproxy.kubeproxy.zpages import configz, flagz, statusz
 from kuproxy.model.node import NodeView
 from kuproxy.model.vip import Address, Vip
 from kuproxy.steering.steering import Steering
@@ -42,9 +45,20 @@ class Agent:
     """The kube-proxy of one node, but for the packets."""
 
     def __init__(
-        self, config: ProxyConfig, node_name: str, load: Callable[[], Any], file: Path | None, log: Any
+        self,
+        config: ProxyConfig,
+        node_name: str,
+        load: Callable[[], Any],
+        file: Path | None,
+        log: Any,
+        flags: Mapping[str, str] | None = None,
     ) -> None:
-        """`load` reads the access to the API server (kube.client.load_access).  Raises ConfigError if it cannot."""
+        """`load` reads the access to the API server (kube.client.load_access).  Raises ConfigError if it cannot.
+
+        `flags`: all of them with their values, to be shown.
+        """
+        self._flags = flags or {}
+        self._started_s = time.time()
         self.config, self.node_name = config, node_name
         self._load, self._file, self._log = load, file, log
         self._content = _content(file)
@@ -73,6 +87,9 @@ class Agent:
         source.listeners.synced.append(controller.complete_start)
         jobs = [source.run(), self._recorder.run(), self._look_at_file()]
         jobs += [self._serve_health_checks(source, steering, checks), self._say_without_node(source)]
+        is_pods = interfaces_of(self.config.proxy)
+        if is_pods is not None:
+            jobs.append(follow_pods(is_pods, source, thread, steering, self._log))
         if self.config.healthz is not None:
             handler = self._health_handler(source)
             jobs.append(self._serve(self.config.healthz, handler, "FailedToStartProxierHealthcheck"))
@@ -173,12 +190,12 @@ class Agent:
             ports.stop()
 
     def _health_handler(self, source: KubernetesSource) -> Handler:
-        async def handle(path: str, _port: int) -> Answer:
-            if path == "/readyz":  # upstream has none: rollouts want to know when this node forwards
+        async def handle(question: Question) -> Answer:
+            if question.path == "/readyz":  # upstream has none: rollouts want to know when this node forwards
                 return (
                     text("ok") if source.synced.is_set() else text("not everything has been listed yet", 503)
                 )
-            return self._health.answer(path)
+            return self._health.answer(question.path)
 
         return handle
 
@@ -195,13 +212,18 @@ class Agent:
             content, media = exposition(controller)
             return content + metrics.exposition(), media
 
-        async def handle(path: str, _port: int) -> Answer:
-            if path == "/healthz":
-                return text("ok")
-            if path == "/proxyMode":
-                return text(PROXY_MODE)
-            if path != "/metrics":
-                return text("404 page not found\n", 404)
+        pages: dict[str, Callable[[Question], Answer]] = {
+            "/healthz": lambda _: text("ok"),
+            "/proxyMode": lambda _: text(PROXY_MODE),
+            "/configz": lambda _: configz(self.config.raw),
+            "/flagz": lambda question: flagz(question.accept, self._flags),
+            "/statusz": lambda question: statusz(question.accept, self._started_s, time.time()),
+        }
+
+        async def handle(question: Question) -> Answer:
+            if question.path != "/metrics":
+                page = pages.get(question.path)
+                return text("404 page not found\n", 404) if page is None else page(question)
             content, media = await thread(scrape)
             return Answer(200, {"Content-Type": media}, content)
 

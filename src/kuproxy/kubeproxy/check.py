@@ -21,8 +21,6 @@ __all__ = ["MODES", "PRIMARY", "check", "cidr", "periods_of"]
 MODES = ("iptables", "ipvs", "nftables")
 PRIMARY = "primary"  # nodePortAddresses: the addresses of the Node object
 _SCHEDULERS = ("", "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh")
-# The workers see where a packet comes from, but not through which interface it came in (docs/adr/010).
-_BY_INTERFACE = (DetectLocalMode.BRIDGE_INTERFACE.value, DetectLocalMode.INTERFACE_NAME_PREFIX.value)
 _PORT_RANGE = re.compile(r"\s*|\d+|\d+\s*[-+]\s*\d+")  # utilnet.ParsePortRange
 
 
@@ -151,11 +149,6 @@ def _local(config: KubeProxyConfiguration) -> Iterator[Fault]:
     """How pods' traffic is told from the rest; `ProxySettings` knows what each mode needs."""
     modes = tuple(mode.value for mode in DetectLocalMode)
     yield from _one_of("detectLocalMode", config.detect_local_mode, modes)
-    if config.detect_local_mode in _BY_INTERFACE:
-        text = f"{config.detect_local_mode!r} is not supported"
-        yield Fault(
-            (("detectLocalMode",), text, "pods are known by their addresses: ClusterCIDR or NodeCIDR")
-        )
     texts = config.cluster_cidr.split(",") if config.cluster_cidr else []
     prefixes = []
     for text in texts:

@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 from kuproxy.daemon.api.server import BACKLOG, http_config
 from kuproxy.kubeproxy.config import Endpoint
 
-__all__ = ["Answer", "Handler", "Ports", "bind", "text"]
+__all__ = ["Answer", "Handler", "Ports", "Question", "bind", "text"]
 
 
 class Answer(NamedTuple):
@@ -30,8 +30,15 @@ class Answer(NamedTuple):
     body: bytes
 
 
-Handler = Callable[[str, int], Awaitable[Answer]]
-"""From the path and the port that was asked."""
+class Question(NamedTuple):
+    """What was asked for, and at which port."""
+
+    path: str
+    port: int
+    accept: str = ""  # the header `Accept`
+
+
+Handler = Callable[[Question], Awaitable[Answer]]
 
 
 def text(body: str, status: int = 200) -> Answer:
@@ -98,7 +105,8 @@ class Ports:
 
 async def _serve(handler: Handler, scope: Any, send: Any) -> None:
     """One request.  The method does not matter: upstream's handlers answer all of them alike."""
-    answer = await handler(scope["path"], scope["server"][1])
+    accept = b", ".join(value for name, value in scope["headers"] if name == b"accept")
+    answer = await handler(Question(scope["path"], scope["server"][1], accept.decode("latin-1")))
     headers = {
         **answer.headers,
         "Date": formatdate(usegmt=True),

@@ -107,7 +107,8 @@ def kube_proxy(
     """Be the kube-proxy of this node.
 
     Services, EndpointSlices, the own Node and ServiceCIDRs are followed at the API server. /healthz and /livez are
-    served at port 10256, /metrics and /proxyMode at 127.0.0.1:10249, and each service's health-check node port.
+    served at port 10256, /metrics, /proxyMode, /statusz, /flagz and /configz at 127.0.0.1:10249, and each service's
+    health-check node port.
     `ku show ...` and the other commands talk to it as to `ku daemon`. Needs root (or CAP_NET_ADMIN, CAP_NET_RAW,
     CAP_BPF and CAP_SYS_ADMIN) and Linux 6.6.
 
@@ -141,8 +142,10 @@ def kube_proxy(
     # Here, so that a fault is told before the compiler is loaded.
     from kuproxy.daemon.service import Daemon, exit_after
     from kuproxy.kubeproxy.agent import Agent
+    from kuproxy.kubeproxy.zpages import flags_of
 
-    agent = Agent(config, node_name, load, file, log)
+    flags = flags_of(found, config=str(file or ""), master=master, settings=str(settings_path or ""))
+    agent = Agent(config, node_name, load, file, log, flags)
 
     def make() -> Daemon:
         daemon = Daemon(settings, settings_path, log, Config(settings=config.settings))

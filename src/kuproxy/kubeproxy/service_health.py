@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from kuproxy.control.policy.health import health_answer
 from kuproxy.daemon.kubernetes import HealthCheck
 from kuproxy.kubeproxy.config import Endpoint
-from kuproxy.kubeproxy.listen import Answer, Ports, bind, text
+from kuproxy.kubeproxy.listen import Answer, Ports, Question, bind, text
 from kuproxy.model.service import Service
 
 __all__ = ["ServiceHealth"]
@@ -80,9 +80,9 @@ class ServiceHealth:
         self._ports.clear()
         self._http.stop()
 
-    async def _answer(self, _path: str, port: int) -> Answer:
+    async def _answer(self, question: Question) -> Answer:
         """Whatever the path."""
-        check = self._known.get(port)
+        check = self._known.get(question.port)
         if check is None:  # over a connection from before the service went
             return text("the service is gone\n", 503)
         answer = health_answer(

@@ -286,7 +286,7 @@ class Map(BpfObject):
 
     def _joined(self, parts: Iterable[bytes], size: int, what: str) -> bytes:
         parts = list(parts)
-        if any(len(part) != size for part in parts):
+        if not {size}.issuperset(map(len, parts)):
             raise ValueError(f"a {what} of BPF map {self.name!r} has {size} bytes")
         return b"".join(parts)
 

@@ -251,10 +251,10 @@ class Steering:
             self._follow_pods()
         if old.tunnels and not targets.tunnels:
             self._pair.split_segments(False)
-        for network, _, _ in add.vips:
-            self._networks[network] += 1
+        coming = Counter([network for network, _, _ in add.vips])  # once: networks are slow to hash
+        self._networks.update(coming)
         gone = [network for network, _, _ in remove.vips if _decrement(self._networks, network)]
-        self._change_routes(gone, {network for network, _, _ in add.vips})
+        self._change_routes(gone, coming)
 
     def _change_entries(self, remove: Asked, add: Asked, pod_keys: Iterable[bytes] = ()) -> None:
         served = frozenset(filter(self._targets.serves_at, self._addresses))

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
 from typing import NamedTuple
 
 from ..errors import SteeringError
@@ -158,14 +160,11 @@ class _SortedOut(NamedTuple):
     prefixes: list[bytes]
 
 
-def _sorted_out(keys: Iterable[bytes]) -> _SortedOut:
+def _sorted_out(keys: Collection[bytes]) -> _SortedOut:
     """Keys by what they are for."""
-    sorted_out = _SortedOut([], [], [])
-    for key in keys:
-        if len(key) != STEER_KEY_SIZE:
-            sorted_out.prefixes.append(key)
-        elif is_return(key):
-            sorted_out.returns.append(key)
-        else:
-            sorted_out.forwards.append(key)
-    return sorted_out
+    steering = [key for key in keys if len(key) == STEER_KEY_SIZE]
+    prefixes = [key for key in keys if len(key) != STEER_KEY_SIZE] if len(steering) < len(keys) else []
+    returning = list(map(is_return, steering))
+    return _SortedOut(
+        list(compress(steering, returning)), list(compress(steering, map(not_, returning))), prefixes
+    )

@@ -28,7 +28,6 @@ from kuproxy.control.policy import (
     translate,
     vips_of,
 )
-from kuproxy.errors import ConfigError
 from kuproxy.model.node import DetectLocalMode, NodeView
 from kuproxy.model.service import EndpointPort, LoadBalancerIngress, ServicePort, ServiceType, TrafficPolicy
 from kuproxy.model.vip import Pod, Vip
@@ -154,8 +153,7 @@ def test_pod_ranges_are_of_both_families_and_no_interfaces() -> None:
     assert list(map(str, pod_ranges(VIEW))) == ["10.0.0.0/8", "fd01::/16"]
     assert list(map(str, pod_ranges(NodeView(HERE, BY_NODE)))) == ["10.1.0.0/24", "fd01::/64"]
     assert pod_ranges(NodeView(HERE, NO_CIDR)) == pod_ranges(None) == ()
-    with pytest.raises(ConfigError, match=r"BridgeInterface is not supported.*say ClusterCIDR"):
-        pod_ranges(NodeView(HERE, BY_BRIDGE))
+    assert pod_ranges(NodeView(HERE, BY_BRIDGE)) == ()
 
 
 def test_the_nodes_address_among_the_pods_is_a_pods() -> None:

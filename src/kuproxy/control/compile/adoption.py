@@ -13,11 +13,12 @@ import numpy as np
 
 from kuproxy.codes import PodFlag, VipFlag
 from kuproxy.control.compile.entries import reference_place
-from kuproxy.control.compile.pods import pod_flags, reply_place
+from kuproxy.control.compile.pods import pod_flags
 from kuproxy.control.compile.records import Block, Draining, Ring, VipRecord
 from kuproxy.control.compile.recover import pod_at, ranges_at, ring_of, vip_at, vip_rows
 from kuproxy.control.compile.vips import VipRows
 from kuproxy.control.compile.words import HOST, address_words, key_word, prefix_length, words_address
+from kuproxy.control.places import Places, place_of
 from kuproxy.control.store import Changes
 from kuproxy.dataplane.layout import (
     KIND_ADDRESS,
@@ -49,6 +50,7 @@ class Compiler(VipRows):
     def __init__(self, tables: Tables, *, decrement_ttl: bool, any_node_address: bool):
         super().__init__(tables, decrement_ttl=decrement_ttl, any_node_address=any_node_address)
         self._orphans: dict[VipKey, VipRecord] = {}
+        self._claimed: set[VipKey] = set()  # orphans that somebody has asked for since
 
     @property
     def orphans(self) -> int:
@@ -111,7 +113,7 @@ class Compiler(VipRows):
                 continue
             record = VipRecord(index, vip, ring=ring, removed=not used)
             record.ranges = ranges_at(tables, int(row["ranges"]), int(row["family"]))[0] if used else None
-            record.pods = pods
+            record.pods = Places(pods)
             self._by_index[index] = record
             self._drain_holders(record, held)
             if used:
@@ -231,13 +233,13 @@ class Compiler(VipRows):
     def _adopt_chains(self, entries: Entries) -> None:
         """Pods with the same replies, in the order in which they are linked; others go before them all."""
         heads = self._match.items()
-        members: dict[int, list[int]] = {}  # by reply_place
+        members: dict[int, list[int]] = {}  # by place_of
         pods: dict[int, Pod] = {}
         for record in self._by_index.values():
             pods |= {index: pod for pod, index in (*record.pods.items(), *record.draining.items())}
             pods |= record.flushed
         for index, pod in sorted(pods.items()):
-            members.setdefault(reply_place(pod), []).append(index)
+            members.setdefault(place_of(pod), []).append(index)
         for place, indices in members.items():
             (hi, lo), word = self._reply_key(pods[indices[0]])
             entry = int(hi), int(lo), int(word)
@@ -262,14 +264,24 @@ class Compiler(VipRows):
     # ---------------------------------------------------------------------------------------------- going on
 
     def apply(self, changes: Changes) -> int:
-        """Publish; what is asked for and served already goes on being served, changed where it differs."""
-        if not self._orphans:
+        """Publish; what is asked for and served already goes on being served, changed where it differs.
+
+        What was asked for and is so no more, before all sources have spoken, is an orphan again: it may have been asked
+        for in a change that was refused and taken back, and comes with the next.
+        """
+        if not (self._orphans or self._claimed):
             return super().apply(changes)
+        for vip in changes.removed:
+            if vip.key in self._claimed:
+                self._claimed.discard(vip.key)
+                self._orphans[vip.key] = self._records[vip.key]
+        removed = tuple(vip for vip in changes.removed if vip.key not in self._orphans)
         claimed = [vip for vip in changes.added if vip.key in self._orphans]
+        self._claimed |= {vip.key for vip in claimed}
         self._free_node_ports(changes.added)
         known = tuple((self._orphans.pop(vip.key).vip, vip) for vip in claimed)
         fresh = tuple(vip for vip in changes.added if vip.key not in {each.key for each in claimed})
-        return super().apply(Changes(fresh, changes.removed, (*changes.changed, *known)))
+        return super().apply(Changes(fresh, removed, (*changes.changed, *known)))
 
     def _free_node_ports(self, wanted: Iterable[Vip]) -> None:
         """Node ports of orphans that somebody else asks for."""
@@ -283,7 +295,7 @@ class Compiler(VipRows):
     def finish_adoption(self) -> int:
         """All sources have spoken: what nobody asked for is removed; its flows end.  Returns how many VIPs went."""
         gone = list(self._orphans.values())
-        self._orphans = {}
+        self._orphans, self._claimed = {}, set()
         for record in gone:
             self._remove(record.vip)
         if gone:

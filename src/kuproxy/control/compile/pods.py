@@ -1,16 +1,18 @@
 """Pods and rings: who gets new flows, whose old flows still run, and when an index is free again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain, compress, repeat
 from operator import attrgetter, lt
 
 import numpy as np
 
 from kuproxy.codes import Origin, PodFlag
 from kuproxy.control.compile.entries import MatchEntries, reference_place
-from kuproxy.control.compile.members import Members, difference
+from kuproxy.control.compile.members import FROM, Members, difference
 from kuproxy.control.compile.records import Draining, Ring, VipRecord
 from kuproxy.control.compile.rings import fill, fill_columns, fill_equal
-from kuproxy.control.compile.words import HOST, Words, address_words, key_word, word_columns
+from kuproxy.control.compile.words import HOST, Words, address_words, key_word, number_columns
+from kuproxy.control.places import place_of, places_of, pod_of
 from kuproxy.control.rings import RingHistory
 from kuproxy.dataplane.layout import (
     KIND_POD,
@@ -26,12 +28,7 @@ from kuproxy.dataplane.writer import Arena, IndexPool
 from kuproxy.model.vip import DEFAULT_WEIGHT, Address, Pod, Vip, VipKey
 
 _POD_ID = attrgetter("id")
-
-
-def reply_place(pod: Pod) -> int:
-    """Address, port and version in one number: a tenth of a tuple's memory, a hundred thousand times."""
-    number, port, version, _ = pod.id
-    return number << 24 | port << 8 | version
+_USED = int(PodFlag.USED)
 
 
 def _pod_key(kind: int, family: np.ndarray) -> np.ndarray:
@@ -41,7 +38,7 @@ def _pod_key(kind: int, family: np.ndarray) -> np.ndarray:
 
 def pod_flags(vip: Vip) -> list[int]:
     """Whose new flows each of `vip.all_pods` gets."""
-    flags = [int(PodFlag.USED) if pod.weight else 0 for pod in vip.all_pods]
+    flags = [_USED if pod.weight else 0 for pod in vip.all_pods]
     if vip.outside_pods is not None:
         inside, outside = set(vip.pods), set(vip.outside_pods)
         for number, pod in enumerate(vip.all_pods):
@@ -60,13 +57,13 @@ class PodRows(MatchEntries):
         self._rings = Arena(RING_ARENA, "ring slots")
         self._pod_indices = IndexPool(MAX_PODS, "pods")
         self._draining: dict[int, Draining] = {}  # by pod index
-        # Pods with the same replies by `reply_place`: mostly one, and a list where they are several, the newest last.
+        # Pods with the same replies by `place_of`: mostly one, and a list where they are several, the newest last.
         self._chains: dict[int, int | list[int]] = {}
         self._new_pods: list[int] = []
         self.former_rings = RingHistory()
         self._in_bulk = False
-        self._waiting_pods: list[tuple[int, int, Pod, int]] = []  # index, VIP's index, pod, flags
-        self._waiting_rings: list[tuple[VipRecord, Sequence[Pod], list[int]]] = []
+        self._waiting_pods: list[tuple[int, int, int, int]] = []  # index, VIP's index, the pod's place, flags
+        self._waiting_rings: list[tuple[int, Ring, list[int]]] = []  # VIP's index, ring, owners in its order
 
     def collect(self, acknowledged: int, references: Callable[[int], int]) -> int:
         """Free what nobody can see any more; returns how many pods went.
@@ -152,7 +149,7 @@ class PodRows(MatchEntries):
             index = record.pods[pod] = self._revive(record, pod)
             self.tables.pods[index]["flags"] = int(PodFlag.USED)
         fresh = [pod for pod in named if pod not in record.pods]
-        record.pods.update(self._add_pods(record, fresh, dict.fromkeys(fresh, int(PodFlag.USED))))
+        self._add_pods(record, list(map(place_of, fresh)), [_USED] * len(fresh))
         for pod in named:
             members.join(pod, record.pods[pod])
         left = [Pod(pod.address, old.target_port) for pod in gone]
@@ -171,38 +168,39 @@ class PodRows(MatchEntries):
         if not (vip.all_pods or record.pods or record.ring):
             return
         # In the records a pod is its address and port; its weight may change while it stays the same pod.
-        named = [Pod(pod.address, vip.pod_port(pod)) for pod in vip.all_pods]
-        flags = dict(zip(named, pod_flags(vip), strict=True))
+        places, flags = places_of(vip), pod_flags(vip)
         if not (record.pods or record.draining):
-            record.pods = self._add_pods(record, named, flags)
-            self._set_rings(record, vip)
+            indices = self._add_pods(record, places, flags)
+            if not (self._in_bulk and self._wait_for_ring(record, vip, places, indices)):
+                self._set_rings(record, vip)
             return
-        for pod in named:
+        have = record.pods.at
+        for pod in map(pod_of, places) if record.draining else ():
             if pod in record.draining:
                 record.pods[pod] = self._revive(record, pod)
-        new = [pod for pod in named if pod not in record.pods]
-        record.pods.update(self._add_pods(record, new, flags))
-        for pod, wanted in flags.items():
+        is_new = [place not in have for place in places]
+        self._add_pods(record, list(compress(places, is_new)), list(compress(flags, is_new)))
+        for place, wanted in zip(places, flags, strict=True):
             if wanted:
-                row = self.tables.pods[record.pods[pod]]
+                row = self.tables.pods[have[place]]
                 row["flags"] = wanted & (int(row["flags"]) | PodFlag.USED)
         # The new rings go live before the pods that left one are marked.
         self._set_rings(record, vip)
-        for pod in [pod for pod in record.pods if pod not in flags]:
+        staying = set(places)
+        for pod in [pod for pod in record.pods if place_of(pod) not in staying]:
             self._drain(record, pod)
-        for pod, wanted in flags.items():
-            self.tables.pods[record.pods[pod]]["flags"] = wanted
+        for place, wanted in zip(places, flags, strict=True):
+            self.tables.pods[have[place]]["flags"] = wanted
 
-    def _add_pods(self, record: VipRecord, pods: Sequence[Pod], flags: Mapping[Pod, int]) -> dict[Pod, int]:
-        """Give them indices, rows and entries, those in one go."""
-        indices = [self._pod_indices.allocate() for _ in pods]
-        self._waiting_pods += [
-            (index, record.index, pod, flags[pod]) for index, pod in zip(indices, pods, strict=True)
-        ]
+    def _add_pods(self, record: VipRecord, places: Sequence[int], flags: Sequence[int]) -> list[int]:
+        """Give the pods of these places indices, rows and entries, those in one go, and note them in the record."""
+        indices = [self._pod_indices.allocate() for _ in places]
+        self._waiting_pods += zip(indices, repeat(record.index), places, flags, strict=False)
         self._new_pods += indices
         if not self._in_bulk:
             self._write_pods()
-        return dict(zip(pods, indices, strict=True))
+        record.pods.at.update(zip(places, indices, strict=True))
+        return indices
 
     def _write_pods(self) -> None:
         """Rows first, then the entries that lead to them."""
@@ -210,30 +208,30 @@ class PodRows(MatchEntries):
         if not waiting:
             return
         indices, vips, pods, flags = zip(*waiting, strict=True)
-        hi, lo = word_columns(pods)
-        places = np.array(indices, np.int64)
+        hi, lo = number_columns([place >> 24 for place in pods])
+        at = np.array(indices, np.int64)
         rows = np.zeros(len(waiting), self.tables.pods.dtype)
         rows["hi"], rows["lo"], rows["vip"], rows["flags"] = hi, lo, vips, flags
-        rows["generation"] = self.tables.pods["generation"][places] + np.uint32(1)
-        rows["port"] = [pod.port for pod in pods]
-        rows["family"] = [pod.id[2] for pod in pods]
+        rows["generation"] = self.tables.pods["generation"][at] + np.uint32(1)
+        rows["port"] = [place >> 8 & 0xFFFF for place in pods]
+        rows["family"] = [place & 0xFF for place in pods]
         replies = _pod_key(KIND_POD, rows["family"]) | rows["port"].astype(np.uint64)
         addresses = _pod_key(KIND_POD_ADDRESS, rows["family"])
-        rows["next"] = [self._join_chain(pod, index) for pod, index in zip(pods, indices, strict=True)]
-        self.tables.pods[places] = rows
+        rows["next"] = list(map(self._join_chain, pods, indices))
+        self.tables.pods[at] = rows
         fresh = []
+        references = self._references
         for number, pod in enumerate(pods):
-            place = reference_place(KIND_POD_ADDRESS, HOST, pod.id[2], pod.id[0])
-            count = self._references.get(place, 0)
-            self._references[place] = count + 1
+            place = reference_place(KIND_POD_ADDRESS, HOST, pod & 0xFF, pod >> 24)
+            count = references.get(place, 0)
+            references[place] = count + 1
             if count == 0:
                 fresh.append(number)
-        self._match.put_many(hi, lo, replies, places)
+        self._match.put_many(hi, lo, replies, at)
         self._match.put_many(hi[fresh], lo[fresh], addresses[fresh], np.ones(len(fresh), np.int64))
 
-    def _join_chain(self, pod: Pod, index: int) -> int:
+    def _join_chain(self, place: int, index: int) -> int:
         """Make a pod the first of those with the same replies; returns the one that was, or 0."""
-        place = reply_place(pod)
         present = self._chains.setdefault(place, index)
         if present == index:
             return 0
@@ -290,7 +288,7 @@ class PodRows(MatchEntries):
 
     def _leave_chain(self, pod: Pod, index: int) -> None:
         (hi, lo), word = self._reply_key(pod)
-        place = reply_place(pod)
+        place = place_of(pod)
         present = self._chains[place]
         if not isinstance(present, list):
             del self._chains[place]
@@ -318,16 +316,9 @@ class PodRows(MatchEntries):
     def _in_order(record: VipRecord, pods: Sequence[Pod]) -> tuple[list[Pod], list[int]]:
         """Those of a VIP's pods that get slots, in the ring's order, with their ports and indices."""
         port = record.vip.target_port
-        weighing = [pod for pod in pods if pod.weight]
-        if len(weighing) == len(record.pods) and not any(pod.port for pod in weighing):
-            named = list(record.pods)
-            ids = [pod.id for pod in named]
-            same = [pod.id[0] for pod in weighing] == [each[0] for each in ids]
-            if same and all(pod.weight == 1 for pod in weighing) and all(map(lt, ids, ids[1:])):
-                return named, list(record.pods.values())  # nearly always
-        placed = [Pod(pod.address, pod.port or port, pod.weight) for pod in weighing]
+        placed = [Pod(pod.address, pod.port or port, pod.weight) for pod in pods if pod.weight]
         placed.sort(key=_POD_ID)
-        return placed, [record.pods[pod.weighing(1)] for pod in placed]
+        return placed, [record.pods[pod] for pod in placed]
 
     def _set_rings(self, record: VipRecord, vip: Vip | None) -> None:
         """The ring for everybody, or that of pods and the node and that of clients from outside: one word.
@@ -347,12 +338,20 @@ class PodRows(MatchEntries):
             ring.offset = self._rings.allocate(ring.block_log2)
             pods, owners = placed[RING_INSIDE]
             record.members = Members.of(pods, owners) if outside is None else None
-            if self._in_bulk and outside is None and all(pod.weight == pods[0].weight for pod in pods):
-                self._waiting_rings.append((record, pods, owners))
-                return  # a new VIP, which has no former ring
             for which, (pods, owners) in members.items():
                 fill(pods, np.array(owners, np.uint32), self._ring_view(ring, which))
         self._go_live(record, record.ring, old)
+
+    def _wait_for_ring(self, record: VipRecord, vip: Vip, places: list[int], owners: list[int]) -> bool:
+        """Let a new VIP's ring be filled with others, at the end.  False, and nothing is done, if its pods differ."""
+        is_alike = vip.outside_pods is None and all(pod.weight == DEFAULT_WEIGHT for pod in vip.pods)
+        if not (places and is_alike and all(map(lt, places, places[1:]))):
+            return False
+        ring = record.ring = Ring(0, vip.new_len.bit_length() - 1)
+        ring.offset = self._rings.allocate(ring.block_log2)
+        record.members = Members.of(list(map(pod_of, places)), owners) if len(places) >= FROM else None
+        self._waiting_rings.append((record.index, ring, owners))
+        return True
 
     def _note_ring(self, record: VipRecord) -> None:
         """Keep what is about to be replaced."""
@@ -374,7 +373,7 @@ class PodRows(MatchEntries):
         nothing = np.zeros(0, np.uint64)
         for entries in (self._match, self._vip_match):
             entries.put_many(nothing, nothing, nothing, np.zeros(0, np.int64))
-        fill_equal([], [], self.tables.rings, [])
+        fill_equal(nothing, nothing, [], self.tables.rings, [])
 
     def _begin_bulk(self) -> None:
         """From here on many VIPs are added, and nothing else: their pods, rings and entries are written together."""
@@ -388,11 +387,11 @@ class PodRows(MatchEntries):
         self._write_pods()
         waiting, self._waiting_rings = self._waiting_rings, []
         if waiting:
-            records, pods, owners = zip(*waiting, strict=True)
-            rings = [record.ring for record in records]
-            fill_equal(pods, owners, self.tables.rings, rings)
-            words = [ring.word for ring in rings]
-            self.tables.vips["ring"][[record.index for record in records]] = words
+            vips, rings, owners = zip(*waiting, strict=True)
+            pods = self.tables.pods
+            every = np.fromiter(chain.from_iterable(owners), np.int64)
+            fill_equal(pods["hi"][every], pods["lo"][every], owners, self.tables.rings, rings)
+            self.tables.vips["ring"][list(vips)] = [ring.word for ring in rings]
         self._match.release()
         self._vip_match.release()
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from kuproxy.control.compile.members import Members
+from kuproxy.control.places import Places
 from kuproxy.dataplane.layout import RING_SPLIT
 from kuproxy.model.vip import Pod, Vip
 
@@ -39,7 +40,7 @@ class VipRecord:
 
     index: int
     vip: Vip
-    pods: dict[Pod, int] = field(default_factory=dict)  # in a ring; Pod with its port resolved
+    pods: Places = field(default_factory=Places)  # in a ring
     draining: dict[Pod, int] = field(default_factory=dict)
     flushed: dict[int, Pod] = field(default_factory=dict)  # removed, by index; their flows end
     ring: Ring | None = None

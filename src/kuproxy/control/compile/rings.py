@@ -30,11 +30,17 @@ def fill_columns(hi: np.ndarray, lo: np.ndarray, owners: np.ndarray, ring: np.nd
 
 
 def fill_equal(
-    pods: Sequence[Sequence[Pod]], owners: Sequence[Sequence[int]], rings: np.ndarray, places: Sequence[Ring]
+    hi: np.ndarray,
+    lo: np.ndarray,
+    owners: Sequence[Sequence[int]],
+    rings: np.ndarray,
+    places: Sequence[Ring],
 ) -> None:
-    """Write many new-flow tables of pods that weigh the same, none of them empty: each into its place in `rings`."""
-    hi, lo = word_columns(pod for each in pods for pod in each)
-    sizes = [len(each) for each in pods]
+    """Write many new-flow tables of pods that weigh the same, none of them empty: each into its place in `rings`.
+
+    `owners`: the pod indices of each, in order; `hi` and `lo`: `address_words` of all of them, uint64[n].
+    """
+    sizes = [len(each) for each in owners]
     work = scratch(max(sizes, default=0), 1 << max((place.log2 for place in places), default=0))
     fill_rings(
         hi,

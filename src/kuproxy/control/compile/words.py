@@ -1,6 +1,6 @@
 """Addresses and keys in the form in which the tables hold them (layout.py)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 import numpy as np
@@ -39,7 +39,11 @@ def prefix_length(key: VipKey) -> int:
 
 def word_columns(pods: Iterable[Pod]) -> tuple[np.ndarray, np.ndarray]:
     """`address_words` of many pods' addresses: two uint64[n]."""
-    numbers = [pod.id[0] for pod in pods]  # the address as one integer, to be read from its other end
+    return number_columns([pod.id[0] for pod in pods])
+
+
+def number_columns(numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The same of addresses as integers, which are to be read from their other end."""
     if max(numbers, default=0) <= _LOW:
         return np.zeros(len(numbers), np.uint64), np.array(numbers, np.uint64).byteswap()
     hi = np.array([number >> 64 for number in numbers], np.uint64)

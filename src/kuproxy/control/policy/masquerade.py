@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kuproxy.codes import Family, Origin
-from kuproxy.errors import ConfigError, Problem
 from kuproxy.model.node import DetectLocalMode, NodeView
 from kuproxy.model.vip import Address, Prefix
 
@@ -65,19 +64,8 @@ def pod_traffic(view: NodeView | None, family: Family) -> PodTraffic:
 def pod_ranges(view: NodeView | None) -> tuple[Prefix, ...]:
     """Pods' prefixes of both families, for the tables: they tell a packet's origin by its source alone (ADR 010).
 
-    Raises ConfigError for the modes that tell it by the interface.
+    None for the modes by interface: there the node's routes say which addresses are behind it (steering.pod_routes).
     """
-    if view is None:
-        return ()
-    mode = view.settings.detect_local_mode
-    if mode in (DetectLocalMode.BRIDGE_INTERFACE, DetectLocalMode.INTERFACE_NAME_PREFIX):
-        raise ConfigError(
-            Problem(
-                f"{mode.value} is not supported: pods are recognised by their addresses",
-                field="detectLocalMode",
-                hint="say ClusterCIDR, with clusterCIDR, or NodeCIDR",
-            )
-        )
     return tuple(
         prefix for family in (Family.IPV4, Family.IPV6) for prefix in pod_traffic(view, family).prefixes
     )
