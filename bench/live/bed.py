@@ -177,14 +177,16 @@ class Bed:
         """Nothing happens for so long."""
         return self.measured(lambda: time.sleep(seconds) or {"seconds": seconds})
 
-    def http(self, load: str, seconds: float, parallel: int) -> Outcome:
+    def http(self, load: str, seconds: float, parallel: int, warm: float = 0.0) -> Outcome:
         """`load`: close or keep (ends.py)."""
         order = {"load": load, **self._to(HTTP), "seconds": seconds, "parallel": parallel}
+        order = self._warmed(order, warm)
         return self.measured(lambda: self._ask(self._client, order, seconds))
 
-    def udp(self, seconds: float, flows: int, rate: int = 0) -> Outcome:
+    def udp(self, seconds: float, flows: int, rate: int = 0, warm: float = 0.0) -> Outcome:
         """Frames of 64 bytes in one direction; the answer's `received` is what came through."""
         order = {"load": "udp", **self._to(ECHO), "seconds": seconds, "parallel": flows, "rate": rate}
+        order = self._warmed(order, warm)
 
         def load() -> dict[str, Any]:
             before = self._received()
@@ -193,14 +195,23 @@ class Bed:
 
         return self.measured(load)
 
-    def tcp(self, seconds: float, streams: int) -> Outcome:
-        """The answer's `bits` is what iperf3's server got, in `seconds`."""
+    def _warmed(self, order: dict[str, Any], warm: float) -> dict[str, Any]:
+        """Have the client do it for `warm` seconds; returns what it waits for to go on, over the same sockets."""
+        if not warm:
+            return order
+        self._ask(self._client, order | {"warm": warm}, warm)
+        return {"go": True}
+
+    def tcp(self, seconds: float, streams: int, warm: float = 0.0) -> Outcome:
+        """The answer's `bits` is what iperf3's server got, in `seconds`, after so many whole seconds of the same."""
         to = self._to(IPERF)
         place = ("-c", to["address"], "-p", str(to["port"]))
-        words = ("iperf3", "-J", *place, "-t", str(max(1, round(seconds))), "-P", str(streams))
+        times = ("-t", str(max(1, round(seconds))), "-O", str(round(warm)))
+        words = ("iperf3", "-J", *place, *times, "-P", str(streams))
+        process = self._network.client.start(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        time.sleep(round(warm))
 
         def load() -> dict[str, Any]:
-            process = self._network.client.start(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
             try:
                 text, _ = process.communicate(timeout=seconds + _LOAD_PATIENCE_S)
             except subprocess.TimeoutExpired:

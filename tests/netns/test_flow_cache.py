@@ -40,13 +40,16 @@ WITHIN_S = 8.0
 
 
 @contextmanager
-def cached(entries: int = 65536, lease: int = 60, conf: str = "") -> Iterator[Daemon]:
+def cached(
+    entries: int = 65536, lease: int = 60, conf: str = "", shortcuts: str = "off"
+) -> Iterator[Daemon]:
     """A daemon with a flow cache, and VIPs: web (TCP 80), echo (UDP 7), bulk, all of them with node ports."""
     with world() as made:
         daemon = Daemon(made)
         daemon.settings.write_text(
             f'state_directory = "{daemon.directory}/state"\n[api]\nsocket = "{daemon.socket}"\n'
             f'[cache]\nflow_cache = "on"\nflow_cache_entries = {entries}\nflow_cache_lease = {lease}\n'
+            f'flow_cache_shortcuts = "{shortcuts}"\n'
         )
         try:
             daemon.start()

@@ -56,6 +56,7 @@ def show_general(report: Report) -> str:
         lines.append(f" driver: {report.driver}")
     if report.cache is not None:
         lines.append(f" flow cache: {_cache(report.cache)}")
+        lines += _ways(report.cache)
     for version, source in ((4, report.settings.ip4_src_address), (6, report.settings.ip6_src_address)):
         if source is not None:
             lines.append(f" ip{version}-src-address: {source}")
@@ -79,6 +80,15 @@ def _flow_hash(settings: Settings) -> str:
 def _cache(cache: CacheReport) -> str:
     """In `show ku`."""
     return f"on, {cache.flows} of {cache.capacity} flows" if cache.on else f"off ({cache.why})"
+
+
+def _ways(cache: CacheReport) -> Iterable[str]:
+    """Where shortcuts may be taken: which ways the flows' directions have, and why some have no shorter one."""
+    if cache.on and cache.ways:
+        counts = ", ".join(f"{way} {count}" for way, count in cache.ways.items())
+        yield f"  ways: {counts}; {cache.short} of {cache.hits} packets by shortcuts"
+        for why, count in sorted(cache.because.items()):
+            yield f"  route because of {why}: {count}"
 
 
 def _timeouts(settings: Settings) -> str:

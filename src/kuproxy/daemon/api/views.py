@@ -168,6 +168,7 @@ class FlowView(View):
     age_s: float
     expires_in_s: float
     tier: str
+    ways: list[str]
 
 
 class FlowPage(View):
@@ -358,6 +359,7 @@ def flow_page(page: FlowList) -> FlowPage:
             age_s=flow.age_s,
             expires_in_s=flow.expires_in_s,
             tier=flow.tier,
+            ways=list(flow.ways),
         )
         for flow in page.flows
     ]
