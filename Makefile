@@ -12,7 +12,7 @@ BIN  := $(VENV)/bin
 .SUFFIXES:
 SHELL := /bin/sh
 
-.PHONY: help demo test test-long soak bench docs lint audit dist install warm lock clean
+.PHONY: help demo test test-long chaos soak bench docs lint audit dist install warm lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -22,6 +22,9 @@ demo: warm  ## a cluster of one: services, packets and what became of them
 
 test: warm  ## all tests but the long ones (ARGS="-k maglev" passes options to pytest)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+chaos: warm  ## faults by seed on a node in namespaces and in virtual time (ARGS="--seed 17")
+	$(BIN)/python -m pytest tests/chaos -m "long or not long" $(ARGS)
 
 soak: warm  ## half an hour of mixed load with churn on a real daemon (ARGS="--minutes 5")
 	$(BIN)/python -m bench.soak $(ARGS)
