@@ -1,4 +1,4 @@
-"""A kernel that refuses, floods, and deaths over an update: a Kubernetes node's control, tables and graph in virtual time.
+"""A kernel that refuses, floods, deaths over an update: control, tables and graph of a node in virtual time.
 
 Real: the API server's store, the watcher, the rules, the compiler, the tables, the compiled graph with its flows.
 Played: the network to the API server, the clock, the kernel's answers to steering, and death.  One seed decides all of
