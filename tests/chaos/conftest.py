@@ -6,9 +6,9 @@ import pytest
 
 # The tier's fixture, its seeds in every run, and those of long runs besides.
 TIERS = (
-    ("real_seed", range(20), range(20, 500)),
-    ("simulated_seed", range(8), range(8, 500)),
-    ("refusal_seed", range(6), range(6, 500)),
+    ("real_seed", range(14), range(14, 500)),
+    ("simulated_seed", range(4), range(4, 500)),
+    ("refusal_seed", range(4), range(4, 500)),
 )
 
 

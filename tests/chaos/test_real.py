@@ -43,7 +43,7 @@ def bench() -> Iterator[Bench]:
 
 def test_every_kind_is_planned() -> None:
     assert set(KINDS) == set(FAULTS)
-    assert set(KINDS) == {kind for seed in range(20) for kind in plan_of(seed).faults}
+    assert set(KINDS) == {kind for seed in range(14) for kind in plan_of(seed).faults}
 
 
 def test_the_same_seed_is_the_same_plan() -> None:
