@@ -18,7 +18,16 @@ SUITE = ["differential/test_compiled.py", "dataplane/test_broken_input.py", "dat
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mode", ["NUMBA_BOUNDSCHECK", "NUMBA_DISABLE_JIT"])
 def test_same_results(mode):
-    suite = SUITE if mode == "NUMBA_DISABLE_JIT" else [*SUITE, FUZZ]  # its mutator is of no use uncompiled
+    run(mode, SUITE)
+
+
+@pytest.mark.long  # the mutator has to be compiled once more
+@pytest.mark.timeout(600)
+def test_damaged_packets_with_every_access_checked():
+    run("NUMBA_BOUNDSCHECK", [FUZZ])
+
+
+def run(mode, suite):
     command = [
         sys.executable,
         "-m",

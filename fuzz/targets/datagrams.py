@@ -17,6 +17,7 @@ from fuzz.mutate import damage, damage_tree
 from fuzz.target import Parts, Target
 from kuproxy.datagrams import pair, receive, send
 from kuproxy.dataplane.layout import T_COMMAND
+from kuproxy.engine.flow_key import VPP
 from kuproxy.engine.live import LiveWorker
 from kuproxy.engine.memory import SharedMemory, TablesMemory
 from kuproxy.errors import KuError
@@ -129,7 +130,7 @@ class Datagrams(Target):
     def _worker(said: list[tuple[int, bytes]]) -> None:
         """A worker that answers anything: control asks it."""
         tables = TablesMemory()
-        worker = LiveWorker(0, tables, SharedMemory(), 2, Vault())
+        worker = LiveWorker(0, tables, SharedMemory(), 2, Vault(), lambda: VPP)
         worker._call, theirs = pair()
         before = len(os.listdir("/proc/self/fd"))
         for number, (count, data) in enumerate(said):
