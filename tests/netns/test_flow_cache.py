@@ -364,6 +364,7 @@ def metrics(daemon: Daemon) -> str:
     return b"".join(parts).decode()
 
 
+@pytest.mark.long
 def test_many_connections_in_a_cache_of_sixteen_entries() -> None:
     """Eight flows have room; the others cost work above, and nothing goes wrong."""
     with cached(entries=16) as daemon:
@@ -424,6 +425,7 @@ def test_without_control_the_kernel_stops_after_its_lease_and_the_workers_go_on(
         talk.socket.close()
 
 
+@pytest.mark.long
 def test_a_cached_flow_lives_as_long_as_it_is_used_and_no_longer() -> None:
     """Its worker sees no packet of it for several timeouts, and still ends it when it is idle."""
     with cached(lease=1) as daemon:

@@ -321,6 +321,7 @@ def test_a_successor_chooses_anew(daemon: Daemon) -> None:
     talk.socket.close()
 
 
+@pytest.mark.long
 def test_an_interface_that_goes_takes_its_shortcuts_along() -> None:
     """Last, and in a world of its own: the pod's veth is gone, and nothing but its own flows suffers."""
     with cached(shortcuts="on") as daemon:
