@@ -12,7 +12,7 @@ BIN  := $(VENV)/bin
 .SUFFIXES:
 SHELL := /bin/sh
 
-.PHONY: help demo test test-long soak bench docs lint audit dist install warm lock clean
+.PHONY: help demo test test-long chaos soak fuzz bench docs lint audit dist install warm lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -23,8 +23,14 @@ demo: warm  ## a cluster of one: services, packets and what became of them
 test: warm  ## all tests but the long ones (ARGS="-k maglev" passes options to pytest)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
+chaos: warm  ## faults by seed on a node in namespaces and in virtual time (ARGS="--seed 17")
+	$(BIN)/python -m pytest tests/chaos -m "long or not long" $(ARGS)
+
 soak: warm  ## half an hour of mixed load with churn on a real daemon (ARGS="--minutes 5")
 	$(BIN)/python -m bench.soak $(ARGS)
+
+fuzz: warm  ## damaged input of every kind for five minutes (ARGS="--minutes 60 --target packets --seed 7")
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
 
 test-long: warm  ## all tests, with more examples per property
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "long or not long" $(ARGS)
@@ -93,4 +99,4 @@ lock:  ## requirements/*.txt anew from pyproject.toml (UPGRADE=--upgrade for the
 
 clean:  ## everything that the other targets made, but for benchmark results
 	rm -rf $(VENV) $(VENV)-lock $(VENV)-audit build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests bench fuzz -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -45,6 +45,10 @@ NOT_RUN = {
         ),
         "kube-proxy --config config.conf --check": "config.conf is the reader's; run from docs/from-kube-proxy.md",
     },
+    "floods.md": {
+        "conf flow-hash keyed": "to a daemon: tests/daemon/test_api.py and tests/netns/test_hot_restart.py",
+        "conf flow-hash 00112233445566778899aabbccddeeff": "the same",
+    },
     "from-kube-proxy.md": {
         "show vips": "to the kube-proxy of a cluster's node: tests/netns/test_kube_proxy.py",
         "show node counters": "to the kube-proxy of a cluster's node: tests/netns/test_kube_proxy.py",

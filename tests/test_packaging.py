@@ -29,6 +29,7 @@ VARIANTS = {
         "image": {"repository": "example/kuproxy", "tag": "9", "pullPolicy": "Always"},
         "imagePullSecrets": [{"name": "secret"}],
         "tolerations": [],
+        "flowCache": {"mode": "on", "shortcuts": "past-filters"},
     },
     "k3s": {
         "apiServer": "https://127.0.0.1:6444",
@@ -64,6 +65,7 @@ def test_values_arrive_where_they_belong() -> None:
     assert {each["imagePullPolicy"] for each in pod["initContainers"] + pod["containers"]} == {"Always"}
     assert pod["imagePullSecrets"] == [{"name": "secret"}]
     assert pod["tolerations"] == []
+    assert pod["containers"][0]["command"][-2:] == ["--flow-cache=on", "--flow-cache-shortcuts=past-filters"]
     assert {"name": "config", "configMap": {"name": "kube-proxy"}} in pod["volumes"]
     assert objects["ServiceMonitor", "kuproxy"]["spec"]["endpoints"][0]["interval"] == "10s"
 

@@ -60,7 +60,7 @@ def test_the_reference_is_that_of_the_code(site: Path) -> None:
         assert name in text("reference/settings")
     for metric in ("kuproxy_received_packets_total", "kuproxy_worker_polls", "kubeproxy_sync_proxy_rules_duration"):
         assert metric in text("reference/metrics"), metric
-    assert "detectLocalMode" in text("reference/not-supported")
+    assert "Node ports at 127.0.0.1" in text("reference/not-supported")
     assert "source_ranges" in text("reference/language")
     for node in Node:
         assert node.label in (site / "_images/graph.svg").read_text()

@@ -35,7 +35,7 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 _READY_S = 60.0
 _LOAD_PATIENCE_S = 30.0  # beyond its own time
 _PLANE_START_S = 300.0  # compiling, and 10,000 services
-_BUCKETS = 1 << 18  # a million flows: nothing falls out while connections come and go
+BUCKETS = 1 << 18  # a million flows: nothing falls out while connections come and go
 _IPERF = "iperf"
 
 _NGINX = """
@@ -63,6 +63,8 @@ class Peer:
     plane: str  # nftables, kuproxy, or routed: nothing, the client asks the pod itself
     services: int = 1
     options: tuple[str, ...] = ()  # of ku run
+    lines: str = ""  # of the command language
+    documents: tuple[dict[str, Any], ...] = ()  # further objects of Kubernetes
 
 
 def missing_programs() -> list[str]:
@@ -86,6 +88,7 @@ class Bed:
         self.peer = peer
         self._stack = ExitStack()
         self._pids: dict[str, list[int]] = {"client": [], "pod": [], "plane": []}
+        self.data_plane: DataPlane | None = None  # of kuproxy
         try:
             directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{PREFIX}-")))
             self._network = self._stack.enter_context(Network(f"{PREFIX}{_number()}", 1))
@@ -108,6 +111,15 @@ class Bed:
     def close(self) -> None:
         """Idempotent."""
         self._stack.close()
+
+    @property
+    def network(self) -> Network:
+        """Client, node and pod."""
+        return self._network
+
+    def join(self, process: subprocess.Popen[Any]) -> None:
+        """Another process belongs to the load from now on; its time is the client's."""
+        self._pids["client"].append(process.pid)
 
     # --- building ------------------------------------------------------------------------------------------
 
@@ -139,9 +151,10 @@ class Bed:
                 raise KuError("nft refuses kube-proxy's rules")
         elif peer.plane == "kuproxy":
             lines = directory / "others.ku"
-            lines.write_text(f"ku conf buckets {_BUCKETS}\n" + "".join(map(ku_lines, rest)))
+            lines.write_text(f"ku conf buckets {BUCKETS}\n{peer.lines}" + "".join(map(ku_lines, rest)))
             documents = service("bench", (CLUSTER4,), (HTTP, IPERF, ECHO), [self._pod])
-            plane = DataPlane(node, directory, documents, ("--config", str(lines), *peer.options))
+            documents += peer.documents
+            plane = self.data_plane = DataPlane(node, directory, documents, ("--config", str(lines), *peer.options))
             plane.wait_for("forwarding", limit_s=_PLANE_START_S)
             self._pids["plane"] = [plane.process.pid]
 
@@ -162,32 +175,43 @@ class Bed:
 
     def idle(self, seconds: float) -> Outcome:
         """Nothing happens for so long."""
-        return self._measured(lambda: time.sleep(seconds) or {"seconds": seconds})
+        return self.measured(lambda: time.sleep(seconds) or {"seconds": seconds})
 
-    def http(self, load: str, seconds: float, parallel: int) -> Outcome:
+    def http(self, load: str, seconds: float, parallel: int, warm: float = 0.0) -> Outcome:
         """`load`: close or keep (ends.py)."""
         order = {"load": load, **self._to(HTTP), "seconds": seconds, "parallel": parallel}
-        return self._measured(lambda: self._ask(self._client, order, seconds))
+        order = self._warmed(order, warm)
+        return self.measured(lambda: self._ask(self._client, order, seconds))
 
-    def udp(self, seconds: float, flows: int, rate: int = 0) -> Outcome:
+    def udp(self, seconds: float, flows: int, rate: int = 0, warm: float = 0.0) -> Outcome:
         """Frames of 64 bytes in one direction; the answer's `received` is what came through."""
         order = {"load": "udp", **self._to(ECHO), "seconds": seconds, "parallel": flows, "rate": rate}
+        order = self._warmed(order, warm)
 
         def load() -> dict[str, Any]:
             before = self._received()
             answer = self._ask(self._client, order, seconds)
             return answer | {"received": self._received() - before}
 
-        return self._measured(load)
+        return self.measured(load)
 
-    def tcp(self, seconds: float, streams: int) -> Outcome:
-        """The answer's `bits` is what iperf3's server got, in `seconds`."""
+    def _warmed(self, order: dict[str, Any], warm: float) -> dict[str, Any]:
+        """Have the client do it for `warm` seconds; returns what it waits for to go on, over the same sockets."""
+        if not warm:
+            return order
+        self._ask(self._client, order | {"warm": warm}, warm)
+        return {"go": True}
+
+    def tcp(self, seconds: float, streams: int, warm: float = 0.0) -> Outcome:
+        """The answer's `bits` is what iperf3's server got, in `seconds`, after so many whole seconds of the same."""
         to = self._to(IPERF)
         place = ("-c", to["address"], "-p", str(to["port"]))
-        words = ("iperf3", "-J", *place, "-t", str(max(1, round(seconds))), "-P", str(streams))
+        times = ("-t", str(max(1, round(seconds))), "-O", str(round(warm)))
+        words = ("iperf3", "-J", *place, *times, "-P", str(streams))
+        process = self._network.client.start(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        time.sleep(round(warm))
 
         def load() -> dict[str, Any]:
-            process = self._network.client.start(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
             try:
                 text, _ = process.communicate(timeout=seconds + _LOAD_PATIENCE_S)
             except subprocess.TimeoutExpired:
@@ -203,7 +227,7 @@ class Bed:
                 _IPERF: report["end"]["cpu_utilization_percent"]["host_total"] / 100 * received["seconds"],
             }
 
-        return self._measured(load)
+        return self.measured(load)
 
     def _to(self, port: Port) -> dict[str, Any]:
         if self.peer.plane == "routed":
@@ -218,7 +242,7 @@ class Bed:
             time.sleep(0.02)
         return now
 
-    def _measured(self, load: Any) -> Outcome:
+    def measured(self, load: Any) -> Outcome:
         roles = self._by_role()
         before = Moment.now()
         answer = load()

@@ -1,7 +1,8 @@
 """The process in the client and the one in the pod: `python -m bench.live.ends client|sink PORT`.
 
 A JSON object a line on stdin is an order, a line on stdout the answer.  The client's orders are {"load": name, ...},
-the sink's anything: it answers with how many datagrams have come.
+the sink's anything: it answers with how many datagrams have come.  With {"warm": seconds} the client does for so long
+what it is about to do over the same sockets, says {"warm": true}, and goes on with the next line.
 """
 
 import json
@@ -24,6 +25,11 @@ _MOST_REQUESTS = 5_000_000
 _PATIENCE_S = 10.0
 
 Answer = dict[str, float]
+Warmed = Callable[[], None]
+
+
+def _at_once() -> None:
+    """Nobody has to be told."""
 
 
 def _request(close: bool) -> np.ndarray:
@@ -45,7 +51,9 @@ def _close(address: str, port: int, seconds: float, parallel: int) -> Answer:
     return {"seconds": taken / 1e9, "requests": int(counts[0]), "failures": int(counts[1])}
 
 
-def _keep(address: str, port: int, seconds: float, parallel: int) -> Answer:
+def _keep(
+    address: str, port: int, seconds: float, parallel: int, warm: float = 0.0, warmed: Warmed = _at_once
+) -> Answer:
     request = _request(close=False)
     with ExitStack() as opened:
         connections = [
@@ -57,18 +65,30 @@ def _keep(address: str, port: int, seconds: float, parallel: int) -> Answer:
             answer_bytes = len(connections[0].recv(65536))
         polls = np.zeros((parallel, 2), np.int32)
         polls[:, 0] = [each.fileno() for each in connections]
-        counts, latencies = np.zeros(2, np.int64), np.zeros(_MOST_REQUESTS, np.uint32)
-        taken = sockets.keep_alive(
-            polls,
-            request,
-            answer_bytes,
-            np.zeros(65536, np.uint8),
-            counts,
-            np.zeros(parallel, np.int64),
-            np.zeros(parallel, np.int64),
-            latencies,
-            int(seconds * 1e9),
-        )
+        latencies = np.zeros(_MOST_REQUESTS, np.uint32)
+
+        def ask(seconds: float) -> tuple[int, np.ndarray]:
+            counts = np.zeros(2, np.int64)
+            since, missing = np.zeros(parallel, np.int64), np.zeros(parallel, np.int64)
+            taken = sockets.keep_alive(
+                polls,
+                request,
+                answer_bytes,
+                np.zeros(65536, np.uint8),
+                counts,
+                since,
+                missing,
+                latencies,
+                int(seconds * 1e9),
+            )
+            return taken, counts
+
+        if warm:
+            ask(warm)
+            for each in connections:  # what is still on its way is nobody's answer later
+                _drain(each, answer_bytes)
+        warmed()
+        taken, counts = ask(seconds)
     requests = int(counts[0])
     p50, p99, p999 = np.percentile(latencies[:requests], (50, 99, 99.9)) / 1e3 if requests else (0, 0, 0)
     return {
@@ -81,7 +101,25 @@ def _keep(address: str, port: int, seconds: float, parallel: int) -> Answer:
     }
 
 
-def _udp(address: str, port: int, seconds: float, parallel: int, rate: int = 0) -> Answer:
+def _drain(opened: socket.socket, size: int) -> None:
+    """The answer to the last request, which was sent when time was over."""
+    opened.settimeout(_PATIENCE_S)
+    while size > 0:
+        got = len(opened.recv(size))
+        if not got:
+            return
+        size -= got
+
+
+def _udp(
+    address: str,
+    port: int,
+    seconds: float,
+    parallel: int,
+    rate: int = 0,
+    warm: float = 0.0,
+    warmed: Warmed = _at_once,
+) -> Answer:
     batch = 32 if rate == 0 else max(1, min(32, rate // 1000))
     messages, kept = sockets.datagrams(batch, DATAGRAM)
     counts = np.zeros(2, np.int64)
@@ -91,9 +129,16 @@ def _udp(address: str, port: int, seconds: float, parallel: int, rate: int = 0) 
             each = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             each.connect((address, port))
             fds.append(each.fileno())
-        taken = sockets.send_datagrams(
-            np.array(fds, np.int32), messages, batch, rate, np.zeros((1, 2), np.int32), counts, int(seconds * 1e9)
-        )
+
+        def send(seconds: float, counts: np.ndarray) -> int:
+            polls = np.zeros((1, 2), np.int32)
+            places = np.array(fds, np.int32)
+            return int(sockets.send_datagrams(places, messages, batch, rate, polls, counts, int(seconds * 1e9)))
+
+        if warm:
+            send(warm, np.zeros(2, np.int64))
+        warmed()
+        taken = send(seconds, counts)
     del kept
     return {"seconds": taken / 1e9, "sent": int(counts[0])}
 
@@ -124,11 +169,19 @@ def _sink(port: int) -> Callable[[dict[str, Any]], Answer]:
     return lambda order: {"received": int(counts[0])}
 
 
+def _tell_and_wait() -> None:
+    print(json.dumps({"warm": True}), flush=True)
+    sys.stdin.readline()
+
+
 def main() -> None:
     answer = _client() if sys.argv[1] == "client" else _sink(int(sys.argv[2]))
     print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), flush=True)
+    for line in iter(sys.stdin.readline, ""):
+        order = json.loads(line)
+        if order.get("warm"):
+            order["warmed"] = _tell_and_wait
+        print(json.dumps(answer(order)), flush=True)
 
 
 if __name__ == "__main__":

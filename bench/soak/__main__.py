@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from bench import machine, results
-from bench.soak import verdict
+from bench.soak import account, verdict
 from bench.soak.churn import Churn
 from bench.soak.daemon import METRICS, Daemon, processes, usage
 from kuproxy.client import Refusal
@@ -41,6 +41,7 @@ class Soak:
         self.tally = Tally()
         self.faults: list[str] = []
         self.acts: dict[str, int] = {}
+        self.balanced = False  # every packet and every flow accounted for at the end
 
     def run(self) -> None:
         """Whatever happens, no process and no namespace is left.  Raises KuError when it cannot even begin."""
@@ -59,6 +60,9 @@ class Soak:
                 self._go_on(daemon, clients, churn)
                 clients.order(finish=True)
                 self._listen(clients, time.monotonic() + PATIENCE_S, to_the_end=True)
+                self.faults += account.balance(daemon)
+                self.balanced = not self.faults
+                self.faults += account.emptied(daemon)
             except (KuError, OSError, Refusal) as error:
                 self.faults.append(f"{error}\n{daemon.log}")
             self.tally, self.acts = clients.tally, dict(churn.done)
@@ -174,6 +178,9 @@ def main(words: list[str] | None = None) -> int:
         f"{tally.kept_open} kept connections, {tally.broken} broken"
     )
     print("acts: " + ", ".join(f"{number} {name}" for name, number in sorted(soak.acts.items())))
+    if soak.balanced:
+        accounted = soak.acts.get("accounted vip", 0) * account.FLOWS * account.DATAGRAMS
+        print(f"accounts: every packet has one outcome, sums of flows agree; {accounted} datagrams counted one by one")
     for fault in soak.faults:
         print(f"BROKE: {fault}", file=sys.stderr)
     grows = [key for key, each in verdicts.items() if each.grows]

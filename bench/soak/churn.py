@@ -17,6 +17,7 @@ from kuproxy.demo.manifest import CLUSTER4, CLUSTER6, Endpoint, demo_service, wr
 from kuproxy.demo.topology import Host
 from kuproxy.errors import KuError
 
+from . import account
 from .daemon import Daemon
 
 TIMEOUT_S = 3.0
@@ -57,6 +58,7 @@ class Churn:
         self._reads: Iterator[str] = itertools.cycle(READ)
         self._acts = [
             _Act("vip with traffic", 1.0, self._come_and_go),
+            _Act("accounted vip", 2.0, self._accounted),
             _Act("vip with many pods", 2.0, self._many_pods),
             _Act("read", 0.2, self._read),
             _Act("metrics", 1.0, self._metrics),
@@ -106,6 +108,21 @@ class Churn:
                     raise ValueError(f"{vip} does not serve")
         finally:
             self._daemon.lines(f"ku vip {prefix} protocol tcp port 80 del")
+
+    def _accounted(self) -> None:
+        """Every packet of a VIP of one's own, counted by its clients, by the VIP and by its pods."""
+        number = next(self._numbers)
+        family = number % 2
+        address = (f"10.99.{number // 250 % 250}.{number % 250 + 1}", f"fd00:10:99::{number % 65000 + 1:x}")[family]
+        prefix = f"{address}/{(32, 128)[family]}"
+        self._daemon.lines(
+            f"ku vip {prefix} protocol udp port {account.PORT} target_port {account.TARGET}",
+            f"ku pod {prefix} {self._pods(family)}",
+        )
+        try:
+            account.compare(self._daemon, prefix, account.converse(self._client, address))
+        finally:
+            self._daemon.lines(f"ku vip {prefix} protocol udp port {account.PORT} del")
 
     def _many_pods(self) -> None:
         prefix, number = "10.98.0.0/24", next(self._numbers)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from bench.harness import Case, Scale
 from bench.suites import (
     control,
+    floods,
     flow_cache,
     graph,
     kubernetes,
@@ -35,4 +36,5 @@ SUITES: dict[str, Callable[[Scale], list[Case]]] = {
     "properties": properties.cases,
     "replay": replay.cases,
     "flow_cache": flow_cache.cases,
+    "floods": floods.cases,
 }

@@ -17,7 +17,8 @@ from kuproxy.codes import FlowFlag, FlowState, InterfaceFlag, Protocol
 from kuproxy.control.compile import Compiler
 from kuproxy.control.store import Store
 from kuproxy.daemon import flow_cache
-from kuproxy.daemon.flow_cache import CacheChoice, FlowCache
+from kuproxy.daemon.cache_choice import CacheChoice
+from kuproxy.daemon.flow_cache import FlowCache
 from kuproxy.daemon.targets import TargetBook
 from kuproxy.dataplane.layout import T_FLOW_TIMEOUT, TICK_MASK, W_POLLS, WAYS
 from kuproxy.engine.local import LocalEngine

@@ -1,6 +1,7 @@
 """Live on veth: kuproxy beside kernel nftables as kube-proxy writes it, and beside plain routing, in turn, in one run.
 
-A case is one load through one peer.  Peers of a load follow each other within a round, and ratios are taken within the
+A case is one load through one peer; all of them are warmed up for as long, over the sockets that are measured (but for
+connections that live shorter).  Peers of a load follow each other within a round, and ratios are taken within the
 round: what the machine's other guests do then falls on all alike.  `CPU` is the whole machine's, softirqs included,
 less that of processes that are not part of it; the parts of client, pod and plane are what their processes were charged
 for.
@@ -23,6 +24,12 @@ PACED = 50_000  # packets a second
 FLOWS = 64
 CONNECTIONS = 32
 ROUNDS = 5
+# kuproxy with the flow cache, by the way that packets take: into the node, or the shortcuts of docs/flow-cache.md.
+CACHES = {
+    name: ("--flow-cache=on", f"--flow-cache-shortcuts={shortcuts}")
+    for name, shortcuts in (("cache", "off"), ("cache-neighbour", "neighbour"), ("cache-peer", "on"))
+}
+WARM_S = 3.0  # on a busy machine it takes up to two seconds until a flow is carried
 
 
 def _rate(outcome: Outcome, what: str, unit: float) -> float:
@@ -65,7 +72,7 @@ class Load:
     """Something to do to a bed for so many seconds, and what its outcome says."""
 
     name: str
-    run: Callable[[Bed, float], Outcome]
+    run: Callable[[Bed, float, float], Outcome]  # for so many seconds, after so many to warm up
     read: Callable[[Outcome], Sample]
     units: dict[str, str]
     plot: str  # the metric that is drawn
@@ -77,17 +84,17 @@ _UDP_UNITS = {"rate": "kpps", "CPU": "us/packet", "CPU of plane": "us/packet"}
 
 
 def _streams(number: int) -> Load:
-    return Load(f"tcp-{number}stream", lambda bed, s: bed.tcp(s, number), _tcp, _TCP_UNITS, "throughput")
+    return Load(f"tcp-{number}stream", lambda bed, s, w: bed.tcp(s, number, w), _tcp, _TCP_UNITS, "throughput")
 
 
 LOADS = (
-    Load("udp64", lambda bed, s: bed.udp(s, FLOWS), _udp, _UDP_UNITS, "rate"),
-    Load("udp64-50kpps", lambda bed, s: bed.udp(s, FLOWS, PACED), _udp, _UDP_UNITS, "CPU"),
+    Load("udp64", lambda bed, s, w: bed.udp(s, FLOWS, warm=w), _udp, _UDP_UNITS, "rate"),
+    Load("udp64-50kpps", lambda bed, s, w: bed.udp(s, FLOWS, PACED, w), _udp, _UDP_UNITS, "CPU"),
     *map(_streams, (1, 4, 8)),
-    Load("connect-close", lambda bed, s: bed.http("close", s, CONNECTIONS), _http, _HTTP_UNITS, "requests"),
-    Load("keep-alive", lambda bed, s: bed.http("keep", s, CONNECTIONS), _http, _HTTP_UNITS, "requests"),
-    Load("keep-alive-1connection", lambda bed, s: bed.http("keep", s, 1), _http, _HTTP_UNITS, "p50"),
-    Load("idle", lambda bed, s: bed.idle(s), _idle, {"CPU of plane": "ms/s"}, "CPU of plane"),
+    Load("connect-close", lambda bed, s, _: bed.http("close", s, CONNECTIONS), _http, _HTTP_UNITS, "requests"),
+    Load("keep-alive", lambda bed, s, w: bed.http("keep", s, CONNECTIONS, w), _http, _HTTP_UNITS, "requests"),
+    Load("keep-alive-1connection", lambda bed, s, w: bed.http("keep", s, 1, w), _http, _HTTP_UNITS, "p50"),
+    Load("idle", lambda bed, s, _: bed.idle(s), _idle, {"CPU of plane": "ms/s"}, "CPU of plane"),
 )
 
 
@@ -113,7 +120,7 @@ class Beds:
 class LiveCase(Case):
     """One load through one peer."""
 
-    def __init__(self, load: Load, peer: Peer, seconds: float, beds: Beds, base: LiveCase | None):
+    def __init__(self, load: Load, peer: Peer, seconds: tuple[float, float], beds: Beds, base: LiveCase | None):
         services = f"{count_name(peer.services)}service"
         super().__init__(f"veth-{load.name}-{services}-{peer.name}")
         self.units = load.units  # type: ignore[misc]
@@ -126,7 +133,7 @@ class LiveCase(Case):
         self._beds.get(self._peer)
 
     def sample(self) -> Sample:
-        return self._load.read(self._load.run(self._beds.get(self._peer), self._seconds))
+        return self._load.read(self._load.run(self._beds.get(self._peer), *self._seconds))
 
     def finish(self) -> None:
         self._beds.close()
@@ -148,12 +155,17 @@ class LiveCase(Case):
 def peers(scale: Scale) -> list[tuple[Peer, str]]:
     """Each with the name of the one that it is compared with; those come first."""
     found = [(Peer(BASE, "nftables"), ""), (Peer("kuproxy", "kuproxy"), BASE)]
+    if scale.name == "tiny":
+        return found
+    found += [(Peer(name, "kuproxy", options=options), BASE) for name, options in CACHES.items()]
     if scale.name == "full":
         many = 10_000
         found += [
             (Peer("routed", "routed"), BASE),
             (Peer("nftables-loaded", "nftables", many), BASE),
             (Peer("kuproxy-loaded", "kuproxy", many), "kuproxy"),
+            (Peer("cache-loaded", "kuproxy", many, CACHES["cache"]), "cache"),
+            (Peer("cache-peer-loaded", "kuproxy", many, CACHES["cache-peer"]), "cache-peer"),
         ]
     return found
 
@@ -164,7 +176,7 @@ def cases(scale: Scale) -> list[Case]:
     if missing:
         print(f"suite live is left out: it needs {', '.join(missing)}", file=sys.stderr)
         return []
-    seconds = {"full": 2.0, "quick": 1.0}.get(scale.name, 0.2)
+    seconds = {"full": (2.0, WARM_S), "quick": (1.0, WARM_S)}.get(scale.name, (0.2, 0.0))
     beds = Beds()
     found: list[Case] = []
     for load in LOADS:

@@ -35,16 +35,28 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        """One line: `FILE:LINE: field: what is wrong; what would be right`."""
+        """One line: `FILE:LINE: field: what is wrong; what would be right`.
+
+        What is quoted from the input may hold line breaks and control characters: they are shown escaped.
+        """
         where = self.file
         if self.line:
             where = f"{where}:{self.line}" if where else f"line {self.line}"
         text = ": ".join(part for part in (where, self.field, self.message) if part)
-        return f"{text}; {self.hint}" if self.hint else text
+        return _printable(f"{text}; {self.hint}" if self.hint else text)
 
     def at(self, file: str, line: int) -> Problem:
         """The same problem, placed; a place that is already known stays."""
         return replace(self, file=self.file or file, line=self.line or line)
+
+
+def _printable(text: str) -> str:
+    """The text as it is, or, with the characters escaped that would break the line or steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text
+    )
 
 
 class KuError(Exception):

@@ -29,7 +29,7 @@ from kuproxy.engine.memory import (
 from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, FlowFilter, InterfaceMark, Settings, Show, ShowKind
-from kuproxy.model.report import KERNEL, CacheReport, FlowList, FlowReport, Report, WorkerReport
+from kuproxy.model.report import KERNEL, CacheReport, Carried, FlowList, FlowReport, Report, WorkerReport
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 Undo = tuple[list[Vip], list[VipKey]]
@@ -44,8 +44,8 @@ class Kernel(Protocol):
         """Count what has come up to now."""
         ...
 
-    def expires_in_s(self, worker: int, slot: int) -> float | None:
-        """Until the end of a flow that the kernel carries, None: it does not."""
+    def carried(self, worker: int, slot: int) -> Carried | None:
+        """What it makes of a flow, None: it does not carry it."""
         ...
 
     def report(self) -> CacheReport:
@@ -290,9 +290,9 @@ class Plane:
             record = self.compiler.record_at(row.pop("vip_index"))
             del row["pod_index"]
             if self.kernel is not None:
-                expires_in_s = self.kernel.expires_in_s(row["worker"], row["slot"])
-                if expires_in_s is not None:
-                    row |= {"tier": KERNEL, "expires_in_s": expires_in_s}
+                carried = self.kernel.carried(row["worker"], row["slot"])
+                if carried is not None:
+                    row |= {"tier": KERNEL, "expires_in_s": carried.expires_in_s, "ways": carried.ways}
             found.append(FlowReport(vip=None if record is None else record.vip.key, **row))
         return FlowList(tuple(found))
 

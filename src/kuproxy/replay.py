@@ -36,7 +36,9 @@ def local_plane(config: Config, interfaces: Sequence[str]) -> tuple[LocalEngine,
     """
     if len(interfaces) > MAX_INTERFACES:
         raise ConfigError(f"the capture has {len(interfaces)} interfaces; {MAX_INTERFACES} at most")
-    engine = LocalEngine(config.settings.buckets.bit_length() - 1)
+    engine = LocalEngine(
+        config.settings.buckets.bit_length() - 1, flow_hash=config.settings.flow_hash.wish
+    )
     plane = Plane(engine, decrement_ttl=True, any_node_address=True)
     notes = list(config.notes)
     for mark in config.interfaces:

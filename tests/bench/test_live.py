@@ -139,6 +139,32 @@ def test_keep_alive_measures_every_request_over_few_connections() -> None:
 
 
 @calls_libc
+def test_what_warms_up_is_not_counted_and_goes_over_the_same_sockets() -> None:
+    server = Server()
+    with server.listening:
+        at: list[int] = []
+        answer = ends._keep("127.0.0.1", server.port, 0.2, 3, 0.3, lambda: at.append(server.requests))
+    assert answer["failures"] == 0 and server.connections == 3
+    assert 10 < at[0] < server.requests
+    assert 0 < answer["requests"] <= server.requests - at[0] <= answer["requests"] + 3
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
+        sink.bind(("127.0.0.1", 0))
+        came: list[set[tuple[str, int]]] = []
+
+        def take() -> None:
+            sink.setblocking(False)
+            came.append(set())
+            with suppress(BlockingIOError):
+                while True:
+                    came[-1].add(sink.recvfrom(100)[1])
+
+        answer = ends._udp("127.0.0.1", sink.getsockname()[1], 0.2, 2, 2000, 0.2, take)
+        take()
+    assert came[0] == came[1] and len(came[0]) == 2
+    assert answer["sent"] == pytest.approx(2000 * answer["seconds"], rel=0.2)
+
+
+@calls_libc
 @pytest.mark.parametrize("rate", [0, 5000])
 def test_datagrams_are_sent_at_the_rate_and_counted_by_the_sink(rate: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -195,7 +221,7 @@ class Fixed(live.LiveCase):
     """A case whose rounds are known."""
 
     def __init__(self, name: str, samples: list[dict[str, float]], base: live.LiveCase | None) -> None:
-        super().__init__(live.LOADS[0], live.Peer(name, "nftables"), 1.0, live.Beds(), base)
+        super().__init__(live.LOADS[0], live.Peer(name, "nftables"), (1.0, 0.0), live.Beds(), base)
         self.samples = samples
 
 
@@ -215,8 +241,9 @@ def test_peers_of_a_load_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live.os, "geteuid", lambda: 0)
     monkeypatch.setattr(live, "missing_programs", list)
     names = [case.name for case in live.cases(QUICK)]
-    assert names[:2] == ["veth-udp64-1service-nftables", "veth-udp64-1service-kuproxy"]
-    assert [name.endswith("nftables") for name in names] == [True, False] * (len(names) // 2)
+    peers = ["nftables", "kuproxy", "cache", "cache-neighbour", "cache-peer"]
+    assert names[:5] == [f"veth-udp64-1service-{peer}" for peer in peers]
+    assert [name.endswith("nftables") for name in names] == [True, *[False] * 4] * (len(names) // 5)
 
 
 def test_without_root_the_suite_is_left_out_aloud(

@@ -1,26 +1,26 @@
-"""Chaos in virtual time: a node's control process, tables and graph, with everything around them going wrong.
+"""The simulated tier: hours of virtual time over real control code, real tables and real kernels, all in one process.
 
-Real: the API server's store, the watcher, the rules, the compiler, the tables, the compiled graph with its flows.
-Played: the network to the API server, the clock, the kernel's answers to steering, and death.  One seed decides all of
-it, so that a run can be had again, step by step.
+Below the day of `kube.simulation` (an API server that errs, breaks off, falls silent, restarts and compacts) stands the
+daemon's own controller over an engine in memory, and TCP connections pass through its graph as packets.  On top of the
+server's troubles, by the same seed: control dies, between two writes or after any of them, and a successor adopts what
+it finds; a worker dies over a half written flow; the disk is full; wall clock and tick counter jump.
 
-Invariants, asked after every fault:
-- a connection to a pod that still serves goes to that very pod;
-- a new connection goes to a pod that serves, or is refused where there is none;
-- while nobody disturbs it, the control process' view, its tables and the API server come to say the same.
+Everything here is deterministic: the same seed gives the same packets, the same deaths, the same tables.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
+import errno
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import packets
@@ -28,304 +28,267 @@ from control.test_adoption import Killed, dying_at
 from daemon.local_node import LocalNode
 from daemon.rig import make_log
 from daemon.test_simulated_days import TablesConsumer
-from kube.simulation import NODE, Consumer, Wire, World
-from kuproxy.codes import InterfaceFlag, Origin, Outcome, Protocol, Reason
+from engine.test_repair import check as check_worker
+from kube.simulation import CALM_S, NODE, STORM_S, Wire, World
+from kuproxy.codes import InterfaceFlag, Protocol
 from kuproxy.daemon import kubernetes
 from kuproxy.daemon.control import Controller
-from kuproxy.daemon.kubernetes import RETRY_S, SOURCE, KubernetesSource, NodeOptions
+from kuproxy.daemon.kubernetes import SOURCE, KubernetesSource, NodeOptions
+from kuproxy.daemon.persist import StateFile
 from kuproxy.daemon.thread import ControlThread
-from kuproxy.dataplane.layout import TICK_MASK, TICKS_PER_SECOND
-from kuproxy.engine.batch import Batch
+from kuproxy.dataplane.layout import TICKS_PER_SECOND
+from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
-from kuproxy.engine.packets import PacketIn
-from kuproxy.errors import KuError, SteeringError
+from kuproxy.engine.repair import repair
+from kuproxy.errors import KuError
 from kuproxy.kube.cluster import Cluster
-from kuproxy.model.config import Config
 from kuproxy.model.vip import Vip, VipKey
 
-HOURS = 3600.0
-CHECK_EVERY_S = 240.0  # less than a UDP flow is remembered (300 s)
-MOST_FLOWS = 48
+UNTIL_S = STORM_S + CALM_S + 1.0  # one storm, one calm, and the check at its end
+STRIKES_EVERY_S = 400.0  # on average
+TALK_EVERY_S = 60.0  # a message on every connection; flows time out later than that
+MOST_CONNECTIONS = 40
+FIRST_TICKS = (100, 2**31 - 20_000, 2**32 - 20_000)  # the tick counter wraps within half an hour
 
 
-class Node(LocalNode):
-    """Outlives its control process, as the memory that the keeper holds does; steering fails when it is told to."""
+class AdoptingNode(LocalNode):
+    """Forwards with an engine that outlives its control."""
 
-    def __init__(self, world: ChaosWorld) -> None:
+    def __init__(self, engine: LocalEngine) -> None:
         super().__init__()
-        self.world, self.engine = world, world.engine
-        self.refusals = 0  # calls of `steer` that fail from now on
-
-    def start(self, plane: Any) -> None:
-        plane.compiler.set_interface(0, int(InterfaceFlag.NAT4_IN))
-
-    def steer(self, plane: Any, marks: Any) -> None:
-        if self.refusals:
-            self.refusals -= 1
-            self.world.refused += 1
-            raise SteeringError("update of 7 entries in BPF map 'steer': Cannot allocate memory")
-        super().steer(plane, marks)
+        self.engine = engine
 
 
 @dataclass(slots=True)
-class Flow:
-    """A connection that a client has."""
+class Connection:
+    """One TCP connection, from the client's side."""
 
     key: VipKey
     client: str
     port: int
-    pod: tuple[str, int]
-    service: tuple[str, str]  # namespace and name
+    pod: IPv4Address  # that its first packet went to
 
 
-class Tables(TablesConsumer):
-    """As the daemon, with real flows instead of one for every pod.  Its death is the world's affair."""
+class Chaos(World):
+    """A world whose consumer is a whole control process, which may die at any time."""
 
-    dies: Callable[[str], None]
-    served: Callable[[], None]  # what is served has changed
-    taking_in: Any = None  # a batch, while it is half done
-
-    def take(self) -> None:
-        try:
-            super().take()
-        except Killed:
-            self.dies("while it wrote")
-        except KuError as error:  # nothing that it does by itself may fail: the process ends
-            self.dies(str(error))
-
-    def _apply(self, batch: Any) -> None:
-        Consumer._apply(self, batch)
-        self.taking_in = batch
-        self.source.take_in(self.cluster, batch)
-        self.taking_in = None
-        self.served()
-        self.controller.tend()
-
-
-class ChaosWorld(World):
-    """A day's world in which besides the node itself is in trouble."""
-
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, directory: Path) -> None:
         super().__init__(seed)
-        self.seed = seed
-        self.trouble = Random(f"chaos {seed}")  # apart from the world's, so that neither moves the other
-        self.engine = LocalEngine(log2_buckets=6)
-        self.log: list[str] = []
-        self.flows: list[Flow] = []
-        self.opened = self.continued = self.deaths = self.refused = 0
-        self.wall_s = 0.0  # by how much the wall's clock is wrong
-        # Near its end, so that the clock of 32 bits begins anew while flows live.
-        self._tick_base = TICK_MASK - int(self.trouble.uniform(0, 2) * HOURS * TICKS_PER_SECOND)
-        self._clients = iter(range(1, 60_000))
-        self._born()
-        self.at(CHECK_EVERY_S, self._look)
-        self.at(RETRY_S, self._retry)
-        self._trouble_comes()
+        self.dice = Random(f"chaos {seed}")
+        self.directory = directory
+        self.engine = LocalEngine(8)
+        self.first_tick = self.dice.choice(FIRST_TICKS)
+        self.wall_s = 1.8e9
+        self.driver = MemoryDriver(largest=1514)
+        self.connections: list[Connection] = []
+        self.sent = self.opened = 0
+        self._dies_at: int | None = None
+        self._ports = iter(range(1024, 60000))
+        self._state: StateFile | None = None
+        self._begin_control()
+        self._later(STRIKES_EVERY_S, self._strike)
+        self._later(TALK_EVERY_S, self._talk)
 
-    def _retry(self) -> None:
-        """The daemon's timer."""
-        try:
-            if self.consumer.source._programmer.refused:
-                self.consumer.source.try_again()
-        except KuError as error:
-            self._dies(str(error))
-        self.at(RETRY_S, self._retry)
+    def _later(self, mean_s: float, act: Any) -> None:
+        def again() -> None:
+            act()
+            self._later(mean_s, act)
 
-    def _calm(self) -> None:
-        super()._calm()
-        self.node.refusals, self._armed = 0, False
+        self.at(self.dice.uniform(0.5, 1.0) * mean_s, again)
 
-    def say(self, what: str) -> None:
-        self.log.append(f"{self.now:10.3f} {what}")
+    # ---------------------------------------------------------------------------------------------- control
 
-    # ------------------------------------------------------------------------------------------- life and death
-
-    def _born(self) -> None:
-        """A control process: the first one, or a successor that finds the tables."""
-        self.node = Node(self)
-        made = Controller(self.node, (), make_log(), None)
-        made.start(Config(), complete=False)
-        self.cluster = Cluster(NODE, Random(self.seed + 1 + self.deaths), self.now)
+    def _begin_control(self) -> None:
+        """A control process over whatever the engine holds; it knows the cluster from a new list alone."""
+        if self._state is not None:
+            self._state.close()
+        self._state = StateFile(self.directory)
+        made = Controller(AdoptingNode(self.engine), (), make_log(), self._state)
+        made.plane.compiler.set_interface(0, int(InterfaceFlag.NAT4_IN | InterfaceFlag.NAT6_IN))
+        made.start(made.read_files(), complete=False)
         source = KubernetesSource(made, ControlThread(), lambda: None, NodeOptions(NODE), make_log())
-        source.listeners.synced.append(made.complete_start)
-        self.consumer: Tables = Tables(self.cluster, made, source)
-        self.consumer.dies, self.consumer.served = self._dies, self._forget_flows
-        self._armed = False
         self.controller = made
-        self.wires = [Wire(self, reflector) for reflector in self.cluster.reflectors]
-        self.batch = Batch(self.engine)
+        self.consumer = ControlConsumer(self, made, source)
 
-    def _dies(self, how: str) -> None:
-        """What it had decided last counts, also if it died over writing it down."""
-        self.say(f"control dies: {how}")
-        self.deaths += 1
-        self.count("control died")
-        self._forget_flows()
-        half = self.consumer.taking_in
-        if half is not None:
-            # What it was about to change is between two states: nobody is promised anything of that.
-            everything = half.first or half.node_changed or half.service_cidrs_changed
-            self.flows = [each for each in self.flows if not everything and each.service not in half.services]
-        for wire in self.wires:  # whatever is on its way reaches nobody
-            wire._serial, wire._watch, wire._tick_at = -1, None, math.nan
-        self._born()
+    def _control_dies(self, why: str) -> None:
+        self.count(why)
+        for wire in self.wires:
+            _forget(wire)
+        self.cluster = Cluster(NODE, Random(self.dice.random()), self.now)
+        self.wires = [Wire(self, reflector) for reflector in self.cluster.reflectors]
+        self._begin_control()
         for wire in self.wires:
             wire.adjust()
-        self._check_flows("a death")
 
-    # ---------------------------------------------------------------------------------------------------- faults
+    @contextmanager
+    def mortal(self) -> Any:
+        """Where control may die over a write; its successor comes at once, and has to make sense of that."""
+        step, self._dies_at = self._dies_at, None
+        if step is None:
+            yield
+            return
+        try:
+            with dying_at(step):
+                yield
+        except Killed:
+            self._control_dies("control died over a write")
 
-    def _trouble_comes(self) -> None:
-        def act() -> None:
-            if self.storm:
-                fault = self.trouble.choice(
-                    (self._kill, self._kill, self._kill_within, self._kernel_refuses, self._clock_jumps, self._flood)
-                )
-                self.say(fault.__name__.strip("_"))
-                fault()
-                self._check_flows(fault.__name__)
-            self._trouble_comes()
+    # --------------------------------------------------------------------------------------------- strikes
 
-        self.at(self.trouble.expovariate(1 / 400.0), act)
+    def _strike(self) -> None:
+        if not self.storm:
+            return
+        acts = (self._kill, self._kill_soon, self._kill_worker, self._fill_disk, self._jump)
+        self.dice.choice(acts)()
+        check_worker(self.engine.tables, self.engine.state)
 
     def _kill(self) -> None:
-        self._dies("killed")
+        self._control_dies("control died")
 
-    def _kill_within(self) -> None:
-        """The next update is its last: it dies over some step of writing it."""
-        consumer, apply = self.consumer, self.consumer.source.take_in
-        step = self.trouble.randrange(40)
-        self._armed = True
+    def _kill_soon(self) -> None:
+        self._dies_at = self.dice.randrange(12)
 
-        def last(cluster: Any, batch: Any) -> Any:
-            consumer.source.take_in = apply  # type: ignore[method-assign]
-            if not self._armed:
-                return apply(cluster, batch)
-            with dying_at(step):
-                return apply(cluster, batch)
+    def _kill_worker(self) -> None:
+        """Sums that its death left wrong, and a flow of which only the first half was written."""
+        self.count("worker died")
+        state = self.engine.state
+        free = np.flatnonzero(state.entries["pod"] == 0)
+        slot = int(free[self.dice.randrange(len(free))])
+        state.entries[slot]["pod"], state.entries[slot]["vip"] = 1, 1
+        state.pod_refs[1] += self.dice.randrange(3)
+        repair(self.engine.tables, state)
 
-        consumer.source.take_in = last  # type: ignore[method-assign]
+    def _fill_disk(self) -> None:
+        """A command that cannot be kept is refused and changes nothing; once there is room, it is carried out."""
+        self.count("disk full")
+        made, line = self.controller, "ku vip 10.50.0.1/32 protocol tcp port 80"
+        before = (made.commands.state(), made.generation)
+        patch = pytest.MonkeyPatch()
+        patch.setattr(os, self.dice.choice(("write", "fsync")), _no_space)
+        try:
+            with pytest.raises(KuError, match="No space left on device; nothing was changed"):
+                made.run(line)
+        finally:
+            patch.undo()
+        assert (made.commands.state(), made.generation) == before
+        made.run(line)
+        made.run(f"{line} del")
 
-    def _kernel_refuses(self) -> None:
-        self.count("steering refused")
-        self.node.refusals = self.trouble.choice((1, 1, 2, 5))
+    def _jump(self) -> None:
+        """The wall clock is set, back or forth, by up to a year."""
+        self.count("clock set")
+        self.wall_s += self.dice.uniform(-1.0, 1.0) * 365 * 86400
 
-    def _clock_jumps(self) -> None:
-        """That of the wall."""
-        self.count("clock jumped")
-        self.wall_s += self.trouble.uniform(-9e5, 9e5)
-
-    def _flood(self) -> None:
-        """A thousand clients that nobody knows, in a table with room for a quarter of them."""
-        self.count("flood")
-        vips = [vip for vip in self._store() if vip.key.port and vip.pods]
-        if not vips:
-            return
-        frames = []
-        for number in range(1000):
-            vip = self.trouble.choice(vips)
-            client = f"203.0.{number >> 8}.{number & 255}"
-            frames.append(self._frame(vip.key, client, 1024 + number, packets.SYN))
-        self.batch.run([PacketIn(each) for each in frames], self._tick)
-
-    # ----------------------------------------------------------------------------------------------------- flows
+    # ------------------------------------------------------------------------------------------- packets
 
     @property
-    def _tick(self) -> int:
-        return (self._tick_base + int(self.now * TICKS_PER_SECOND)) & TICK_MASK
+    def tick(self) -> int:
+        return (self.first_tick + int(self.now * TICKS_PER_SECOND)) % (1 << 32)
 
-    def _store(self) -> list[Vip]:
+    def _through(self, frame: bytes) -> bytes | None:
+        """What the graph sends for one frame; None: nothing."""
+        driver = self.driver
+        driver.clear()
+        driver.inject([frame])
+        driver.receive(driver.frame)
+        self.engine.process(driver.frame, self.tick)
+        driver.transmit(driver.frame)
+        self.sent += 1
+        return driver.transmitted[0].data if driver.transmitted else None
+
+    def _from_client(self, one: Connection, flags: int) -> bytes | None:
+        address = str(one.key.prefix.network_address)
+        return self._through(packets.frame(packets.tcp(one.client, address, one.port, one.key.port, flags=flags)))
+
+    def _talk(self) -> None:
+        """Every connection reaches the pod that it has always reached, and one more is opened."""
+        for one in self.connections:
+            out = self._from_client(one, packets.ACK)
+            assert out is not None and _destination(out) == one.pod, f"a connection to a healthy pod broke: {one}"
+            back = self._through(packets.reply_to(out))
+            assert back is not None, one
+            assert _source(back) == one.key.prefix.network_address, one
+        self.engine.maintain(self.tick)
+        check_worker(self.engine.tables, self.engine.state)
+        if len(self.connections) < MOST_CONNECTIONS:
+            self._open()
+
+    def _open(self) -> None:
+        vips = [vip for vip in self.consumer.served() if vip.key.protocol is Protocol.TCP and vip.pods]
+        if not vips:
+            return
+        vip = vips[self.dice.randrange(len(vips))]
+        one = Connection(vip.key, "40.0.0.1", next(self._ports), IPv4Address(0))
+        out = self._from_client(one, packets.SYN)
+        assert out is not None, f"{vip.key} does not answer"
+        one.pod = _destination(out)
+        assert one.pod in {pod.address for pod in vip.pods}, f"{vip.key} sends to a pod that does not serve it"
+        self.opened += 1
+        assert self._through(packets.reply_to(out)) is not None
+        self._from_client(one, packets.ACK)
+        self.connections.append(one)
+
+    def still_healthy(self) -> None:
+        """Connections to pods that serve no more are nobody's promise."""
+        pods = {vip.key: {pod.address for pod in vip.pods} for vip in self.consumer.served()}
+        self.connections = [each for each in self.connections if each.pod in pods.get(each.key, ())]
+
+
+def _forget(wire: Wire) -> None:
+    """Its reflector is gone: whatever is still under way to it goes nowhere."""
+    wire._serial, wire._watch, wire._tick_at = -1, None, -1.0
+
+
+class ControlConsumer(TablesConsumer):
+    """The store, the tables and the state file of one control process."""
+
+    def __init__(self, chaos: Chaos, made: Controller, source: KubernetesSource) -> None:
+        super().__init__(chaos.cluster, made, source)
+        self.chaos = chaos
+
+    def served(self) -> list[Vip]:
+        """As the configuration has it, by this control process; nothing before it knows."""
         return list(self.controller.plane.store.source(SOURCE))
 
-    def _frame(self, key: VipKey, client: str, port: int, flags: int) -> bytes:
-        address = key.prefix.network_address
-        if key.protocol is Protocol.UDP:
-            return packets.frame(packets.udp(client, address, port, key.port))
-        return packets.frame(packets.tcp(client, address, port, key.port, flags=flags))
+    def take(self) -> None:
+        with self.chaos.mortal():
+            super().take()
 
-    def _send(self, frame: bytes) -> Any:
-        return self.batch.run([PacketIn(frame)], self._tick)[0]
-
-    def _look(self) -> None:
-        self._check_flows("nothing")
-        self._open_some()
-        self.at(CHECK_EVERY_S, self._look)
-
-    def _forget_flows(self) -> None:
-        """Those whose pod serves no more: they may end, or drain, and nobody is promised anything."""
-        if self.consumer.batches:
-            serving = {vip.key: places(vip) for vip in self._store()}
-            self.flows = [flow for flow in self.flows if flow.pod in serving.get(flow.key, ())]
-
-    def _check_flows(self, after: str) -> None:
-        """Every connection whose pod still serves goes on to it, and its answers come back as the VIP's."""
-        self.engine.maintain(self._tick)
-        self._forget_flows()
-        for flow in self.flows:
-            done = self._send(self._frame(flow.key, flow.client, flow.port, packets.ACK))
-            self.continued += 1
-            assert done.outcome is Outcome.TRANSMIT, (after, flow, done.outcome, done.reason)
-            assert destination_of(done.data) == flow.pod, (after, flow, destination_of(done.data), done.reason)
-            self._answer(flow.key, done.data)
-
-    def _answer(self, key: VipKey, frame: bytes) -> None:
-        back = self._send(packets.reply_to(frame))
-        assert back.outcome is Outcome.TRANSMIT, (key, back.reason)
-        assert source_of(back.data) == (str(key.prefix.network_address), key.port), (key, source_of(back.data))
-
-    def _open_some(self) -> None:
-        """New connections, each whole: request, answer, request."""
-        vips = [vip for vip in self._store() if vip.key.port and vip.key.prefix.prefixlen == 32]
-        for vip in self.trouble.sample(vips, min(len(vips), 4)) if vips else ():
-            number = next(self._clients)
-            client, port = f"198.51.{number >> 8 & 255}.{number & 255 or 1}", 20_000 + number % 30_000
-            done = self._send(self._frame(vip.key, client, port, packets.SYN))
-            wanted = places(vip)
-            if not wanted:  # dropped, or refused with an answer
-                assert done.outcome is not Outcome.TRANSMIT or destination_of(done.data)[0] == client, (vip.key, done)
-                continue
-            assert done.outcome is Outcome.TRANSMIT and destination_of(done.data) in wanted, (vip.key, done)
-            pod = destination_of(done.data)
-            if done.reason is Reason.UNTRACKED or len(self.flows) >= MOST_FLOWS:
-                continue
-            self._answer(vip.key, done.data)
-            again = self._send(self._frame(vip.key, client, port, packets.ACK))
-            if again.reason is Reason.UNTRACKED:
-                continue
-            assert destination_of(again.data) == pod
-            self.opened += 1
-            namespace, _, rest = vip.owner.partition("/")
-            self.flows.append(Flow(vip.key, client, port, pod, (namespace, rest.partition(":")[0])))
+    def _apply(self, batch: Any) -> None:
+        super(TablesConsumer, self)._apply(batch)
+        self.source.take_in(self.cluster, batch)
+        if batch.first:
+            self.controller.complete_start()
+        self.controller.tend()
+        self.chaos.still_healthy()
 
 
-def places(vip: Vip) -> set[tuple[str, int]]:
-    """Where clients from outside may go."""
-    return {(str(pod.address), vip.pod_port(pod)) for pod in vip.pods_for(Origin.OUTSIDE)}
+def _no_space(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def destination_of(frame: bytes) -> tuple[str, int]:
-    l3, l4, _, _ = packets.headers(frame)
-    return str(ip_address(frame[l3 + 16 : l3 + 20])), int.from_bytes(frame[l4 + 2 : l4 + 4], "big")
+def _source(frame: bytes) -> IPv4Address:
+    return IPv4Address(frame[26:30])
 
 
-def source_of(frame: bytes) -> tuple[str, int]:
-    l3, l4, _, _ = packets.headers(frame)
-    return str(ip_address(frame[l3 + 12 : l3 + 16])), int.from_bytes(frame[l4 : l4 + 2], "big")
+def _destination(frame: bytes) -> IPv4Address:
+    return IPv4Address(frame[30:34])
 
 
-def live_through(seed: int, hours: float, told: Callable[[str], None] = print) -> ChaosWorld:
-    """Raises what breaks, after saying how it came to it and how to have it again."""
+def live_through(seed: int, directory: Path) -> Chaos:
+    """A storm and a calm; raises AssertionError with the seed printed."""
+    world = Chaos(seed, directory)
     patch = pytest.MonkeyPatch()
+    clock = SimpleNamespace(**{name: getattr(kubernetes.time, name) for name in ("perf_counter", "monotonic")})
+    clock.time = lambda: world.wall_s + world.now
+    patch.setattr(kubernetes, "time", clock)
     try:
-        world = ChaosWorld(seed)
-        wall = SimpleNamespace(time=lambda: time.time() + world.wall_s, perf_counter=time.perf_counter)
-        patch.setattr(kubernetes, "time", wall)
-        world.run(hours * HOURS)
+        world.run(UNTIL_S)
     except BaseException:
-        told("\n".join(world.log))
-        told(f"seed {seed}, second {world.now:.3f}; faults: {world.faults}")
-        told(f"again: python -m pytest tests/chaos/test_simulated.py --seed {seed}")
+        print(f"seed {seed}, second {world.now:.3f}, tick {world.tick}; so far: {world.faults}")
+        print(f'again: make chaos ARGS="--seed {seed}"')
         raise
     finally:
         patch.undo()
     return world
+

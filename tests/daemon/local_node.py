@@ -28,6 +28,9 @@ class LocalNode:
     def resize(self, log2_buckets: int) -> None:
         self.engine.resize(log2_buckets, self.now)
 
+    def rehash(self, flow_hash: bytes | None) -> None:
+        self.engine.rehash(flow_hash, self.now)
+
     def flush(self) -> int:
         return self.engine.flush()
 

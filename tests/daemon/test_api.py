@@ -19,7 +19,9 @@ from kuproxy.client import Client, Refusal
 from kuproxy.daemon.announcing import Announcing
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.metrics import exposition
+from kuproxy.dataplane.layout import FLOW_HASH_RANDOM
 from kuproxy.drivers.memory import MemoryDriver
+from kuproxy.engine.flow_key import VPP, FlowKey
 from kuproxy.engine.local import LocalEngine
 from kuproxy.errors import SteeringError
 
@@ -74,6 +76,28 @@ def test_lines_are_all_carried_out_or_none(client: Client, made: Controller) -> 
         client.run("ku vip 90.0.0.0/8\nku conf timeout 9\nku pod 91.0.0.0/8 10.0.0.1")
     assert len(made.plane.store) == 0
     assert made.settings.timeout_s is None
+
+
+def test_the_flow_hashs_key_is_taken_and_not_told(client: Client, made: Controller) -> None:
+    """Who may read the settings is told that a key was given; `ku conf` again changes nothing, VPP's hash returns."""
+    key, states = "00112233445566778899aabbccddeeff", made.plane.engine.states
+    client.run("ku conf flow-hash keyed")
+    drawn = FlowKey.read(states[0])
+    assert drawn.mode == FLOW_HASH_RANDOM
+    client.run("ku conf flow-hash keyed timeout 9")
+    assert FlowKey.read(states[0]) == drawn
+    assert client.request("GET", "/v1/settings")["effective"]["flow_hash"] == "keyed"
+    assert "flow hash: keyed\n" in client.run("show ku")["output"]
+    client.request("PUT", "/v1/settings", {"flow_hash": key})
+    assert FlowKey.read(states[0]) == VPP.meeting(bytes.fromhex(key))
+    for target in ("/v1/settings", "/v1/state"):
+        answer = json.dumps(client.request("GET", target))
+        assert key not in answer and '"given"' in answer, target
+    shown = client.run("show ku")
+    assert "flow hash: keyed, with a given key\n" in shown["output"] and key not in json.dumps(shown)
+    assert "not a flow hash" in refused(client, "PUT", "/v1/settings", {"flow_hash": "given"})
+    client.run("ku conf flow-hash vpp")
+    assert FlowKey.read(states[0]) == VPP
 
 
 def test_settings_are_laid_over_each_other(client: Client, made: Controller) -> None:

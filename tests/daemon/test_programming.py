@@ -64,6 +64,38 @@ def test_what_does_not_fit_is_left_out_and_tried_again() -> None:
     assert {name for name, count in made.plane.compiler.in_use().items() if count} == set()
 
 
+def test_without_room_for_more_a_vip_goes_on_with_what_it_has() -> None:
+    """The pods that stay keep their connections, and those that left get no new ones, until there is room."""
+
+    class Refusing(LocalNode):
+        """A kernel that takes nothing new: the pod 10.0.0.9."""
+
+        refuses = True
+
+        def steer(self, plane: Plane, marks: tuple[InterfaceMark, ...]) -> None:
+            if self.refuses and any(pod == vip(9, 9).pods[0] for each in plane.store for pod in each.pods):
+                raise SteeringError("Cannot allocate memory")
+
+    made = controller()
+    node = made.forwarder = Refusing()
+    made.plane = Plane(node.engine, decrement_ttl=False, any_node_address=False)
+    programmer = Programmer(made, "kubernetes")
+    programmer.program(Difference(add=[vip(1, 1, 2), vip(2, 1)]))
+    record = made.plane.compiler.record(vip(1).key)
+    assert record is not None
+    index = record.pods[vip(1, 2).pods[0]]
+    result = programmer.program(Difference(add=[vip(1, 2, 9), vip(3, 9)]))
+    assert set(result.refused) == {vip(1).key, vip(3).key} and result.is_lacking
+    assert made.plane.store.get(vip(1).key) == vip(1, 2) and made.plane.store.get(vip(3).key) is None
+    assert made.plane.compiler.record(vip(1).key) is record and record.pods[vip(1, 2).pods[0]] == index
+    # Nothing that it may keep: no pods, and no removal either.
+    programmer.program(Difference(add=[vip(1, 9)]))
+    assert made.plane.store.get(vip(1).key) == vip(1) and not record.removed
+    node.refuses = False
+    assert not programmer.program(Difference()).refused
+    assert made.plane.store.get(vip(1).key) == vip(1, 9) and made.plane.store.get(vip(3).key) == vip(3, 9)
+
+
 def test_a_node_port_that_somebody_has_costs_the_node_port_alone() -> None:
     store = Store()
     store.update("files", [vip(1, node_port=30080, owner="ku")])

@@ -60,7 +60,7 @@ def test_flow_hashes_equal_the_reference(data, addresses, source_port, destinati
     word = kernels.ports_word(source_port, destination_port)
     words = (*address_words(source), *address_words(destination))
     assert int(kernels.hash_words(source.version, *words, word)) == expected
-    assert Endpoints(source, source_port, destination, destination_port, protocol).hash == expected
+    assert Endpoints(source, source_port, destination, destination_port, protocol).hash() == expected
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 64, 1000, 1024])

@@ -50,6 +50,9 @@ class Plane(Protocol):
     def set_buckets(self, buckets: int, now: int) -> None:
         """Raises ValueError if the live flows do not fit."""
 
+    def set_flow_key(self, key: bytes, now: int) -> None:
+        """The same; b"" is VPP's hash."""
+
     def receive(self, packets: list[RefPacket], now: int, workers: list[int]) -> list[Result]:
         """One vector for each worker, in their order; `workers` says whose each packet is.
 
@@ -91,6 +94,7 @@ class ReferencePlane:
         self.set_origins = self.reference.set_origins
         self.flush = self.reference.flush
         self.set_buckets = self.reference.set_buckets
+        self.set_flow_key = self.reference.set_flow_key
         self.receive = self.reference.receive
         self.sweep = self.reference.sweep
         self.collect = self.reference.collect
@@ -208,10 +212,12 @@ class ForwardingMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def configure(self, data: st.DataObject) -> None:
         what = data.draw(
-            st.sampled_from(["buckets", "timeout", "state timeout", "interface", "masquerade", "origins"])
+            st.sampled_from(["buckets", "timeout", "state timeout", "interface", "masquerade", "origins", "flow hash"])
         )
         if what == "buckets":
             self._set_buckets(data.draw(st.sampled_from([1, 2, 4, 8, 64])))
+        elif what == "flow hash":
+            self._set_flow_key(data.draw(st.sampled_from(strategies.FLOW_KEYS)))
         elif what == "timeout":
             ticks = data.draw(st.sampled_from([5, 60, 400]))
             for each in (self.reference, self.plane):
@@ -244,6 +250,15 @@ class ForwardingMachine(RuleBasedStateMachine):
             except ValueError:
                 refused.append(each)
         assert len(refused) != 1, f"only {refused[0]} refuses {buckets} buckets"
+
+    def _set_flow_key(self, key: bytes) -> None:
+        refused = []
+        for each in (self.reference, self.plane):
+            try:
+                each.set_flow_key(key, self.now)
+            except ValueError:
+                refused.append(each)
+        assert len(refused) != 1, f"only {refused[0]} refuses the key {key.hex()}"
 
     # ---------------------------------------------------------------------------------------------- packets
 

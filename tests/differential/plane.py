@@ -45,7 +45,9 @@ class CompiledPlane:
     """`Plane` over a LocalEngine."""
 
     def __init__(self, config: Config):
-        self.engine = LocalEngine(config.buckets.bit_length() - 1, config.workers)
+        self.engine = LocalEngine(
+            config.buckets.bit_length() - 1, config.workers, flow_hash=config.flow_key or None
+        )
         self.store = Store()
         self.compiler = Compiler(
             self.engine.tables, decrement_ttl=config.decrement_ttl, any_node_address=config.any_node_address
@@ -113,6 +115,12 @@ class CompiledPlane:
     def set_buckets(self, buckets: int, now: int) -> None:
         try:
             self.engine.resize(buckets.bit_length() - 1, now)
+        except TableFullError as error:
+            raise ValueError(str(error)) from None
+
+    def set_flow_key(self, key: bytes, now: int) -> None:
+        try:
+            self.engine.rehash(key or None, now)
         except TableFullError as error:
             raise ValueError(str(error)) from None
 

@@ -60,11 +60,13 @@ class Config:
     pod_ranges: tuple[IPv4Network | IPv6Network, ...] = ()
     all_node_addresses: tuple[Address, ...] = ()
     workers: int = 1
+    flow_key: bytes = b""
 
 
 TUNNEL_SOURCES = (ip_address("40.0.0.250"), ip_address("4000::fa"))
 NODE_ADDRESSES = (ip_address("40.0.0.254"), ip_address("4000::fe"))
 
+FLOW_KEYS = [b"", bytes(range(16)), b"\xff" * 16]
 MASQUERADES = [(), NODE_ADDRESSES, (ip_address("40.0.0.9"), ip_address("4000::9"))]
 
 # Of the clients, the third is a pod and the second the node; or nobody knows.
@@ -103,6 +105,7 @@ configs = st.builds(
     all_node_addresses=st.just(ALL_NODE_ADDRESSES),
     own_addresses=st.sampled_from([{}, dict(zip((Family.IPV4, Family.IPV6), NODE_ADDRESSES, strict=True))]),
     workers=st.sampled_from([1, 1, 2, 3]),
+    flow_key=st.sampled_from(FLOW_KEYS),
 )
 start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
 

@@ -11,19 +11,8 @@ import numpy as np
 import pytest
 
 import packets
-from kuproxy.codes import Node, Outcome, Reason
-from kuproxy.dataplane.layout import (
-    MAX_PODS,
-    MAX_VIPS,
-    REVERSE_WAYS,
-    W_FLOWS,
-    W_OUTCOMES,
-    W_RECEIVED,
-    W_STATES,
-    WAYS,
-    Tables,
-    WorkerState,
-)
+from engine.soundness import check
+from kuproxy.codes import Node, Reason
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
 from kuproxy.engine.repair import repair
@@ -59,33 +48,6 @@ def forward(engine: LocalEngine, rng: Random, tick: int) -> None:
     engine.process(driver.frame, tick)
     driver.transmit(driver.frame)
     engine.maintain(tick, 4)
-
-
-def check(tables: Tables, state: WorkerState) -> int:
-    """Everything that must hold between vectors, asked one flow at a time.  Returns the number of flows."""
-    refs, per_vip, states = np.zeros(MAX_PODS, int), np.zeros(MAX_VIPS, int), [0] * 8
-    buckets = len(state.entries) // WAYS
-    for slot in np.flatnonzero(state.entries["pod"]).tolist():
-        entry, flow = state.entries[slot], state.flows[slot]
-        refs[entry["pod"]] += 1
-        per_vip[entry["vip"]] += 1
-        states[flow["state"]] += 1
-        assert int(entry["hash"]) & (buckets - 1) == slot // WAYS
-        if tables.vips[entry["vip"]]["encap"] == 0:
-            assert int(state.reverse[flow["reverse"]]["slot"]) == slot + 1
-            line = int(flow["reverse_hash"]) & (len(state.reverse) // REVERSE_WAYS - 1)
-            assert int(flow["reverse"]) // REVERSE_WAYS == line
-    for place in np.flatnonzero(state.reverse["slot"]).tolist():
-        slot = int(state.reverse[place]["slot"]) - 1
-        assert state.entries[slot]["pod"] != 0
-        assert int(state.flows[slot]["reverse"]) == place
-    assert (state.pod_refs == refs).all()
-    assert (state.vip_flows == per_vip).all()
-    header = state.header
-    assert header[W_STATES : W_STATES + 8].tolist() == states
-    assert int(header[W_FLOWS]) == sum(states)
-    assert int(header[W_RECEIVED]) == sum(int(header[W_OUTCOMES + each]) for each in Outcome)
-    return sum(states)
 
 
 @pytest.mark.parametrize("rounds", [25, pytest.param(500, marks=pytest.mark.long)])

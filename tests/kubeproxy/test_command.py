@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from kubeproxy.test_config import DEFAULTS, HEAD
+from kuproxy.daemon.settings import load_settings
+from kuproxy.kubeproxy.service import _with_cache
 
 KUBECONFIG = """\
 apiVersion: v1
@@ -73,6 +75,21 @@ def test_a_check_tells_what_is_ignored_and_what_has_no_effect(tmp_path: Path) ->
     )
     assert done.stdout.endswith("API server http://127.0.0.1:8080\n")
     assert done.stderr == ""
+
+
+def test_the_flow_cache_can_be_asked_for_beside_any_configuration(tmp_path: Path) -> None:
+    """The command line goes before the file of settings, and what it does not say stays as it is there."""
+    file = tmp_path / "kuproxy.toml"
+    file.write_text('[cache]\nflow_cache = "on"\nflow_cache_entries = 512\nflow_cache_shortcuts = "on"\n')
+    settings = load_settings(file)
+    assert _with_cache(settings, flow_cache=None, flow_cache_shortcuts=None) == settings
+    cache = _with_cache(settings, flow_cache="off", flow_cache_shortcuts=None).cache
+    assert (cache.flow_cache, cache.flow_cache_entries, cache.flow_cache_shortcuts) == ("off", 512, "on")
+    cache = _with_cache(load_settings(None), flow_cache="on", flow_cache_shortcuts="past-filters").cache
+    assert (cache.flow_cache, cache.flow_cache_entries, cache.flow_cache_shortcuts) == ("on", 65536, "past-filters")
+    done = ku("--flow-cache=maybe", "--check")
+    assert (done.returncode, len(done.stderr.splitlines()) <= 4) == (2, True)
+    assert "'maybe' is not one of 'off', 'on'" in done.stderr
 
 
 def test_what_is_done_at_once() -> None:

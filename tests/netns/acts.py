@@ -40,6 +40,7 @@ from kuproxy.steering.links import KU0, KU1, VethPair
 from kuproxy.steering.maps import SteeringMaps
 from kuproxy.steering.namespace import PrivateNamespace
 from kuproxy.steering.node import NodeWatch
+from kuproxy.steering.surroundings import Surroundings
 from kuproxy.steering.xdp import Where, XdpGate
 
 _CLONE_NEWNET = 0x40000000
@@ -188,6 +189,11 @@ def send_and_receive() -> Act:
     return act
 
 
+def look_around() -> Act:
+    """Links, neighbours, routes, rules, queues, filters, programs at an egress; and hear of their changes."""
+    return lambda: _kept.append((around := Surroundings(), around.programs(1), around.look()))
+
+
 def greater_send_buffer() -> Act:
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     return lambda: opened.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 1 << 26)
@@ -230,10 +236,16 @@ def listen_above_1024() -> Act:
 
 
 def _child() -> int:
+    """A process without capabilities; it has given them up when this returns, or whoever has fewer could not look."""
+    ready, told = os.pipe()
     child = os.fork()
     if child == 0:
         keep_only()
+        os.write(told, b".")
         signal.pause()
+    os.close(told)
+    os.read(ready, 1)
+    os.close(ready)
     return child
 
 
@@ -316,6 +328,7 @@ ACTS: dict[str, Callable[[], Act]] = {
     "open an AF_XDP socket": open_xdp_socket,
     "lock packet memory for an open AF_XDP socket": use_xdp_socket,
     "put an AF_XDP socket into the open map": register_xdp_socket,
+    "look at what the flow cache's shortcuts depend on": look_around,
     "listen to ARP and neighbour discovery (`ku announce layer2`)": listen_on_link,
     "reduce the bounding set": bounding_set,
 }

@@ -328,9 +328,12 @@ class Cluster:
 
     def start(self, config: str = "", **options: Any) -> None:
         """A kube-proxy on each node; returns when all have taken over everything."""
-        from netns.world import _warm
+        from netns.world import _warm, cache_entries, cache_shortcuts
 
         _warm()
+        entries = cache_entries()
+        cached = f"[cache]\nflow_cache_entries = {entries}\n" if entries else ""
+        flags = ("--flow-cache=on", f"--flow-cache-shortcuts={cache_shortcuts()}") if entries else ()
         for node in self.nodes:
             (node.directory / "config.yaml").write_text(
                 "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -338,11 +341,13 @@ class Cluster:
             )
             (node.directory / "kuproxy.toml").write_text(
                 f'state_directory = "{node.directory}/state"\n[api]\nsocket = "{node.directory}/ku.sock"\n'
+                f"{cached}"
             )
             node.start(
                 f"--config={node.directory}/config.yaml",
                 f"--hostname-override={node.name}",
                 f"--settings={node.directory}/kuproxy.toml",
+                *flags,
                 **options,
             )
         for node in self.nodes:

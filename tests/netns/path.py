@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from netns.lab import Host, Server
+from netns.world import cache_options
 
 NAMES = ("client", "a", "b", "node", "c", "d", "pod")
 LINKS = len(NAMES) - 1
@@ -128,7 +129,8 @@ def path(directory: Path) -> Iterator[World]:
             f"ip addr add {SECOND_CLIENT[4]}/24 dev right",
             f"ip -6 addr add {SECOND_CLIENT[6]}/64 dev right nodad preferred_lft 0",  # only when asked for
         )
-        run = hosts["node"].start(sys.executable, "-m", "kuproxy.daemon.foreground", "--config", str(config))
+        words = ("-m", "kuproxy.daemon.foreground", "--config", str(config), *cache_options())
+        run = hosts["node"].start(sys.executable, *words)
 
         def stop() -> None:
             run.send_signal(signal.SIGINT)

@@ -50,7 +50,7 @@ def check(load: Load, daemon: Daemon, role: str, mode: str) -> None:
     assert f" driver: af_xdp, {mode} mode\n" in daemon.ku("show ku")
 
 
-@pytest.mark.parametrize("mode", ["native", "generic"])
+@pytest.mark.parametrize("mode", ["native", pytest.param("generic", marks=pytest.mark.long)])
 def test_connections_outlive_every_process(mode: str) -> None:
     """A worker; control; then a worker again, by a control process that could open no socket in its namespace."""
     with loaded(CONNECTIONS, settings("af_xdp", mode)) as (daemon, load):
@@ -77,6 +77,7 @@ def test_another_driver_waits_for_another_keeper() -> None:
         assert_unbroken(during(load, lambda: replaced(daemon, "worker", kill)), 100)
 
 
+@pytest.mark.long
 def test_when_the_stock_is_used_up_all_begins_anew() -> None:
     """The keeper says so and ends, for its service manager to start it again; nothing is left on the node."""
     with loaded(10, settings("af_xdp", "native"), stopped=True) as (daemon, _):

@@ -20,7 +20,7 @@ import pytest
 from kuproxy.client import Client, Refusal
 from kuproxy.dataplane.layout import W_KERNELS
 from kuproxy.demo.manifest import write_manifest
-from netns.world import BULK, WEB, Kept, World, cache_entries, echo, state, web, world
+from netns.world import BULK, WEB, Kept, World, cache_entries, cache_shortcuts, echo, state, web, world
 
 pytestmark = pytest.mark.netns
 
@@ -55,6 +55,7 @@ class Daemon:
         if entries:
             with self.settings.open("a") as file:
                 file.write(f'[cache]\nflow_cache = "on"\nflow_cache_entries = {entries}\n')
+                file.write(f'flow_cache_shortcuts = "{cache_shortcuts()}"\n')
 
     def start(self) -> None:
         """Returns when it says that it is ready."""

@@ -100,6 +100,7 @@ def test_its_numbers() -> None:
     assert _links() == links
 
 
+@pytest.mark.long
 def test_its_tables() -> None:
     process = subprocess.Popen(
         [*COMMAND, "--requests", "600"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

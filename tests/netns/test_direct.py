@@ -28,7 +28,7 @@ from pyroute2 import IPRoute
 
 import packets
 from kuproxy.demo.topology import Host, Network, remove_stale
-from netns.world import CLIENT, PREFIX, Capture, connect, listener, plain, read_exactly
+from netns.world import CLIENT, PREFIX, Capture, cache_options, connect, listener, plain, read_exactly
 
 pytestmark = pytest.mark.netns
 
@@ -142,7 +142,8 @@ class Direct:
         script.write_text(_script())
         command = ("-m", "kuproxy.daemon.foreground", "--config", str(script), "--report", str(self.report))
         with self._log.open("wb") as log:
-            self.process = self.node.start(sys.executable, *command, stdout=log, stderr=log)
+            words = (*command, *cache_options())
+            self.process = self.node.start(sys.executable, *words, stdout=log, stderr=log)
         self.wait_for(lambda: "forwarding" in self.log, 60)
 
     @property

@@ -110,6 +110,7 @@ def test_nodes_come_and_go_under_live_connections() -> None:
             assert total >= CONNECTIONS, total
 
 
+@pytest.mark.long
 def test_a_drained_node_is_left_alone_before_it_stops() -> None:
     """`ku announce drain` takes the traffic away while forwarding goes on; a stop does it by itself."""
     with routed() as made:

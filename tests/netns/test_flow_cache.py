@@ -40,13 +40,16 @@ WITHIN_S = 8.0
 
 
 @contextmanager
-def cached(entries: int = 65536, lease: int = 60, conf: str = "") -> Iterator[Daemon]:
+def cached(
+    entries: int = 65536, lease: int = 60, conf: str = "", shortcuts: str = "off"
+) -> Iterator[Daemon]:
     """A daemon with a flow cache, and VIPs: web (TCP 80), echo (UDP 7), bulk, all of them with node ports."""
     with world() as made:
         daemon = Daemon(made)
         daemon.settings.write_text(
             f'state_directory = "{daemon.directory}/state"\n[api]\nsocket = "{daemon.socket}"\n'
             f'[cache]\nflow_cache = "on"\nflow_cache_entries = {entries}\nflow_cache_lease = {lease}\n'
+            f'flow_cache_shortcuts = "{shortcuts}"\n'
         )
         try:
             daemon.start()
@@ -361,6 +364,7 @@ def metrics(daemon: Daemon) -> str:
     return b"".join(parts).decode()
 
 
+@pytest.mark.long
 def test_many_connections_in_a_cache_of_sixteen_entries() -> None:
     """Eight flows have room; the others cost work above, and nothing goes wrong."""
     with cached(entries=16) as daemon:
@@ -421,6 +425,7 @@ def test_without_control_the_kernel_stops_after_its_lease_and_the_workers_go_on(
         talk.socket.close()
 
 
+@pytest.mark.long
 def test_a_cached_flow_lives_as_long_as_it_is_used_and_no_longer() -> None:
     """Its worker sees no packet of it for several timeouts, and still ends it when it is idle."""
     with cached(lease=1) as daemon:

@@ -142,6 +142,17 @@ def least_lost(load: Load, limit_ms: float, act: Callable[[], None]) -> Report:
     return report
 
 
+def test_connections_outlive_a_change_of_the_flow_hash() -> None:
+    """Another hash while they talk, then `kill -9` of control and of a worker: successors find the flows by its key."""
+    with loaded(1000) as (daemon, load):
+        assert_unbroken(during(load, lambda: daemon.script("conf flow-hash keyed")), 1000)
+        assert "flow hash: keyed" in daemon.ku("show")
+        for role in ("control", "worker"):
+            assert_unbroken(during(load, lambda role=role: replaced(daemon, role, kill)), 1000)  # type: ignore[misc]
+            assert "flow hash: keyed" in daemon.ku("show")
+        assert_unbroken(during(load, lambda: daemon.script("conf flow-hash vpp")), 1000)
+
+
 def test_ten_thousand_connections_outlive_every_process() -> None:
     """`kill -9` of control, its upgrade, `kill -9` of a worker: nothing breaks, and hardly anything is lost."""
     with loaded(CONNECTIONS) as (daemon, load):

@@ -16,6 +16,7 @@ import pytest
 
 from kuproxy.codes import REASON_TEXT, Reason
 from netns.lab import Host, network, ping
+from netns.world import cache_options
 
 pytestmark = pytest.mark.netns
 
@@ -110,7 +111,8 @@ def running(directory: Path) -> Iterator[Network]:
         node.sysctl("ipv4/ip_forward", "1")
         pods = Answering(pod)
         ending.callback(pods.close)
-        run = node.start(sys.executable, "-m", "kuproxy.daemon.foreground", "--config", str(script))
+        words = ("-m", "kuproxy.daemon.foreground", "--config", str(script), *cache_options())
+        run = node.start(sys.executable, *words)
 
         def end() -> None:
             if run.poll() is None:

@@ -18,6 +18,7 @@ from kuproxy.sim.churn import Plan
 from kuproxy.sim.generators import Kind, Traffic, write_trace
 from kuproxy.sim.run import watch
 from netns.lab import Host, drain, network, sniff
+from netns.world import cache_options
 
 pytestmark = pytest.mark.netns
 
@@ -82,7 +83,7 @@ def test_live_sends_what_simulate_writes_packet_for_packet(tmp_path: Path, proto
         for address in pods[1:]:
             pod.sh(f"ip addr add {address}/24 dev p1")
         pod.sysctl("ipv4/conf/p1/rp_filter", "0")
-        command = (sys.executable, "-m", "kuproxy.daemon.foreground", "--config", str(script))
+        command = (sys.executable, "-m", "kuproxy.daemon.foreground", "--config", str(script), *cache_options())
         log = (tmp_path / "log").open("wb")
         process = node.run(
             lambda: subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

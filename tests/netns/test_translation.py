@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from netns.lab import Host, Server, network, ping
+from netns.world import cache_options
 
 pytestmark = pytest.mark.netns
 
@@ -41,7 +42,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host
     with network() as (client, node, pod):
         for family in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
             node.sysctl(family, "1")
-        run = node.start(sys.executable, "-m", "kuproxy.daemon.foreground", "--config", str(script))
+        words = ("-m", "kuproxy.daemon.foreground", "--config", str(script), *cache_options())
+        run = node.start(sys.executable, *words)
         server = Server(pod, "pod", 8080)
         try:
             assert run.stderr is not None

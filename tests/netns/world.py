@@ -87,10 +87,17 @@ def cache_entries() -> int:
     return int(os.environ.get("KU_TEST_FLOW_CACHE", "0"))
 
 
+def cache_shortcuts() -> str:
+    """KU_TEST_FLOW_CACHE_SHORTCUTS: whether it has shortcuts then."""
+    return os.environ.get("KU_TEST_FLOW_CACHE_SHORTCUTS", "off")
+
+
 def cache_options() -> tuple[str, ...]:
     """The same for `ku run`."""
     entries = cache_entries()
-    return ("--flow-cache", "on", "--flow-cache-entries", str(entries)) if entries else ()
+    if not entries:
+        return ()
+    return ("--flow-cache=on", f"--flow-cache-entries={entries}", f"--flow-cache-shortcuts={cache_shortcuts()}")
 
 
 @functools.cache

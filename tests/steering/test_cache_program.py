@@ -22,7 +22,7 @@ import packets
 from kuproxy.codes import FlowState, Outcome
 from kuproxy.reference import LiveFlow, Reference, RefPacket
 from kuproxy.steering.bpf import LoadedProgram, Verdict
-from kuproxy.steering.cache_layout import LEASE_ROW
+from kuproxy.steering.cache_layout import CHOICE, LEASE_ROW, SHORTCUT_ROW, Way
 from kuproxy.steering.cache_maps import ENDS, CacheMaps
 from kuproxy.steering.cache_program import cache
 from kuproxy.steering.keys import ConfigBit
@@ -38,6 +38,7 @@ FRAMES = int(os.environ.get("KU_TEST_CACHED_FRAMES", "20000"))
 FOREVER = (1 << 63) - 1
 NODE_MAC = bytes(6)  # of the loopback interface, where programs are tried
 MAC = bytes.fromhex(KU0_MAC.replace(":", ""))
+MACS = bytes.fromhex("0a0b0c0d0e0f") + bytes.fromhex("0a0b0c0d0e0e")  # of a pod and of its veth
 CLIENTS = {4: ["198.51.100.1", "10.2.0.2"], 6: ["2001:db8::7", "fd02::2"]}  # the second of each is a pod
 
 
@@ -111,17 +112,19 @@ def ends_of(flow: LiveFlow) -> np.ndarray:
 class Rig:
     """The program with its maps, a reference with flows, and the flows in the cache."""
 
-    def __init__(self, stack: ExitStack, ipv6: bool = True) -> None:
+    def __init__(self, stack: ExitStack, ipv6: bool = True, shortcuts: bool = True) -> None:
         self.steering = SteeringMaps()
         stack.callback(self.steering.close)
         self.writer = MapWriter(self.steering)
         self.maps = CacheMaps(1024)
         stack.callback(self.maps.close)
-        self.program: LoadedProgram = cache(1, ipv6).load({**self.steering.by_name(), **self.maps.by_name()})
+        built = cache(1, ipv6, shortcuts)
+        self.program: LoadedProgram = built.load({**self.steering.by_name(), **self.maps.by_name()})
         stack.callback(self.program.close)
         self.reference = reference()
         begin(self.reference)
         self.maps.lease(FOREVER)
+        self.maps.lease_shortcuts(FOREVER)
         self.generation = 0
         self.flows: list[LiveFlow] = []
         self.closed: set[int] = set()
@@ -150,12 +153,29 @@ class Rig:
         self.by_key = {key.tobytes(): index for index, key in enumerate(self.keys.reshape(-1))}
         self.maps.allow(pairs)
 
-    def run(self, data: bytes) -> tuple[int, bytes]:
-        """Verdict, and the frame with the Ethernet destination that it came with."""
-        ran = self.program.test_run(NODE_MAC + data[6:])
-        if ran.verdict == Verdict.REDIRECT:
-            assert ran.frame[:6] == MAC
-        return ran.verdict, data[:6] + ran.frame[6:]
+    def choose(self, rng: Random) -> None:
+        """Give rows ways and MTUs."""
+        for row in range(2, 2 * (len(self.flows) + 1)):
+            mtu = rng.choice((0, 100, 1000, 1500, 65535))
+            self.set_way(row, Way(rng.randrange(3)), mtu)
+
+    def set_way(self, row: int, way: Way, mtu: int = 1500) -> None:
+        chosen = np.zeros(1, CHOICE)
+        chosen["way"], chosen["mtu"], chosen["ifindex"] = int(way), mtu, 7
+        chosen["macs"], chosen["next_hop"] = np.frombuffer(MACS, np.uint8), 2
+        self.maps.choose(np.array([row]), chosen)
+
+    def way_of(self, row: int, length: int) -> Way:
+        """Of a packet of so many bytes, in plain words."""
+        way, mtu = (int(self.maps.rows[name][row]) for name in ("way", "mtu"))
+        return Way(way) if length <= mtu else Way.ROUTE
+
+    def run(self, data: bytes, gso_size: int = 0) -> tuple[int, bytes]:
+        """Verdict, and the frame with the Ethernet destination that it came with; what happened to that is noted."""
+        ran = self.program.test_run(NODE_MAC + data[6:], gso_size=gso_size)
+        macs = {MAC + data[6:12]: Way.ROUTE, MACS: Way.PEER, NODE_MAC + data[6:12]: Way.NEIGHBOUR}
+        self.way = macs[ran.frame[:12]]
+        return ran.verdict, data[:12] + ran.frame[12:]
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +254,13 @@ def key_and_shape(data: bytes) -> tuple[bytes, bool, bool, int] | None:
     elif kind == b"\x86\xdd" and len(ip) >= 40 and ip[0] >> 4 == 6:
         start, total, protocol = 40, 40 + struct.unpack_from(">H", ip, 4)[0], ip[6]
         plain, addresses, family = total > 40 and ip[7] > 1, ip[8:40], 2
+        for _ in range(8):
+            if protocol not in (0, 43, 44, 60):
+                break
+            if len(ip) < start + 8 or (protocol == 44 and struct.unpack_from(">H", ip, start + 2)[0] & 0xFFF8):
+                return None
+            size = 8 if protocol == 44 else 8 * ip[start + 1] + 8
+            protocol, start, plain = ip[start], start + size, False
     else:
         return None
     plain = plain and total <= len(ip)
@@ -248,13 +275,31 @@ def key_and_shape(data: bytes) -> tuple[bytes, bool, bool, int] | None:
     return addresses + ip[start : start + 4] + bytes([protocol, family, 0, 0]), closes, plain, total
 
 
+def one_hop_on(data: bytes) -> bytes:
+    """A frame as a router sends it on: a lower TTL, and in IPv4 the checksum that belongs to it (RFC 1141)."""
+    changed = bytearray(data)
+    if data[12:14] == b"\x86\xdd":
+        changed[21] -= 1
+        return bytes(changed)
+    changed[22] -= 1
+    (before,) = struct.unpack_from(">H", data, 24)
+    total = (~before & 0xFFFF) + (~(data[22] << 8) & 0xFFFF) + (changed[22] << 8)
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    struct.pack_into(">H", changed, 24, ~total & 0xFFFF)
+    return bytes(changed)
+
+
 def test_rewrites_what_the_reference_would_send(rig: Rig) -> None:
     rng = Random(6)
+    rig.renew(begin_anew=True)
+    rig.choose(rng)
     seen: Counter[str] = Counter()
     tallied: Counter[int] = Counter()
     for turn in range(FRAMES):
         if turn % 997 == 996:
             rig.renew(begin_anew=True)
+            rig.choose(rng)
         data = some_frame(rng, rng.choice(rig.flows))
         shape = key_and_shape(data)
         row = rig.by_key.get(shape[0]) if shape is not None else None
@@ -271,14 +316,21 @@ def test_rewrites_what_the_reference_would_send(rig: Rig) -> None:
             assert (verdict, sent) == (Verdict.NEXT, data)
             seen[f"up, {result.outcome.name}"] += 1
         elif result.outcome is Outcome.DROP:
-            assert result.reason.name == "BAD_IPV4_CHECKSUM"  # which the kernel's own input drops behind us
+            # The kernel's own input drops it behind us, or the pod's, or the next hop: it stays as damaged as it was.
+            assert result.reason.name == "BAD_IPV4_CHECKSUM"
+            came, went = (sum(struct.unpack_from(">10H", each, 14)) % 0xFFFF for each in (data, sent))
+            assert came == went
             seen["damaged header"] += 1
         else:
             assert result.outcome is Outcome.TRANSMIT, (turn, result.reason.name, data.hex())
-            assert sent == result.data, (turn, data.hex(), sent.hex(), result.data.hex())
+            way = rig.way_of(row + 2, shape[3])
+            assert rig.way is way, (turn, data.hex())
+            wanted = result.data if way is Way.ROUTE else one_hop_on(result.data)
+            assert sent == wanted, (turn, way, data.hex(), sent.hex(), wanted.hex())
+            seen[way.name] += 1
             seen[f"{'v6' if shape[0][37] else 'v4'} {shape[0][36]} {'back' if row % 2 else 'there'}"] += 1
     kinds = {f"{v} {p} {way}" for v in ("v4", "v6") for p in (6, 17) for way in ("there", "back")}
-    assert all(seen[kind] > FRAMES // 50 for kind in kinds), seen
+    assert all(seen[kind] > FRAMES // 50 for kind in (*kinds, *(way.name for way in Way))), seen
     assert seen["up, TRANSMIT"] > FRAMES // 50 and seen["damaged header"], seen
     assert rig.maps.stats().hits >= sum(tallied.values()) and rig.maps.stats().failed == 0
 
@@ -324,6 +376,90 @@ def test_a_syn_in_a_first_fragment_or_behind_options_closes_too(rig: Rig) -> Non
         syn = tcp(flow.client, flow.address, flow.client_port, flow.port)
         assert rig.run(frame(syn, **how))[0] == Verdict.NEXT
         assert rig.run(there(flow))[0] == Verdict.NEXT
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [
+        [packets.extension(packets.DESTINATION)],
+        [packets.extension(packets.HOP_BY_HOP), packets.extension(packets.ROUTING)],
+        [packets.fragment_header(0, False, 7)],
+        [packets.fragment_header(0, True, 7)],
+        [packets.extension(packets.DESTINATION, bytes(14))] * 8,
+    ],
+)
+@pytest.mark.parametrize("flags", [SYN, FIN | ACK, RST])
+def test_a_syn_behind_extension_headers_closes_too(
+    rig: Rig, extensions: list[tuple[int, bytes]], flags: int
+) -> None:
+    rig.renew()
+    _, flow = established(rig, packets.TCP, 6)
+    ends = (flow.client, flow.address, flow.client_port, flow.port)
+    assert rig.run(frame(tcp(*ends, flags=ACK), extensions=extensions))[0] == Verdict.NEXT
+    assert rig.run(there(flow))[0] == rig.run(back(flow))[0] == Verdict.REDIRECT
+    before = rig.maps.stats().closed
+    assert rig.run(frame(tcp(*ends, flags=flags), extensions=extensions))[0] == Verdict.NEXT
+    assert rig.maps.stats().closed == before + 1
+    assert rig.run(there(flow))[0] == rig.run(back(flow))[0] == Verdict.NEXT
+
+
+def test_what_no_worker_reads_does_not_close(rig: Rig) -> None:
+    """Nine extension headers are one more than a worker walks over; later fragments have no ports."""
+    rig.renew()
+    _, flow = established(rig, packets.TCP, 6)
+    syn = tcp(flow.client, flow.address, flow.client_port, flow.port)
+    for extensions in ([packets.extension(packets.DESTINATION)] * 9, [packets.fragment_header(8, False, 7)]):
+        data = frame(syn, extensions=extensions)
+        assert rig.run(data)[0] == Verdict.NEXT
+        assert send(rig.reference, data).outcome is not Outcome.TRANSMIT
+        assert rig.run(there(flow))[0] == Verdict.REDIRECT
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("way", [Way.NEIGHBOUR, Way.PEER])
+def test_shortcuts_are_taken_while_their_lease_lasts(rig: Rig, version: int, way: Way) -> None:
+    rig.renew()
+    pair, flow = established(rig, packets.UDP, version)
+    rig.set_way(2 * pair, way)
+    data = there(flow)
+    routed = send(rig.reference, data).data
+    try:
+        for lease, taken in ((FOREVER, way), (1, Way.ROUTE), (0, Way.ROUTE), (FOREVER, way)):
+            rig.maps.lease_shortcuts(lease)
+            verdict, sent = rig.run(data)
+            assert (verdict, rig.way) == (Verdict.REDIRECT, taken)
+            assert sent == (routed if taken is Way.ROUTE else one_hop_on(routed))
+        assert rig.maps.rows["last_seen_ns"][SHORTCUT_ROW] == FOREVER
+    finally:
+        rig.maps.lease_shortcuts(FOREVER)
+
+
+def test_of_a_frame_of_segments_each_must_fit(rig: Rig) -> None:
+    """Not longer than the MTU itself, or made of segments that are not."""
+    rig.renew()
+    for protocol, version, header in ((packets.TCP, 4, 40), (packets.TCP, 6, 60), (packets.UDP, 4, 28)):
+        pair, flow = established(rig, protocol, version)
+        build = tcp if protocol == packets.TCP else udp
+        flags = {"flags": ACK} if protocol == packets.TCP else {}
+        data = frame(build(flow.client, flow.address, flow.client_port, flow.port, bytes(3000), **flags))
+        for mtu, size, taken in (
+            (3000 + header, 0, Way.PEER),
+            (2999 + header, 0, Way.ROUTE),
+            (1000 + header, 1000, Way.PEER),
+            (1000 + header, 1001, Way.ROUTE),
+        ):
+            rig.set_way(2 * pair, Way.PEER, mtu)
+            assert rig.run(data, gso_size=size)[0] == Verdict.REDIRECT
+            assert rig.way is taken, (protocol, version, mtu, size)
+
+
+def test_a_program_without_shortcuts_takes_none() -> None:
+    with ExitStack() as stack:
+        rig = Rig(stack, shortcuts=False)
+        pair, flow = established(rig, packets.UDP)
+        rig.set_way(2 * pair, Way.PEER)
+        assert rig.run(there(flow))[0] == Verdict.REDIRECT
+        assert rig.way is Way.ROUTE
 
 
 def test_an_armed_row_rewrites_nothing_and_can_be_closed(rig: Rig) -> None:
@@ -429,7 +565,7 @@ def test_without_ipv6_sums_only_ipv4_is_rewritten() -> None:
 
 
 def test_helpers_are_older_than_tcx_and_written_down() -> None:
-    needs = cache(1).needs
+    needs = cache(1, shortcuts=True).needs
     for version in needs.values():
         assert tuple(map(int, version.split("."))) <= (6, 6)
     page = (Path(__file__).parents[2] / "docs" / "flow-cache.md").read_text()

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from kuproxy.codes import Node, Origin, PodCounter, Protocol, Reason, VipCounter, VipType
+from kuproxy.codes import FlowState, Node, Origin, PodCounter, Protocol, Reason, VipCounter, VipType
 from kuproxy.model.config import InterfaceMark, Settings, Show, ShowKind
-from kuproxy.model.report import NodeCount, PodReport, Report, VipReport, WorkerReport
+from kuproxy.model.report import (
+    KERNEL,
+    CacheReport,
+    FlowList,
+    FlowReport,
+    NodeCount,
+    PodReport,
+    Report,
+    VipReport,
+    WorkerReport,
+)
 from kuproxy.model.vip import Pod, Vip, VipKey
 from kuproxy.vppcli.show import render, to_json
 
@@ -217,3 +228,30 @@ def test_general_names_the_driver_where_traffic_is_live() -> None:
     report = Report(driver="af_xdp, native mode")
     assert " driver: af_xdp, native mode\n" in render(report, general)
     assert to_json(report)["driver"] == "af_xdp, native mode"
+
+
+def test_show_ku_tells_which_ways_cached_flows_take() -> None:
+    ways = {"route": 2, "neighbour": 1, "peer": 3}
+    cache = CacheReport(
+        on=True, flows=3, capacity=8, hits=900, short=700, ways=ways, because={"a VRF": 2}
+    )
+    lines = render(Report(cache=cache), Show()).splitlines()
+    at = lines.index(" flow cache: on, 3 of 8 flows")
+    assert lines[at + 1 :] == [
+        "  ways: route 2, neighbour 1, peer 3; 700 of 900 packets by shortcuts",
+        "  route because of a VRF: 2",
+    ]
+    assert " flow cache: off (no)" in render(Report(cache=CacheReport(on=False, why="no")), Show())
+    assert "ways" not in render(Report(cache=CacheReport(on=True)), Show())
+
+
+def test_show_flows_tells_which_ways_the_kernel_takes() -> None:
+    flow = FlowReport(
+        worker=0, slot=1, vip=None, protocol=6, client=ip_address("10.1.0.9"), client_port=1, pod_port=80,
+        destination=ip_address("90.0.0.1"), destination_port=80, pod=ip_address("10.0.0.1"), source_port=1,
+        state=FlowState.TCP_ESTABLISHED, age_s=1.0, expires_in_s=2.0,
+    )  # fmt: skip
+    flows = (flow, replace(flow, tier=KERNEL), replace(flow, tier=KERNEL, ways=("peer", "route")))
+    report = Report(flows=FlowList(flows))
+    ends = [line.split("s  ")[-1].strip() for line in render(report, Show(ShowKind.FLOWS)).splitlines()[1:]]
+    assert ends == ["worker", "kernel", "kernel peer/route"]

@@ -269,12 +269,15 @@ class Controller:
         """Tables first, then the traffic that needs them."""
         before = self.plane.settings
         log2 = config.settings.buckets.bit_length() - 1
+        wish = config.settings.flow_hash.wish
         self.forwarder.resize(log2)
         try:
+            self.forwarder.rehash(wish)
             changes = self._apply(config, source)
         except BaseException:
             if before.buckets != config.settings.buckets:
                 self.forwarder.resize(before.buckets.bit_length() - 1)
+            self.forwarder.rehash(before.flow_hash.wish)
             raise
         if changes:
             self._pending = (self.generation, time.monotonic())
@@ -286,6 +289,7 @@ class Controller:
             )
             self.plane.apply(former, source)
             self.forwarder.resize(before.buckets.bit_length() - 1)
+            self.forwarder.rehash(before.flow_hash.wish)
             with contextlib.suppress(KuError):
                 self.forwarder.steer(self.plane, former.interfaces)
             raise

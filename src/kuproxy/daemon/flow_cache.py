@@ -12,11 +12,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
 
-import msgspec
 import numpy as np
 
+from kuproxy.daemon.cache_choice import CacheChoice
+from kuproxy.daemon.flow_ways import FlowWays
 from kuproxy.daemon.precedence import Destinations, of_addresses
 from kuproxy.engine.cached import (
     BOOK_LAYOUT,
@@ -33,21 +33,19 @@ from kuproxy.engine.cached import (
     tick_of,
 )
 from kuproxy.engine.live import LiveEngine
-from kuproxy.errors import DriverError
+from kuproxy.errors import DriverError, SteeringError
 from kuproxy.keeper.vault import Vault
-from kuproxy.model.report import CacheReport
+from kuproxy.model.report import CacheReport, Carried
 from kuproxy.model.vip import Address
 from kuproxy.steering.cache_layout import KEY
-from kuproxy.steering.cache_maps import ENDS, MAX_ENTRIES, CacheMaps, forget_left
+from kuproxy.steering.cache_maps import ENDS, CacheMaps, forget_left
 from kuproxy.steering.steering import Steering
 from kuproxy.steering.targets import Asked
 
-__all__ = ["GIVEN_BACK", "OFF", "SWITCH", "TURN_S", "CacheChoice", "FlowCache", "Switch"]
+__all__ = ["GIVEN_BACK", "TURN_S", "FlowCache"]
 
 # Why flows are given back to the workers.
 GIVEN_BACK = ("closed", "idle", "changed", "lost", "evicted", "failed")
-Switch = Literal["off", "on"]
-SWITCH: tuple[str, ...] = get_args(Switch)
 
 TURN_S = 0.5
 _NS = 1_000_000_000
@@ -60,21 +58,10 @@ _WITHIN_TICKS, _AGE_TICKS = 10, 5
 _IDLE_NS = 30 * _NS  # such a flow gives its place back
 _GIVES_WAY_NS = 2 * _NS  # such a one only if others want it
 _AT_ONCE = 16384  # flows that are entered in a turn: some 50 ms of this thread
+_FOR_EACH = 16  # candidates that are looked at for each free place
 _ROUND_S = 5.0  # between two calls to the workers
 _FAILURES = 3  # of such calls, one after the other
 _TRACE_PATIENCE_NS = 5 * _NS  # without a traced packet: other workers may not get any
-
-
-class CacheChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[cache]`: whether the kernel rewrites packets of established flows."""
-
-    flow_cache: Switch = "off"
-    flow_cache_entries: Annotated[int, msgspec.Meta(ge=2, le=MAX_ENTRIES)] = 65536  # two for each flow
-    # Seconds that it goes on without a control process; flows of which a timeout is not twice as long are not cached.
-    flow_cache_lease: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60
-
-
-OFF = CacheChoice()
 
 
 class FlowCache:
@@ -110,6 +97,12 @@ class FlowCache:
         self._lines: list[str] = []  # for the log
         self._last_words: CacheReport | None = None
         self.failure = ""  # why nothing is cached any more
+        self._ways: FlowWays | None = None
+        if choice.flow_cache_shortcuts != "off":
+            try:
+                self._ways = FlowWays(choice.flow_cache_shortcuts, self.maps, steering)
+            except (OSError, SteeringError) as error:
+                self._lines.append(f"no shortcuts: {error}")
         self._index_slots()
         if self.maps.adopted:
             self._adopt()
@@ -187,6 +180,14 @@ class FlowCache:
         """The workers' tables have other sizes now; nothing is cached (`clear`)."""
         self._index_slots()
 
+    def filenos(self) -> list[int]:
+        """Readable when `follow_ways` has something to do."""
+        return [] if self._ways is None else self._ways.filenos()
+
+    def follow_ways(self) -> list[str]:
+        """Something has happened on the node: no shortcut is taken until it is known which are safe. Log lines."""
+        return [] if self._ways is None or self.failure else self._ways.follow(self._used())
+
     def trace(self) -> None:
         """Packets are to be traced: let all come up until they have been, or until none has come for a while."""
         self._traced = -1, time.monotonic_ns()
@@ -226,6 +227,8 @@ class FlowCache:
             self._note_touches(now_ns)
             self._send_touches()
         self._arm(now_ns)
+        if self._ways is not None:
+            self._lines += self._ways.turn(self._used())
         self._renew_lease(now_ns)
 
     def _renew_lease(self, now_ns: int) -> None:
@@ -243,9 +246,9 @@ class FlowCache:
         stages = self._book.stages
         return np.flatnonzero((stages == Stage.ARMED) | (stages == Stage.LIVE))
 
-    def _some(self, pairs: np.ndarray) -> np.ndarray:
-        """_AT_ONCE of them, others at every turn."""
-        return np.roll(pairs, -self._turns * _AT_ONCE)[:_AT_ONCE]
+    def _some(self, pairs: np.ndarray, most: int = _AT_ONCE) -> np.ndarray:
+        """At most so many of them, others at every turn."""
+        return np.roll(pairs, -self._turns * most)[:most]
 
     def _closed(self, pairs: np.ndarray) -> np.ndarray:
         rows = self.maps.rows["closed"]
@@ -310,16 +313,31 @@ class FlowCache:
                 self._shortest,
             )
             wanted += len(found.slots)
-            found = found.some(self._some(np.arange(len(found.slots))))  # some may never be ours to carry
+            if not len(free):
+                continue
+            # Some may never be ours to carry; but where there is hardly any room, nobody need look at thousands.
+            most = min(_AT_ONCE, _FOR_EACH * len(free))
+            if len(found.slots) > most:
+                found = found.some(self._some(np.arange(len(found.slots)), most))
             ends = _ends(ends_of(tables, found))
             keys = CacheMaps.keys(ends)
-            chosen, pairs = self._claim(keys, self._are_theirs(keys, *precedence(tables, found)), free)
+            exact, by_port = precedence(tables, found)
+            chosen, pairs = self._claim(keys, self._are_theirs(keys, exact, by_port), free)
             if not len(pairs):
                 continue
-            free, entered, found = free[len(pairs) :], entered + len(pairs), found.some(chosen)
-            generations = self._book.note(pairs, found, tables, self._turns)
+            free, entered = free[len(pairs) :], entered + len(pairs)
+            if len(chosen) < len(found.slots):
+                found, ends, by_port, keys = (
+                    found.some(chosen),
+                    ends[chosen],
+                    by_port[chosen],
+                    keys[chosen],
+                )
+            generations = self._book.note(pairs, found, by_port, tables, self._turns)
             self._pair_of[worker][found.slots] = pairs
-            self.maps.enter(pairs, generations, ends[chosen])
+            self.maps.enter(pairs, generations, ends, keys)
+            if self._ways is not None:
+                self._ways.choose(pairs)
         if entered:
             self._armed[self._turns] = now_ns, [Progress.of(state) for state in self._engine.states]
         self._began["entered"] += entered
@@ -344,14 +362,20 @@ class FlowCache:
 
     def _claim(self, keys: np.ndarray, good: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(indices, pairs): of flows with these keys, KEY[n, 2], those that are good, and new in both directions."""
-        data, size, known = keys.tobytes(), KEY.itemsize, self._keys
+        known = self._keys
+        wanted = np.flatnonzero(good)
+        ours = keys[wanted].reshape(-1).view(f"V{KEY.itemsize}").tolist()
+        theres, backs = ours[::2], ours[1::2]
+        if len(wanted) <= len(free) and len(set(ours)) == len(ours) and known.keys().isdisjoint(ours):
+            pairs = free[: len(wanted)]  # as it nearly always is
+            known.update(zip(theres, pairs.tolist(), strict=True))
+            known.update(zip(backs, pairs.tolist(), strict=True))
+            return wanted, pairs
         chosen: list[int] = []
-        pairs = iter(free.tolist())
-        for index in np.flatnonzero(good).tolist():
-            at = 2 * index * size
-            there, back = data[at : at + size], data[at + size : at + 2 * size]
+        places = iter(free.tolist())
+        for index, there, back in zip(wanted.tolist(), theres, backs, strict=True):
             if there not in known and back not in known:
-                pair = next(pairs, 0)
+                pair = next(places, 0)
                 if not pair:
                     break
                 known[there] = known[back] = pair
@@ -436,8 +460,8 @@ class FlowCache:
         sizes = np.stack([self.maps.rows["bytes"][2 * pairs + way] for way in (0, 1)], axis=1)
         self._book.tally(pairs, packets, sizes, self.counts)
 
-    def expires_in_s(self, worker: int, slot: int) -> float | None:
-        """Until a flow's end as things are, None: the kernel does not carry it."""
+    def carried(self, worker: int, slot: int) -> Carried | None:
+        """A flow as things are, None: the kernel does not carry it."""
         if slot >= len(self._pair_of[worker]):
             return None
         pair = int(self._pair_of[worker][slot])
@@ -450,12 +474,14 @@ class FlowCache:
         _, later, left, _ = self._book.touches(
             pairs, self._last_seen_ns(pairs), self._engine.tables, self._engine.states, now
         )
-        return seconds_left(later, left)
+        ways = ("route", "route") if self._ways is None else self._ways.of(pair)
+        return Carried(seconds_left(later, left), ways)
 
     def report(self) -> CacheReport:
         if self._last_words is not None:
             return self._last_words
         stats, steered = self.maps.stats(), self._steering.stats()
+        ways, because = ({}, {}) if self._ways is None else self._ways.summary(self._book.at(Stage.LIVE))
         return CacheReport(
             on=not self.failure,
             why=self.failure,
@@ -469,17 +495,24 @@ class FlowCache:
             entered=self._began["entered"],
             turned_away=self._began["turned away"],
             given_back=dict(self._ended),
+            short=stats.short,
+            ways=ways,
+            because=because,
         )
 
     # ------------------------------------------------------------------------------------------------ the end
 
     def leave(self) -> None:
-        """Let go, for a successor: flows go on."""
+        """Let go, for a successor: flows go on, shortcuts for as long as their lease lasts."""
+        if self._ways is not None:
+            self._ways.leave()
         self.maps.close()
 
     def close(self) -> None:
         """Let nothing be left; what was counted can still be read. While steering still stands."""
         self.maps.lease(0)
+        if self._ways is not None:
+            self._ways.close()
         self.refresh()
         self._last_words = self.report()
         self.maps.drop()

@@ -16,16 +16,24 @@ import click
 
 from kuproxy.codes import Outcome
 from kuproxy.confine import privilege
+from kuproxy.daemon.cache_choice import (
+    OFF,
+    SHORTCUTS,
+    SWITCH,
+    CacheChoice,
+    Shortcuts,
+    Switch,
+)
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.driver import DEFAULT_DRIVER, KINDS, MODES, DriverChoice, Kind, Mode
-from kuproxy.daemon.flow_cache import OFF, SWITCH, TURN_S, CacheChoice, Switch
+from kuproxy.daemon.flow_cache import TURN_S
 from kuproxy.daemon.log import make_log
 from kuproxy.daemon.node import LiveNode
 from kuproxy.errors import KuError
 from kuproxy.load import load_config
 from kuproxy.main import config_option, run
 from kuproxy.model.config import Show, ShowKind
-from kuproxy.steering.cache_maps import MAX_ENTRIES
+from kuproxy.steering.cache_layout import MAX_ENTRIES
 from kuproxy.vppcli.show import render, to_json
 
 COLLECT_INTERVAL_S = 1.0
@@ -99,8 +107,8 @@ class Foreground:
         while True:
             next_due = due if self._node.cache is None else min(due, turn)
             wait = max(0.0, next_due - time.monotonic())
-            steering = self._node.steering.fileno()
-            ready, _, _ = select.select([self._signals.fileno(), steering], [], [], wait)
+            events = self._node.filenos()
+            ready, _, _ = select.select([self._signals.fileno(), *events], [], [], wait)
             if self._signals.fileno() in ready:
                 for number in self._signals.recv(64):
                     if number in (signal.SIGINT, signal.SIGTERM):
@@ -109,7 +117,7 @@ class Foreground:
                         self._reload()
                     elif number == signal.SIGUSR1:
                         self._write_report()
-            if steering in ready:
+            if not set(events).isdisjoint(ready):
                 for line in self._node.follow(self._plane):
                     self._log.info("steering", text=line)
             if time.monotonic() >= due:
@@ -187,6 +195,13 @@ class Foreground:
     show_default=True,
     help="Room there, two for each flow.",
 )
+@click.option(
+    "--flow-cache-shortcuts",
+    type=click.Choice(SHORTCUTS),
+    default=OFF.flow_cache_shortcuts,
+    show_default=True,
+    help="Whether such packets may leave the node by shorter ways.",
+)
 def foreground(
     configs: tuple[Path, ...],
     interfaces: tuple[str, ...],
@@ -195,6 +210,7 @@ def foreground(
     xdp_mode: Mode,
     flow_cache: Switch,
     flow_cache_entries: int,
+    flow_cache_shortcuts: Shortcuts,
 ) -> None:
     """Forward live traffic in this network namespace until interrupted.
 
@@ -207,7 +223,11 @@ def foreground(
     ku run --config services.yaml
     ku run --config services.ku --interface eth0 --interface eth1
     """
-    cache = CacheChoice(flow_cache=flow_cache, flow_cache_entries=flow_cache_entries)
+    cache = CacheChoice(
+        flow_cache=flow_cache,
+        flow_cache_entries=flow_cache_entries,
+        flow_cache_shortcuts=flow_cache_shortcuts,
+    )
     Foreground(configs, interfaces, report, DriverChoice(kind=driver, mode=xdp_mode), cache).run()
 
 

@@ -177,6 +177,7 @@ def _cache(cache: CacheReport) -> Iterator[Metric]:
         ("closings", "Segments with SYN, FIN or RST of cached flows", cache.closed),
         ("lapses", "Packets of cached flows that came up because of a trace, or without control", cache.lapsed),
         ("failures", "Packets dropped because the kernel could not make room for a change", cache.failed),
+        ("shortcuts", "Of the packets rewritten: that left the node past its routing and filters", cache.short),
         ("inserts", "Flows entered", cache.entered),
         ("turned_away", "Flows not entered for want of room, at each turn", cache.turned_away),
     ):
@@ -189,6 +190,12 @@ def _cache(cache: CacheReport) -> Iterator[Metric]:
     for reason in GIVEN_BACK:
         ended.add_metric([reason], cache.given_back.get(reason, 0))
     yield ended
+    ways = GaugeMetricFamily(
+        "kuproxy_cache_directions", "Directions of flows in the kernel, by the way that packets take", labels=["way"]
+    )
+    for way, count in cache.ways.items():
+        ways.add_metric([way], count)
+    yield ways
 
 
 def _vips(report: Report) -> Iterator[Metric]:

@@ -12,8 +12,9 @@ from typing import Protocol
 from kuproxy.codes import InterfaceFlag
 from kuproxy.confine.lifetime import allow_locked_memory
 from kuproxy.confine.privilege import AFTER_START, Capability, to_lock_memory
+from kuproxy.daemon.cache_choice import OFF, CacheChoice
 from kuproxy.daemon.driver import DEFAULT_DRIVER, DriverChoice
-from kuproxy.daemon.flow_cache import OFF, CacheChoice, FlowCache
+from kuproxy.daemon.flow_cache import FlowCache
 from kuproxy.daemon.targets import Asking, TargetBook, joined, steering_marks
 from kuproxy.daemon.xdp_sockets import XdpSockets
 from kuproxy.drivers.af_packet import open_for_worker
@@ -56,6 +57,9 @@ class Forwarder(Protocol):
 
     def resize(self, log2_buckets: int) -> None:
         """Change the flow tables' size.  Raises TableFullError, changing nothing."""
+
+    def rehash(self, flow_hash: bytes | None) -> None:
+        """Find flows by another hash: None is VPP's, b"" a keyed one.  Raises TableFullError, changing nothing."""
 
     def flush(self) -> int:
         """Forget all flows; returns how many."""
@@ -184,7 +188,7 @@ class LiveNode:
         if self._cache_choice.flow_cache == "on":
             try:
                 self.cache = FlowCache(self._cache_choice, self.engine, self._vault, self.steering)
-                self.steering.add_cache(self.cache.maps)
+                self.steering.add_cache(self.cache.maps, self._cache_choice.flow_cache_shortcuts != "off")
             except SteeringError as error:
                 if self.cache is not None:
                     self.cache.maps.drop()
@@ -200,6 +204,10 @@ class LiveNode:
         asking = map(Asking.of, plane.compiler.records())
         self.cache.begin(joined(asking, plane.settings))
         self.notes.append(f"the flow cache is on, with room for {self.cache.maps.pairs} flows")
+
+    def filenos(self) -> list[int]:
+        """Readable when `follow` has something to do."""
+        return [self.steering.fileno(), *(self.cache.filenos() if self.cache is not None else ())]
 
     def turn(self) -> list[str]:
         """About every TURN_S; lines for the log."""
@@ -253,8 +261,9 @@ class LiveNode:
                 raise
 
     def follow(self, plane: Plane) -> list[str]:
-        """Take in what has happened on the node; call it when `steering.fileno()` is readable."""
-        lines = list(self.steering.poll_events())
+        """Take in what has happened on the node; call it when one of `filenos` is readable."""
+        lines = self.cache.follow_ways() if self.cache is not None else []
+        lines += self.steering.poll_events()
         self._follow_addresses(plane)
         return lines
 
@@ -271,6 +280,17 @@ class LiveNode:
         self.cache.clear()
         try:
             self.engine.resize(log2_buckets)
+        finally:
+            self.cache.moved()
+
+    def rehash(self, flow_hash: bytes | None) -> None:
+        key = self.engine.flow_key
+        if self.cache is None or key.meeting(flow_hash) == key:
+            self.engine.rehash(flow_hash)
+            return
+        self.cache.clear()
+        try:
+            self.engine.rehash(flow_hash)
         finally:
             self.cache.moved()
 

@@ -8,11 +8,11 @@ again when it is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kuproxy.control.book import Difference
 from kuproxy.daemon.control import Controller
-from kuproxy.errors import ConflictError, SteeringError, TableFullError
+from kuproxy.errors import ConfigError, ConflictError, SteeringError, TableFullError
 from kuproxy.model.vip import Pod, Vip, VipKey
 
 __all__ = ["Programmed", "Programmer"]
@@ -75,9 +75,11 @@ class Programmer:
                 raise  # less than before is never too much
             if len(add) == 1 and not remove:
                 result.refused[add[0].key] = str(error).replace("\n", "; ")
-                result.is_lacking |= not isinstance(error, ConflictError)
-                # What it was before may be wrong by now.
-                self._write([], [add[0].key], flushed, result)
+                is_lacking = not isinstance(error, ConflictError)
+                result.is_lacking |= is_lacking
+                if not (is_lacking and self._make_do(add[0], flushed, result)):
+                    # What it was before may be wrong by now.
+                    self._write([], [add[0].key], flushed, result)
                 return
             if remove:
                 self._write([], remove, flushed, result)
@@ -89,3 +91,28 @@ class Programmer:
         result.added += answer.added
         result.changed += answer.changed
         result.removed += answer.removed
+
+    def _make_do(self, vip: Vip, flushed: Iterable[tuple[VipKey, Pod]], result: Programmed) -> bool:
+        """For want of room, let a VIP go on with those of its pods that it had already; whether that was possible.
+
+        Connections to these go on, and no new one begins at a pod that is gone.
+        """
+        held, _ = self._controller.plane.store.excerpt(self._source, [vip.key])
+        if not held:
+            return False
+        former = set(held[0].all_pods)
+        if held[0].target_port != vip.target_port:  # then pods without a port of their own are others
+            return False
+        less = replace(
+            vip,
+            pods=tuple(pod for pod in vip.pods if pod in former),
+            outside_pods=None
+            if vip.outside_pods is None
+            else tuple(pod for pod in vip.outside_pods if pod in former),
+            node_port=vip.node_port if vip.node_port == held[0].node_port else 0,
+        )
+        try:
+            result.changed += self._controller.update(self._source, [less], (), flushed).changed
+        except (*_REFUSALS, ConfigError):  # a VIP of a node port alone cannot do without it
+            return False
+        return True

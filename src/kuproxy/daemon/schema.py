@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from kuproxy.codes import Encap, Family, FlowState, HashMode, Origin, Protocol, VipType
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.config import Config, InterfaceMark, Settings
+from kuproxy.model.config import Config, FlowHash, InterfaceMark, Settings
 from kuproxy.model.vip import Pod, Prefix, Vip, VipKey, parse_address, parse_prefix, prefix_parser
 from kuproxy.vppcli.actions import SetConf
 
@@ -105,6 +105,7 @@ class Conf(Record, frozen=True):
     nat64_pool: Text | UnsetType = UNSET
     nat64_ports: PortRange | UnsetType = UNSET  # lowest and highest
     translation_mtu: Annotated[int, Meta(ge=0, le=65535)] | UnsetType = UNSET
+    flow_hash: Text | UnsetType = UNSET  # vpp, keyed, or a key; who asks is told "given" instead of a key
 
 
 class Interface(Record, frozen=True):
@@ -229,10 +230,19 @@ def conf_with(conf: Conf, action: SetConf) -> Conf:
         value = getattr(action, name)
         if value is not None:
             changes[name] = str(value)
+    if action.flow_hash is not None:
+        changes["flow_hash"] = action.flow_hash.text
     for name in ("nat64_ports", "translation_mtu"):
         if getattr(action, name) is not None:
             changes[name] = getattr(action, name)
     return msgspec.structs.replace(conf, **changes)
+
+
+def without_key(conf: Conf) -> Conf:
+    """For everybody to read: the flow hash's key stays with those who gave it."""
+    if conf.flow_hash is UNSET:
+        return conf
+    return msgspec.structs.replace(conf, flow_hash=str(_parsed("flow_hash", FlowHash.parse, conf.flow_hash)))
 
 
 def settings_over(base: Settings, conf: Conf) -> Settings:
@@ -272,6 +282,7 @@ def settings_over(base: Settings, conf: Conf) -> Settings:
         nat46_prefix=said_as("nat46_prefix", prefix_parser(6)),  # type: ignore[arg-type]
         nat64_pool=said_as("nat64_pool", prefix_parser(4)),  # type: ignore[arg-type]
         nat64_ports=base.nat64_ports if conf.nat64_ports is UNSET else conf.nat64_ports,
+        flow_hash=said_as("flow_hash", FlowHash.parse),  # type: ignore[arg-type]
         translation_mtu=base.translation_mtu if conf.translation_mtu is UNSET else conf.translation_mtu,
     )
 

@@ -74,6 +74,8 @@ class Daemon:
         Raises KuError for whatever would fail later.
         """
         self._settings, self._path, self._log = settings, path, log
+        # What `settings` are beside what the file says.
+        self.adjust: Callable[[DaemonSettings], DaemonSettings] = lambda read: read
         group = group_id(settings.api.group)
         tokens = set()
         if settings.tcp is not None and settings.tcp.token_file:
@@ -272,13 +274,15 @@ class Daemon:
     async def _follow(self) -> None:
         """Take in the node's events, as they come."""
         loop, readable = asyncio.get_running_loop(), asyncio.Event()
-        fd = self._node.steering.fileno()
         while True:
-            loop.add_reader(fd, readable.set)
+            fds = self._node.filenos()
+            for fd in fds:
+                loop.add_reader(fd, readable.set)
             try:
                 await readable.wait()
             finally:
-                loop.remove_reader(fd)
+                for fd in fds:
+                    loop.remove_reader(fd)
             readable.clear()
             for line in await self._thread(self._node.follow, self._controller.plane):
                 self._log.info("steering", text=line)
@@ -322,7 +326,7 @@ class Daemon:
 
     def _reload_settings(self) -> None:
         """Take over the list of files; say what needs a restart.  Raises ConfigError."""
-        settings = load_settings(self._path)
+        settings = self.adjust(load_settings(self._path))
         for name in _FIXED:
             if getattr(settings, name) != getattr(self._settings, name):
                 self._log.warning("needs a restart", setting=name)

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Meta
 
 from kuproxy.announce.settings import Announce, read_announce
+from kuproxy.daemon.cache_choice import CacheChoice
 from kuproxy.daemon.driver import DriverChoice
-from kuproxy.daemon.flow_cache import CacheChoice
 from kuproxy.daemon.log import LogFormat
 from kuproxy.errors import ConfigError, Problem
 from kuproxy.toml import read_toml

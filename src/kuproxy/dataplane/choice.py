@@ -5,7 +5,7 @@ import numpy as np
 from kuproxy.codes import HashMode, Origin, PodFlag, VipFlag
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.affinity import pod_of
-from kuproxy.dataplane.hash import hash_words
+from kuproxy.dataplane.hash import flow_hash
 from kuproxy.dataplane.layout import RING_INSIDE, RING_LOG2, RING_OUTSIDE, RING_SPLIT
 
 _ZERO = np.uint64(0)
@@ -18,11 +18,11 @@ _MASQUERADE_SHIFT = int(VipFlag.MASQUERADE_POD).bit_length() - 1
 
 
 @helper
-def ring_hash(vip, flow_hash, family, client_hi, client_lo):
+def ring_hash(state, vip, own_hash, family, client_hi, client_lo):
     """The hash whose low bits are the slot of the new-flow table: the flow's, or the client's address alone."""
     if vip["hash_mode"] == _SOURCE:
-        return np.int64(hash_words(family, client_hi, client_lo, _ZERO, _ZERO, _ZERO))
-    return flow_hash
+        return np.int64(flow_hash(state, family, client_hi, client_lo, _ZERO, _ZERO, _ZERO))
+    return own_hash
 
 
 @helper
@@ -61,7 +61,7 @@ def must_masquerade(vip, pod, origin, client_hi, client_lo):
 
 
 @kernel
-def candidate(tables, state, vip_index, origin, flow_hash, family, client_hi, client_lo, now):
+def candidate(tables, state, vip_index, origin, own_hash, family, client_hi, client_lo, now):
     """(pod index, whether affinity chose it); there must be a ring for this origin."""
     vip = tables.vips[vip_index]
     if vip["affinity"] != 0:
@@ -69,5 +69,5 @@ def candidate(tables, state, vip_index, origin, flow_hash, family, client_hi, cl
         if index != 0 and serves(np.int64(tables.pods[index]["flags"]), origin):
             return index, True
     offset, mask = ring_of(vip, origin)
-    slot = ring_hash(vip, flow_hash, family, client_hi, client_lo) & mask
+    slot = ring_hash(state, vip, own_hash, family, client_hi, client_lo) & mask
     return np.int64(tables.rings[offset + slot]), False

@@ -13,7 +13,7 @@ import numpy as np
 
 from kuproxy.codes import FlowState
 from kuproxy.dataplane._jit import helper, kernel
-from kuproxy.dataplane.hash import hash_words, ports_word
+from kuproxy.dataplane.hash import flow_hash, ports_word
 from kuproxy.dataplane.layout import MAX_SOURCES, REVERSE_WAYS, W_FLOWS, W_STATES, W_SWEEP, W_SWEEPS, WAYS
 
 _HALF_OPEN = int(FlowState.TCP_HALF_OPEN)
@@ -65,13 +65,13 @@ def _gives_way(state, one, other, now):
 
 
 @helper
-def way_for(tables, state, flow_hash, half_open, now):
+def way_for(tables, state, own_hash, half_open, now):
     """A slot of the bucket for a new flow, or -1 if there is none.
 
     It may be held by a half-open flow (entry's pod not 0), which then has to give way: the oldest one, when the new
     flow is half-open too and finds as many as may be, or when the bucket is full.
     """
-    base = (flow_hash & (len(state.entries) // WAYS - 1)) * WAYS
+    base = (own_hash & (len(state.entries) // WAYS - 1)) * WAYS
     free = np.int64(-1)
     oldest = np.int64(-1)
     waiting = 0
@@ -91,10 +91,10 @@ def way_for(tables, state, flow_hash, half_open, now):
 
 
 @helper
-def reply_hash(family, pod_hi, pod_lo, pod_port, client_hi, client_lo, client_port):
+def reply_hash(state, family, pod_hi, pod_lo, pod_port, client_hi, client_lo, client_port):
     """Flow hash of the packets that come back from the pod; "client" is the source that the pod saw."""
     word = ports_word(pod_port, client_port)
-    return np.int64(hash_words(family, pod_hi, pod_lo, client_hi, client_lo, word))
+    return np.int64(flow_hash(state, family, pod_hi, pod_lo, client_hi, client_lo, word))
 
 
 @helper
@@ -235,48 +235,3 @@ def flush(state):
             release(state, slot)
             released += 1
     return released
-
-
-@kernel
-def migrate(tables, old, new, now):
-    """Copy every live flow of `old` into the empty table of `new` (same header, counters and references otherwise).
-
-    Returns the number of flows that found no place; the caller then keeps `old`. Reference counts and W_FLOWS are
-    left as they are: what was copied keeps its reference, and what was dead is released in `old` first.
-    """
-    lost = 0
-    buckets = len(new.entries) // WAYS
-    lines = len(new.reverse) // REVERSE_WAYS
-    for slot in range(len(old.entries)):
-        entry = old.entries[slot]
-        if entry["pod"] == 0:
-            continue
-        if not is_occupied(tables, old, slot, now):
-            release(old, slot)
-            continue
-        flow = old.flows[slot]
-        direct = tables.vips[entry["vip"]]["encap"] != 0  # no way back to keep
-        target = np.int64(-1)
-        base = (np.int64(entry["hash"]) & (buckets - 1)) * WAYS
-        for way in range(WAYS):
-            if new.entries[base + way]["pod"] == 0:
-                target = base + way
-                break
-        back = np.int64(-1)
-        line = (np.int64(flow["reverse_hash"]) & (lines - 1)) * REVERSE_WAYS
-        for way in range(REVERSE_WAYS):
-            if new.reverse[line + way]["slot"] == 0:
-                back = line + way
-                break
-        if target < 0 or (back < 0 and not direct):
-            lost += 1
-            continue
-        new.entries[target] = entry
-        new.flows[target] = flow
-        if direct:
-            new.flows[target]["reverse"] = 0
-            continue
-        new.flows[target]["reverse"] = back
-        new.reverse[back]["hash"] = flow["reverse_hash"]
-        new.reverse[back]["slot"] = target + 1
-    return lost

@@ -42,7 +42,7 @@ PACKET = np.dtype(
         ("vnet", "<u8"),  # offset of the virtio_net_hdr, meaningful with PacketFlag.VNET
         ("length", "<u4"),  # bytes from `start`
         ("room", "<u4"),  # bytes from `start` that may be written (for answers longer than the packet)
-        ("hash", "<u4"),  # CRC32C flow hash
+        ("hash", "<u4"),  # flow hash
         ("vip", "<u4"),  # index into Tables.vips, 0 = none
         ("pod", "<u4"),  # index into Tables.pods, 0 = none
         (
@@ -358,6 +358,8 @@ W_TRANSMITTED = 21  # packets that the driver handed on (TRANSMIT and PASS)
 W_TRANSMIT_FAILED = 22
 W_RECEIVE_DROPPED = 23  # lost before us, as the driver's socket tells
 W_HELD_SEQUENCE = 24  # numbers held fragments in order of arrival
+W_FLOW_HASH = 25  # FLOW_HASH_*: by which hash this worker's flows are found
+W_FLOW_KEY = 26  # 2 words: the key of a keyed one, its bytes as a little-endian machine loads them
 W_TUNNEL_IDENTIFICATION = 56  # of the last IPv4 tunnel header that may be fragmented
 W_TRACE_LEFT = 57  # packets still to be traced
 W_TRACE_PACKETS = 58  # packets traced so far; also the last one's number
@@ -374,6 +376,11 @@ W_IDLE_NS = 62  # nanoseconds that the loop has waited for packets
 W_VISITS = 64  # N_NODES words: packets that each node of the graph was given
 W_WORDS = 96
 assert W_VISITS + N_NODES <= W_WORDS
+
+# Values of W_FLOW_HASH (docs/adr/033). Which key it is makes no difference to kernels.
+FLOW_HASH_VPP = 0  # CRC32C, as VPP and every node that is not told otherwise
+FLOW_HASH_RANDOM = 1  # SipHash-1-3 under a key that nobody else knows
+FLOW_HASH_GIVEN = 2  # the same under a key that was configured
 
 # What a node left of a traced packet. Headers are read from the packet, the pod is copied: it may be gone when somebody
 # looks.

@@ -127,6 +127,14 @@ def _compare_and_swap64(typingctx: Any, array: Any, index: Any, old: Any, new: A
 
 
 @intrinsic  # type: ignore[misc]
+def _add64(typingctx: Any, one: Any, other: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.add(*args)
+
+    return types.uint64(types.uint64, types.uint64), codegen
+
+
+@intrinsic  # type: ignore[misc]
 def _leading_zeros(typingctx: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ctlz(args[0], ir.IntType(1)(0))
@@ -220,6 +228,10 @@ if not COMPILED:
         release64(array, index, new)
         return True
 
+    def add64(one: np.uint64, other: np.uint64) -> np.uint64:
+        """Modulo 2^64, which NumPy would warn of."""
+        return np.uint64((int(one) + int(other)) & 0xFFFFFFFFFFFFFFFF)
+
     def leading_zeros(value: np.uint64) -> int:
         return 64 - int(value).bit_length()
 
@@ -267,6 +279,7 @@ elif BOUNDS_CHECKED:
     release32, release64 = (_checked_store(_make_store(bits, True), bits // 8) for bits in (32, 64))
     swap16, swap32, swap64 = (_make_swap(bits) for bits in (16, 32, 64))
     prefetch = _prefetch
+    add64 = _add64
     leading_zeros = _leading_zeros
     crc32c = _crc32c_hardware if HARDWARE_CRC else _crc32c_table
     fence = _fence
@@ -279,6 +292,7 @@ else:
     compare_and_swap64 = _compare_and_swap64
     swap16, swap32, swap64 = (_make_swap(bits) for bits in (16, 32, 64))
     prefetch = _prefetch
+    add64 = _add64
     leading_zeros = _leading_zeros
     crc32c = _crc32c_hardware if HARDWARE_CRC else _crc32c_table
     fence = _fence

@@ -56,7 +56,7 @@ def _choose_of_ipv4(tables, state, frame, packet, candidate, origin, now):
         pod = tables.pods[index]
         pod_port = port_at_pod(pod, packet)
         hi, lo = pod["hi"], pod["lo"]
-        line_hash = flow_table.reply_hash(6, hi, lo, pod_port, far_hi, far_lo, client_port)
+        line_hash = flow_table.reply_hash(state, 6, hi, lo, pod_port, far_hi, far_lo, client_port)
         taken = translated.find_reply(
             tables, state, line_hash, hi, lo, pod_port, client_lo, client_port, protocol, 4, now
         )

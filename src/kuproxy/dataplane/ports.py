@@ -41,7 +41,7 @@ def _is_ours(tables, state, family, source_hi, source_lo, port, protocol):
 
 @helper
 def _is_free(tables, state, family, pod_hi, pod_lo, pod_port, source_hi, source_lo, port, protocol, now):
-    line = flow_table.reply_hash(family, pod_hi, pod_lo, pod_port, source_hi, source_lo, port)
+    line = flow_table.reply_hash(state, family, pod_hi, pod_lo, pod_port, source_hi, source_lo, port)
     taken = flow_table.find_reply(
         tables,
         state,

@@ -111,7 +111,7 @@ def _write(frame, tables, state, now, node, index):
     if node == _BALANCE and vip["ring"] != _ZERO and packet["reason"] != Reason.NO_POD.value:
         slots = np.int64(1) << (np.int64(vip["ring"]) & RING_LOG2)
         row["ring_slots"] = slots
-        hashed = ring_hash(vip, np.int64(packet["hash"]), packet["family"], row["source_hi"], row["source_lo"])
+        hashed = ring_hash(state, vip, np.int64(packet["hash"]), packet["family"], row["source_hi"], row["source_lo"])
         row["ring_slot"] = hashed & (slots - 1)
     pod = tables.pods[packet["pod"]]
     row["pod"] = packet["pod"]

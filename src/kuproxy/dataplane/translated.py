@@ -210,7 +210,7 @@ def allocate_source(tables, state, packet, pod, pod_port, now):
         far_lo = np.uint64(address) << np.uint64(32)
         if not comes_back(tables, state, far_lo, port, protocol):
             continue
-        line_hash = flow_table.reply_hash(4, pod["hi"], pod["lo"], pod_port, np.uint64(0), far_lo, port)
+        line_hash = flow_table.reply_hash(state, 4, pod["hi"], pod["lo"], pod_port, np.uint64(0), far_lo, port)
         if (
             find_reply(
                 tables, state, line_hash, pod["hi"], pod["lo"], pod_port, far_lo, port, protocol, 6, now

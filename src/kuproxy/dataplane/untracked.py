@@ -10,7 +10,7 @@ import numpy as np
 from kuproxy.codes import VipCounter, VipFlag
 from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.choice import candidate, must_masquerade, ring_of
-from kuproxy.dataplane.hash import hash_words, ports_word
+from kuproxy.dataplane.hash import flow_hash, ports_word
 from kuproxy.dataplane.layout import KIND_POD, T_MATCH
 from kuproxy.dataplane.match import HOST, match_find, match_key
 from kuproxy.dataplane.origin import origin_for
@@ -36,8 +36,8 @@ def _would_choose(tables, state, packet, vip_index, pod_index, client_hi, client
     if ported and vip_port == 0:
         vip_port = np.int64(packet["src_port"])
     word = ports_word(np.int64(packet["dst_port"]), vip_port) if ported else _ZERO
-    flow_hash = np.int64(hash_words(family, client_hi, client_lo, vip["hi"], vip["lo"], word))
-    owner, _ = candidate(tables, state, vip_index, origin, flow_hash, family, client_hi, client_lo, now)
+    its_hash = np.int64(flow_hash(state, family, client_hi, client_lo, vip["hi"], vip["lo"], word))
+    owner, _ = candidate(tables, state, vip_index, origin, its_hash, family, client_hi, client_lo, now)
     chosen = tables.pods[owner]
     same = chosen["hi"] == pod["hi"] and chosen["lo"] == pod["lo"] and chosen["port"] == pod["port"]
     return same, vip_port

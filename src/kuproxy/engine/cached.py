@@ -132,6 +132,13 @@ def _ahead(expires: np.ndarray, now: int) -> np.ndarray:
     return np.where(ahead > TICK_MASK >> 1, ahead - (TICK_MASK + 1), ahead)
 
 
+def stretch(pairs: np.ndarray) -> np.ndarray | slice:
+    """The same places, as a slice where they follow one another: that is read and written at a fraction of the cost."""
+    if len(pairs) and int(pairs[-1]) - int(pairs[0]) + 1 == len(pairs) and (np.diff(pairs) == 1).all():
+        return slice(int(pairs[0]), int(pairs[-1]) + 1)
+    return pairs
+
+
 def _words(records: np.ndarray) -> np.ndarray:
     """uint64[n, words]"""
     return records.view(np.uint64).reshape(len(records), records.dtype.itemsize // 8)
@@ -179,9 +186,12 @@ class Book:
         """Pairs at this stage."""
         return np.flatnonzero(self.stages == stage)
 
-    def note(self, pairs: np.ndarray, found: Found, tables: Tables, turn: int) -> np.ndarray:
-        """Enter flows as armed; returns the pairs' new generations, uint32."""
-        rows = self.rows[pairs]
+    def note(
+        self, pairs: np.ndarray, found: Found, by_node_port: np.ndarray, tables: Tables, turn: int
+    ) -> np.ndarray:
+        """Enter flows as armed; returns the pairs' new generations, uint32.  `by_node_port`: see `precedence`."""
+        place = stretch(pairs)
+        rows = self.rows[place]
         generations = rows["generation"] + np.uint32(1)
         generations[generations == 0] = 1
         rows["generation"] = generations
@@ -194,11 +204,11 @@ class Book:
             ("generations", found.flows["generation"]),
             ("digests", _digest_of_each(tables, found.entries["vip"])),
         ):
-            self._often[name][pairs] = values
+            self._often[name][place] = values
         rows["counted"], rows["turn"] = 0, turn & TICK_MASK
-        rows["by_node_port"] = precedence(tables, found)[1]
-        self.rows[pairs] = rows
-        self.stages[pairs] = Stage.ARMED
+        rows["by_node_port"] = by_node_port
+        self.rows[place] = rows
+        self.stages[place] = Stage.ARMED
         return np.asarray(generations)
 
     def move(self, pairs: np.ndarray, stage: int) -> None:

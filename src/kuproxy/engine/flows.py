@@ -18,6 +18,7 @@ __all__ = ["flow_rows"]
 
 Address = IPv4Address | IPv6Address
 
+_STATES = frozenset(map(int, FlowState))
 _CHUNK = 65536  # entries looked at together: 1 MiB
 
 
@@ -76,6 +77,9 @@ def flow_rows(
 def _row(tables: Tables, state: WorkerState, slot: int) -> dict[str, Any] | None:
     entry = state.entries[slot].copy()
     flow = state.flows[slot].copy()
+    # The memory is a worker's to write, and may be half written: what cannot be is no flow.
+    if entry["pod"] >= len(tables.pods) or entry["vip"] >= len(tables.vips) or int(flow["state"]) not in _STATES:
+        return None
     pod = tables.pods[int(entry["pod"])].copy()
     if state.entries[slot] != entry or entry["pod"] == 0:
         return None

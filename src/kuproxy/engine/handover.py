@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import mmap
 import os
 import select
@@ -20,6 +21,7 @@ import numpy as np
 
 from kuproxy.dataplane.layout import (
     BASELINES_SPEC,
+    MAX_WORKERS,
     SHARED_SPEC,
     STATE_SPEC,
     TABLES_SPEC,
@@ -27,6 +29,7 @@ from kuproxy.dataplane.layout import (
     Region,
     flow_spec,
 )
+from kuproxy.errors import HandoverError
 from kuproxy.keeper.vault import Vault
 
 __all__ = ["describe", "leave_description", "losses", "migrate", "predecessor", "same_layout"]
@@ -68,12 +71,64 @@ def leave_description(vault: Vault, workers: int) -> None:
 
 
 def predecessor(vault: Vault) -> dict[str, Any] | None:
-    """The description that a predecessor left, None if there was none."""
+    """The description that a predecessor left, None if there was none.
+
+    Raises HandoverError if it means nothing, or if what lies in the vault is not what it describes.
+    """
     if _NAME not in vault.names():
         return None
-    with open(vault.take(_NAME), "rb") as file:
-        file.seek(0)
-        return json.loads(file.read())
+    try:
+        with open(vault.take(_NAME), "rb") as file:
+            file.seek(0)
+            description = json.loads(file.read())
+        _check(description)
+        _check_sizes(description, vault)
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError, OSError) as error:
+        raise HandoverError(f"what the former control process left is not understood: {error}") from None
+    return description
+
+
+def _check(description: Any) -> None:
+    """Raises ValueError or another of `predecessor`'s if it is not as `describe` makes it."""
+    workers, word = description["workers"], description["pid_word"]
+    if not isinstance(workers, int) or not 1 <= workers <= MAX_WORKERS:
+        raise ValueError(f"{workers!r} workers")
+    for which in _REGIONS:
+        for name, descr, shape in description["regions"][which]:
+            dtype = _dtype(descr)
+            if not isinstance(name, str) or dtype.hasobject or not dtype.itemsize:
+                raise ValueError(f"array {name!r} of {which}")
+            if not shape or not all(isinstance(each, int) and 0 < each < 1 << 40 for each in shape):
+                raise ValueError(f"{which}.{name} of shape {shape!r}")
+    if not description["regions"]["flows"]:
+        raise ValueError("flow tables without arrays")
+    _, descr, shape = description["regions"]["state"][0]
+    if not isinstance(word, int) or not 0 <= word < shape[0] or _dtype(descr).kind not in "iu":
+        raise ValueError(f"no word {word!r} of the state's header")
+
+
+def _bytes(description: dict[str, Any], which: str, buckets: int = 1) -> int:
+    """Of a region."""
+    *_, (_, dtype, shape, offset) = _places(description["regions"][which], buckets)
+    return offset + -(-math.prod(shape) * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _check_sizes(description: dict[str, Any], vault: Vault) -> None:
+    """Raises ValueError if some memory is shorter or longer than what it is said to hold: to touch what lies behind a
+    file's end is a process's own."""
+    names = vault.names()
+    for name in names:
+        which = name if name in _COMMON else name.rpartition("/")[2] if name.startswith("worker/") else ""
+        if which not in _REGIONS:
+            continue
+        fd = vault.peek(name)
+        size = os.fstat(fd).st_size
+        buckets = _buckets(description, fd) if which == "flows" else 1
+        if size != _bytes(description, which, buckets):
+            raise ValueError(f"{name} has {size} bytes")
+    missing = [name for name in _COMMON if name not in names]
+    if missing:
+        raise ValueError(f"there is no {missing[0]}")
 
 
 def same_layout(description: dict[str, Any]) -> bool:
@@ -118,7 +173,7 @@ def _places(spec: list[list[Any]], scale: int) -> Iterator[tuple[str, np.dtype, 
         dtype = _dtype(descr)
         real = (shape[0] * scale, *shape[1:])
         yield name, dtype, real, offset
-        offset += -(-int(np.prod(real)) * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+        offset += -(-math.prod(real) * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def _extents(fd: int, first: int, end: int) -> Iterator[tuple[int, int]]:
@@ -137,7 +192,7 @@ def _extents(fd: int, first: int, end: int) -> Iterator[tuple[int, int]]:
 def _copy(fd: int, dtype: np.dtype, shape: tuple[int, ...], offset: int, target: np.ndarray) -> None:
     """What has the same name and place."""
     with mmap.mmap(fd, 0) as memory:
-        source = np.frombuffer(memory, dtype, int(np.prod(shape)), offset).reshape(shape)
+        source = np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape)
         row = source.nbytes // shape[0]
         columns = tuple(slice(min(pair)) for pair in zip(shape[1:], target.shape[1:], strict=True))
         for begin, stop in _extents(fd, offset, offset + source.nbytes):
@@ -167,7 +222,7 @@ def _buckets(description: dict[str, Any], fd: int) -> int:
     size, buckets = os.fstat(fd).st_size, 1
     while True:
         *_, (_, dtype, shape, offset) = _places(description["regions"]["flows"], buckets)
-        if offset + int(np.prod(shape)) * dtype.itemsize > size - mmap.PAGESIZE:
+        if offset + math.prod(shape) * dtype.itemsize > size - mmap.PAGESIZE:
             return buckets
         buckets *= 2
 
@@ -180,21 +235,44 @@ def end_workers(description: dict[str, Any], vault: Vault) -> None:
             continue
         _, dtype, shape, offset = next(_places(description["regions"]["state"], 1))
         header = np.frombuffer(os.pread(vault.peek(name), dtype.itemsize * shape[0], offset), dtype)
-        with contextlib.suppress(OSError):
-            pidfd = os.pidfd_open(int(header[description["pid_word"]]))
+        pid = int(header[description["pid_word"]])
+        with contextlib.suppress(OSError, OverflowError):
+            pidfd = os.pidfd_open(pid)
+            if not _is_sibling(pid):  # the memory is a worker's to write: it must not choose whom we end
+                os.close(pidfd)
+                continue
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             select.select([pidfd], [], [], _END_PATIENCE_S)
             os.close(pidfd)
 
 
+def _is_sibling(pid: int) -> bool:
+    """Is it a child of our parent, the keeper, as workers are?"""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1]) == os.getppid()
+    except (OSError, ValueError, IndexError):
+        return False
+
+
 def migrate(description: dict[str, Any], vault: Vault) -> None:
-    """Put memory of this build's layout in the place of the predecessor's; its workers end."""
+    """Put memory of this build's layout in the place of the predecessor's; its workers end.
+
+    Raises HandoverError if something there cannot become what has its name here.
+    """
     end_workers(description, vault)
     if description["meaning"] != MEANING:
         for name in vault.names():
             if name in _COMMON or name.endswith(("/state", "/flows", "/call")):
                 vault.drop(name)
         return
+    try:
+        _copy_all(description, vault)
+    except (ValueError, TypeError) as error:
+        raise HandoverError(f"what the former control process left does not fit: {error}") from None
+
+
+def _copy_all(description: dict[str, Any], vault: Vault) -> None:
     for name in _COMMON:
         vault.put(name, _region(description, name, vault.peek(name)))
     for number in range(description["workers"]):

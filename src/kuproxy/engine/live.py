@@ -34,6 +34,7 @@ from kuproxy.dataplane.layout import (
     W_PID,
     WorkerState,
 )
+from kuproxy.engine.flow_key import VPP, FlowKey, Wish
 from kuproxy.engine.memory import BaselinesMemory, SharedMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.nest import Nest, guardian
 from kuproxy.engine.touch import send_touches
@@ -70,7 +71,13 @@ class LiveWorker:
     """One worker: its memory, its sockets, and the process that works with them now."""
 
     def __init__(
-        self, number: int, tables: TablesMemory, shared: SharedMemory, log2_buckets: int, vault: Vault
+        self,
+        number: int,
+        tables: TablesMemory,
+        shared: SharedMemory,
+        log2_buckets: int,
+        vault: Vault,
+        flow_key: Callable[[], FlowKey],
     ) -> None:
         self.number = number
         self.process_id = 0  # 0 if none is running
@@ -90,7 +97,9 @@ class LiveWorker:
         if {"state", "flows"} <= set(left):
             self.memory = WorkerMemory.of(vault.take(left["state"]), vault.take(left["flows"]), shared)
         else:
-            self.memory = WorkerMemory(log2_buckets, shared=shared, number=number)
+            self.memory = WorkerMemory(
+                log2_buckets, shared=shared, number=number, flow_key=flow_key()
+            )
             fds = {"state": self.memory.fixed.fd, "flows": self.memory.flows.fd}
             vault.keep({self._name(name): fd for name, fd in fds.items()})
         if {"rx", "tx"} <= set(left):  # sockets of AF_XDP are never kept, see Wiring.lasting
@@ -125,9 +134,9 @@ class LiveWorker:
         except OSError:
             return False
         self.process_id, self._pidfd = pid, pidfd
-        with contextlib.suppress(BlockingIOError):
-            while receive(self._call, socket.MSG_DONTWAIT) is not None:
-                pass  # answers to what our predecessor asked
+        with contextlib.suppress(BlockingIOError, ValueError):
+            while (heard := receive(self._call, socket.MSG_DONTWAIT)) is not None:
+                _close(heard[1])  # answers to what our predecessor asked
         try:
             self._take_flows(self._ask({"do": "hello"})[1])
         except DriverError:  # the number is another process's by now
@@ -227,10 +236,11 @@ class LiveWorker:
 
     def _last_words(self) -> str:
         if self._call is not None:
-            with contextlib.suppress(BlockingIOError, OSError):
+            with contextlib.suppress(BlockingIOError, OSError, ValueError):
                 while (heard := receive(self._call, socket.MSG_DONTWAIT)) is not None:
+                    _close(heard[1])
                     if "error" in heard[0]:
-                        return str(heard[0]["error"])
+                        return _one_line(heard[0]["error"])
         return ""
 
     def _forget_process(self) -> None:
@@ -259,20 +269,28 @@ class LiveWorker:
             ready, _, _ = select.select([self._call], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise DriverError(f"worker {self.number} does not answer within {CALL_TIMEOUT_S:g} s")
-            answer = receive(self._call)
+            try:
+                answer = receive(self._call)
+            except ValueError as error:
+                raise DriverError(f"worker {self.number} does not answer as it should: {error}") from None
             if answer is None:
                 raise DriverError(f"worker {self.number} has ended, and is being replaced; ask again")
             message, fds = answer
-            if message["id"] in (number, _LAST_WORDS):
+            if message.get("id") in (number, _LAST_WORDS):
                 break
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
         if "error" in message:
-            raise DriverError(f"worker {self.number}: {message['error']}")
+            _close(fds)
+            raise DriverError(f"worker {self.number}: {_one_line(message['error'])}")
         return message, fds
 
     def _take_flows(self, fds: list[int]) -> None:
-        self.memory.take_flows(fds[0])
+        try:
+            self.memory.take_flows(fds[0])
+        except (IndexError, ValueError, OSError) as error:
+            _close(fds)
+            raise DriverError(f"worker {self.number} hands over what is no flow table: {error}") from None
+        _close(fds[1:])
         self._vault.keep({self._name("flows"): fds[0]})
 
     def resize(self, log2_buckets: int) -> None:
@@ -289,22 +307,42 @@ class LiveWorker:
                 raise TableFullError(str(error)) from None
             self._take_flows(fds)
 
+    def rehash(self, flow_key: FlowKey) -> None:
+        """Find flows by another hash.  Raises TableFullError, changing nothing, if they do not fit then."""
+        with self._lock:
+            if flow_key == FlowKey.read(self.memory.state):
+                return
+            try:
+                _, fds = self._ask({"do": "rehash", "flow_key": list(flow_key)})
+            except DriverError as error:
+                raise TableFullError(str(error)) from None
+            self._take_flows(fds)
+
+    def _flows_told(self, request: dict[str, Any], fds: Sequence[int] = ()) -> int:
+        """How many flows the answer tells of.  Raises DriverError."""
+        message, sent = self._ask(request, fds)
+        _close(sent)
+        flows = message.get("flows")
+        if not isinstance(flows, int):
+            raise DriverError(f"worker {self.number} does not say how many flows")
+        return flows
+
     def flush(self) -> int:
         """Forget all flows; returns how many."""
         with self._lock:
-            return int(self._ask({"do": "flush"})[0]["flows"])
+            return self._flows_told({"do": "flush"})
 
     def trace(self, packets: int) -> None:
         """Trace that many packets more, from the next one on."""
         with self._lock:
-            self._ask({"do": "trace", "packets": packets})
+            _close(self._ask({"do": "trace", "packets": packets})[1])
 
     def touch(self, touches: np.ndarray) -> int:
         """Let flows live until then, TOUCH[n]; returns how many were those that were meant.  Raises DriverError."""
         fd = send_touches(touches)
         try:
             with self._lock:
-                return int(self._ask({"do": "touch"}, [fd])[0]["flows"])
+                return self._flows_told({"do": "touch"}, [fd])
         finally:
             os.close(fd)
 
@@ -324,6 +362,17 @@ class LiveWorker:
                         os.kill(self.process_id, signal.SIGKILL)
                     select.select([self._pidfd], [], [], STOP_TIMEOUT_S)
             self._forget_process()
+
+
+def _one_line(said: object) -> str:
+    """What a worker gives as its reason."""
+    return " ".join(str(said).split())[:500]
+
+
+def _close(fds: Sequence[int]) -> None:
+    """Descriptors that nobody has a use for."""
+    for fd in fds:
+        os.close(fd)
 
 
 def _open_pidfd(pid: int) -> int:
@@ -354,7 +403,16 @@ class LiveEngine:
         names = ("tables", "baselines", "shared")
         self.vault.keep({name: region.fd for name, region in zip(names, regions, strict=True)})
         self.tables.header[T_WORKERS] = workers
-        self.workers = [LiveWorker(n, self._memory, shared, log2_buckets, self.vault) for n in range(workers)]
+        self.workers: list[LiveWorker] = []
+
+        def key_of_new() -> FlowKey:
+            """As the workers have it that are there already."""
+            return self.flow_key if self.workers else VPP
+
+        for number in range(workers):
+            self.workers.append(
+                LiveWorker(number, self._memory, shared, log2_buckets, self.vault, key_of_new)
+            )
         self.on_replaced: Callable[[str], None] = lambda line: None  # called in another thread
         self._nest = Nest(guardian(self.vault.connected), locking)
         self._watch: threading.Thread | None = None
@@ -471,6 +529,23 @@ class LiveEngine:
                 for done in self.workers[:number]:
                     done.resize(before)
                 raise
+
+    def rehash(self, flow_hash: Wish) -> None:
+        """Find flows by this hash; all workers' or none."""
+        before = self.flow_key
+        wanted = before.meeting(flow_hash)
+        for number, worker in enumerate(self.workers):
+            try:
+                worker.rehash(wanted)
+            except TableFullError:
+                for done in self.workers[:number]:
+                    done.rehash(before)
+                raise
+
+    @property
+    def flow_key(self) -> FlowKey:
+        """By which hash the workers find flows."""
+        return FlowKey.read(self.workers[0].memory.state)
 
     def trace(self, packets: int) -> None:
         """Trace that many packets more at each worker."""

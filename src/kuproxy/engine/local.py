@@ -6,6 +6,7 @@ For captures, simulation and tests. Which worker gets a packet is the caller's b
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane.graph import run_graph, run_maintenance
 from kuproxy.dataplane.layout import T_GENERATION, T_WORKERS, W_ACK, Frame, WorkerState
+from kuproxy.engine.flow_key import VPP, FlowKey, Wish
 from kuproxy.engine.memory import BaselinesMemory, SharedMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.trace import start_trace
 from kuproxy.errors import TableFullError
@@ -14,14 +15,15 @@ from kuproxy.errors import TableFullError
 class LocalEngine:
     """Runs the graph on demand. `now` is always the caller's (ticks). Every worker has a table of 2^log2_buckets."""
 
-    def __init__(self, log2_buckets: int = 10, workers: int = 1):
+    def __init__(self, log2_buckets: int = 10, workers: int = 1, flow_hash: Wish = None):
         self.memory = TablesMemory()
         self.tables = self.memory.tables
         self.baselines = BaselinesMemory().baselines
         self.tables.header[T_WORKERS] = workers
-        shared = SharedMemory()
+        shared, flow_key = SharedMemory(), VPP.meeting(flow_hash)
         self.workers = tuple(
-            WorkerMemory(log2_buckets, shared=shared, number=number) for number in range(workers)
+            WorkerMemory(log2_buckets, shared=shared, number=number, flow_key=flow_key)
+            for number in range(workers)
         )
 
     @property
@@ -81,6 +83,18 @@ class LocalEngine:
             except TableFullError:
                 for done in self.workers[:number]:
                     done.resize(self.tables, before, now)
+                raise
+
+    def rehash(self, flow_hash: Wish, now: int) -> None:
+        """See WorkerMemory.rehash; all workers' tables or none."""
+        before = FlowKey.read(self.state)
+        wanted = before.meeting(flow_hash)
+        for number, worker in enumerate(self.workers):
+            try:
+                worker.rehash(self.tables, wanted, now)
+            except TableFullError:
+                for done in self.workers[:number]:
+                    done.rehash(self.tables, before, now)
                 raise
 
     def trace(self, packets: int) -> None:

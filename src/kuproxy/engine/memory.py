@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kuproxy.codes import FlowState, Outcome
-from kuproxy.dataplane import flow_table
+from kuproxy.dataplane import migration
 from kuproxy.dataplane.layout import (
     BASELINES_SPEC,
     SHARED_SPEC,
@@ -40,6 +40,7 @@ from kuproxy.dataplane.layout import (
     flow_spec,
     spec_bytes,
 )
+from kuproxy.engine.flow_key import VPP, FlowKey
 from kuproxy.errors import TableFullError
 
 if TYPE_CHECKING:  # which needs this module
@@ -88,7 +89,8 @@ class SharedMemory:
 class WorkerMemory:
     """What one worker writes: counters and references stay, the flow table is replaced when it is resized.
 
-    `number` is the worker's, and is written into memory that is new. Without `shared` the worker is alone.
+    `number` is the worker's; it and `flow_key` are written into memory that is new. Without `shared` the worker is
+    alone.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class WorkerMemory:
         flows_fd: int | None = None,
         shared: SharedMemory | None = None,
         number: int = 0,
+        flow_key: FlowKey = VPP,
     ):
         self.fixed = Region(STATE_SPEC, fd, name="state")
         self.flows = Region(flow_spec(log2_buckets), flows_fd, name="flows")
@@ -106,6 +109,7 @@ class WorkerMemory:
         self.state.header[W_LOG2_BUCKETS] = log2_buckets
         if fd is None:
             self.state.header[W_NUMBER] = number
+            flow_key.write(self.state)
 
     @classmethod
     def of(cls, fd: int, flows_fd: int, shared: SharedMemory) -> "WorkerMemory":
@@ -113,14 +117,16 @@ class WorkerMemory:
         return cls(log2_of(flows_fd), fd, flows_fd, shared)
 
     def take_flows(self, fd: int) -> None:
-        """The worker has moved its flows there."""
+        """The worker has moved its flows there.  Raises ValueError, changing nothing, if that is no flow table."""
+        flows = Region(flow_spec(log2_of(fd)), fd, name="flows")
         self.flows.close()
-        self.flows = Region(flow_spec(log2_of(fd)), fd, name="flows")
+        self.flows = flows
         self.state = as_state(self.fixed, self.flows, self.shared.region)
 
     @property
     def log2_buckets(self) -> int:
-        return int(self.state.header[W_LOG2_BUCKETS])
+        """Of the table that is here; what the header says is a worker's to write."""
+        return (len(self.state.entries) // WAYS).bit_length() - 1
 
     def resize(self, tables: Tables, log2_buckets: int, now: int) -> None:
         """Move every live flow into a table of 2^log2_buckets buckets.
@@ -128,16 +134,26 @@ class WorkerMemory:
         Only the worker itself, between vectors, may do so. Raises TableFullError, changing nothing, if some bucket of
         the new table would have to hold more than four live flows.
         """
-        if log2_buckets == self.log2_buckets:
-            return
+        if log2_buckets != self.log2_buckets:
+            self._move(tables, log2_buckets, FlowKey.read(self.state), now)
+
+    def rehash(self, tables: Tables, flow_key: FlowKey, now: int) -> None:
+        """Find every live flow by another hash from now on. The same rules hold as for `resize`."""
+        if flow_key != FlowKey.read(self.state):
+            self._move(tables, self.log2_buckets, flow_key, now)
+            flow_key.write(self.state)
+
+    def _move(self, tables: Tables, log2_buckets: int, flow_key: FlowKey, now: int) -> None:
         flows = Region(flow_spec(log2_buckets), name="flows")
         state = as_state(self.fixed, flows, self.shared.region)
-        lost = flow_table.migrate(tables, self.state, state, now)
+        lost = migration.migrate(tables, self.state, state, *flow_key.words, np.int64(now))
         if lost:
             flows.close()
+            kept = f"the table keeps its {1 << self.log2_buckets}"
+            if log2_buckets == self.log2_buckets:
+                kept = "flows are found as before; give it more buckets"
             raise TableFullError(
-                f"{lost} live flows would find no place in {1 << log2_buckets} buckets; "
-                f"the table keeps its {1 << self.log2_buckets}"
+                f"{lost} live flows would find no place in {1 << log2_buckets} buckets; {kept}"
             )
         self.flows.close()
         self.flows, self.state = flows, state
@@ -167,7 +183,7 @@ def totals(states: Sequence[WorkerState]) -> Totals:
         outcomes=tuple(sum(int(h[W_OUTCOMES + outcome]) for h in headers) for outcome in Outcome),
         received=sum(int(h[W_RECEIVED]) for h in headers),
         flows=tuple(int(h[W_FLOWS]) for h in headers),
-        capacity=tuple(WAYS << int(h[W_LOG2_BUCKETS]) for h in headers),
+        capacity=tuple(len(state.entries) for state in states),
     )
 
 

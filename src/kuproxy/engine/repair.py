@@ -49,9 +49,9 @@ def _forget_half_written(tables: Tables, state: WorkerState) -> np.ndarray:
     sound = used & (entries["pod"] < MAX_PODS) & (entries["vip"] != 0) & (entries["vip"] < MAX_VIPS)
     sound &= (entries["hash"] & (buckets - 1)) == np.arange(len(entries)) // WAYS
     sound &= np.isin(flows["state"], [int(each) for each in FlowState])
-    linked, _ = _links(state)
+    linked, place = _links(state)
     direct = tables.vips["encap"][np.where(sound, entries["vip"], 0)] != 0  # no reply comes by
-    sound &= linked | direct
+    sound &= linked | (direct & (place < len(state.reverse)))  # whose place is looked at all the same
     entries[used & ~sound] = np.zeros((), entries.dtype)
     return np.flatnonzero(sound)
 

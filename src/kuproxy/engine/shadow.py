@@ -45,6 +45,7 @@ from kuproxy.dataplane.layout import (
 from kuproxy.dataplane.origin import origin_of
 from kuproxy.dataplane.worker_choice import worker_of
 from kuproxy.engine.contract import Engine
+from kuproxy.engine.flow_key import flow_hash_of
 from kuproxy.engine.flows import Address
 from kuproxy.engine.memory import BaselinesMemory, WorkerMemory, ticks
 from kuproxy.engine.packets import LONGEST, PacketIn, bytes_of, put
@@ -61,6 +62,7 @@ __all__ = [
     "reply_slots",
     "run_once",
     "shadow_state",
+    "source_hash",
     "worker_for",
 ]
 
@@ -173,6 +175,12 @@ def worker_for(tables: Tables, client: Address, port: int, protocol: int) -> int
     counted = port if protocol in PROTOCOLS_WITH_PORTS else 0
     lo = words_of(client)[1]
     return int(worker_of(lo, np.int64(counted), np.int64(protocol), np.int64(workers)))
+
+
+def source_hash(state: WorkerState, client: Address) -> int:
+    """The worker's hash of the client's address alone, for VIPs whose `hash` is that."""
+    zero = np.uint64(0)
+    return flow_hash_of(state, client.version, words_of(client), (zero, zero))
 
 
 def origin_at(tables: Tables, client: Address) -> int:

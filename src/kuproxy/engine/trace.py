@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from kuproxy.codes import PacketFlag
+from kuproxy.codes import Node, Outcome, PacketFlag, Reason
 from kuproxy.dataplane.layout import (
     MAX_TRACED,
     TICK_MASK,
@@ -14,6 +14,10 @@ from kuproxy.dataplane.layout import (
     W_TRACE_NEXT,
     WorkerState,
 )
+
+# The memory is a worker's to write: a record with other codes is none.
+_KINDS = (("node", Node), ("outcome", Outcome), ("reason", Reason))
+_CODES = tuple((field, frozenset(map(int, kind))) for field, kind in _KINDS)
 
 
 def start_trace(state: WorkerState, packets: int) -> None:
@@ -38,6 +42,8 @@ def trace_rows(states: Sequence[WorkerState]) -> Iterator[dict[str, Any]]:
         began = int(state.trace[first % TRACE_SLOTS]["now"])
         for number in range(first, end):
             row = state.trace[number % TRACE_SLOTS]
+            if any(int(row[field]) not in known for field, known in _CODES):
+                continue
             flags = int(row["flags"])
             family = int(row["family"])
             known = family != 0

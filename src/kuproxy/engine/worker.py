@@ -21,6 +21,7 @@ from kuproxy.dataplane import flow_table
 from kuproxy.dataplane._jit import source_digest
 from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, W_KERNELS, W_PID, W_STARTS, Tables
 from kuproxy.drivers.contract import BROKEN
+from kuproxy.engine.flow_key import FlowKey
 from kuproxy.engine.loop import tick_now
 from kuproxy.engine.memory import SharedMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.repair import repair
@@ -74,6 +75,9 @@ def carry_out(
         if request["do"] == "resize":
             memory.resize(tables, request["log2_buckets"], int(tick_now()))
             return {}, (memory.flows.fd,)
+        if request["do"] == "rehash":
+            memory.rehash(tables, FlowKey(*request["flow_key"]), int(tick_now()))
+            return {}, (memory.flows.fd,)
         if request["do"] == "hello":
             return {}, (memory.flows.fd,)
         if request["do"] == "flush":
@@ -85,6 +89,8 @@ def carry_out(
             return {"flows": sum(touch_all(memory.state, receive_touches(fd)) for fd in fds)}, ()
     except (KuError, OSError) as error:
         return {"error": str(error)}, ()
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        return {"error": f"a request without sense: {type(error).__name__}: {error}"}, ()
     return {"error": f"unknown request {request['do']!r}"}, ()
 
 
@@ -92,6 +98,7 @@ def carry_out(
 REHEARSAL: tuple[dict[str, Any], ...] = (
     {"do": "hello"},
     {"do": "resize", "log2_buckets": 1},
+    {"do": "rehash", "flow_key": [1, 2, 3]},
     {"do": "flush"},
     {"do": "trace", "packets": 1},
     {"do": "touch"},
@@ -123,6 +130,8 @@ class Worker:
                 call = receive(self._call, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
+            except ValueError:
+                continue  # no message: not worth an end
             if call is None:
                 return
             request, handed = call
@@ -130,7 +139,7 @@ class Worker:
             for fd in handed:
                 os.close(fd)
             try:
-                send(self._call, {"id": request["id"], **answer}, fds)
+                send(self._call, {"id": request.get("id"), **answer}, fds)
             except OSError:
                 return  # control has died; its successor will ask again
 

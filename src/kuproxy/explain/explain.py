@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from kuproxy.engine.shadow import (
     reply_slots,
     run_once,
     shadow_state,
+    source_hash,
     worker_for,
 )
 from kuproxy.errors import ConfigError, Problem
@@ -39,9 +39,8 @@ from kuproxy.explain.report import (
 )
 from kuproxy.explain.services import ServiceFinder, policies, service_verdicts
 from kuproxy.model.report import TracedPacket, TraceStep
-from kuproxy.model.vip import Address, Pod, Vip, address_text, parse_address
+from kuproxy.model.vip import Pod, Vip, address_text
 from kuproxy.plane import Plane
-from kuproxy.reference.hashes import flow_hash
 from kuproxy.vppcli.trace import step_facts
 
 __all__ = ["explain"]
@@ -306,7 +305,9 @@ def _ring(subject: _Subject) -> RingFacts | None:
     if owners is None:
         return None
     by_source = record.vip.hash_mode is HashMode.SOURCE
-    value = _source_hash(read.source) if by_source else looked.hash
+    # By source: the client's address alone.
+    state = subject.plane.engine.states[subject.number]
+    value = source_hash(state, read.source) if by_source else looked.hash
     slot = value & (len(owners) - 1)
     former = compiler.former_rings.former(record.vip.key)
     split_outside = record.vip.outside_pods is not None and subject.origin is Origin.OUTSIDE
@@ -323,12 +324,6 @@ def _ring(subject: _Subject) -> RingFacts | None:
         before=None if before is None else str(before),
         compared=compared,
     )
-
-
-def _source_hash(client: Address) -> int:
-    """The client's address alone: the other words are zeros."""
-    zero = parse_address("0.0.0.0") if client.version == 4 else IPv6Address(0)
-    return flow_hash(client, zero)
 
 
 def _affinity(subject: _Subject) -> Affinity | None:

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from kuproxy.confine import privilege
 from kuproxy.confine.lifetime import allow_locked_memory, become_subreaper, raise_file_limit
@@ -38,6 +39,13 @@ STOP_PATIENCE_S = 30.0
 HANG_S = 180.0  # a ready control process that says nothing for so long is killed; it speaks every second
 BACK_OFF_S = (0.0, 0.2, 1.0, 2.0, 5.0, 10.0)  # before the next start, by deaths since it was last ready
 _FORWARDED = {signal.SIGHUP: signal.SIGHUP, signal.SIGUSR2: signal.SIGUSR2}
+
+
+def _names(said: object) -> list[str]:
+    """Raises ValueError if they are none."""
+    if not isinstance(said, list) or not all(isinstance(name, str) for name in said):
+        raise ValueError("names are a list of text")
+    return said
 
 
 def _log(text: str) -> None:
@@ -99,37 +107,58 @@ class Keeper:
         self._due_at = 0.0
 
     def _hear(self) -> None:
-        """One message of control's."""
+        """One message of control's.  What means nothing is said aloud and ignored: forwarding must not end of it."""
         assert self._connection is not None
-        heard = receive(self._connection)
-        self._heard_at = time.monotonic()
-        if heard is None:
-            self._connection.close()
-            self._connection = None
-            return
-        message, fds = heard
+        fds: list[int] = []
+        try:
+            heard = receive(self._connection)
+            self._heard_at = time.monotonic()
+            if heard is None:
+                self._connection.close()
+                self._connection = None
+                return
+            message, fds = heard
+            self._obey(self._connection, message, fds)
+        except (ValueError, TypeError, OverflowError) as error:
+            self._heard_at = time.monotonic()
+            _log(f"control has said what means nothing, which is ignored: {' '.join(str(error).split())[:200]}")
+        finally:
+            for fd in fds:  # that nobody has taken
+                os.close(fd)
+
+    def _obey(self, connection: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
+        """Do what a message says; descriptors that are kept are taken out of `fds`.  Raises ValueError, TypeError."""
         if "keep" in message:
-            for name, fd in zip(message["keep"], fds, strict=True):
+            names = _names(message["keep"])
+            if len(names) != len(fds):
+                raise ValueError(f"{len(names)} names for {len(fds)} descriptors")
+            for name in names:
                 self._let_go(name)
-                self._kept[name] = fd
+                self._kept[name] = fds.pop(0)
         elif "drop" in message:
-            for name in message["drop"]:
+            for name in _names(message["drop"]):
                 self._let_go(name)
         elif "list" in message:
-            self._list(self._connection)
+            self._list(connection)
         elif "notify" in message:
-            if "READY=1" in message["notify"]:
-                if not self._ever_ready:  # what comes after us only takes over: docs/privileges.md
-                    privilege.keep_only(
-                        *privilege.AFTER_START, *self._to_lock_memory(), pass_on=os.geteuid() != 0
-                    )
-                self._ever_ready = self._ready = True
-                self._deaths = 0
-            if message["notify"].startswith("EXTEND_TIMEOUT_USEC="):  # what is announced is withdrawn first
-                self._stop_by = self._heard_at + int(message["notify"].partition("=")[2]) / 1e6
-            # Our own beat speaks for both: a manager that reads none must not hold up what control says.
-            if message["notify"] != "WATCHDOG=1":
-                self._manager.send(message["notify"])
+            self._notify(message["notify"])
+
+    def _notify(self, text: object) -> None:
+        """What control says of itself.  Raises ValueError, OverflowError."""
+        if not isinstance(text, str):
+            raise ValueError("a notification is text")
+        if "READY=1" in text:
+            if not self._ever_ready:  # what comes after us only takes over: docs/privileges.md
+                privilege.keep_only(
+                    *privilege.AFTER_START, *self._to_lock_memory(), pass_on=os.geteuid() != 0
+                )
+            self._ever_ready = self._ready = True
+            self._deaths = 0
+        if text.startswith("EXTEND_TIMEOUT_USEC="):  # what is announced is withdrawn first
+            self._stop_by = self._heard_at + int(text.partition("=")[2]) / 1e6
+        # Our own beat speaks for both: a manager that reads none must not hold up what control says.
+        if text != "WATCHDOG=1":
+            self._manager.send(text)
 
     def _to_lock_memory(self) -> tuple[privilege.Capability, ...]:
         """What workers on AF_XDP will need, if these are such: their control has left us what belongs to it."""

@@ -320,6 +320,7 @@ def document(item: Item) -> dict[str, Any]:
 # ------------------------------------------------------------------------------- lists, events and refusals
 
 T = TypeVar("T", bound=Item)
+D = TypeVar("D")
 
 
 class ListMeta(_Part):
@@ -366,15 +367,23 @@ _RAW_PAGE = msgspec.json.Decoder(_RawPage)
 _ANONYMOUS = msgspec.json.Decoder(_Anonymous)
 
 
+def _read(decoder: msgspec.json.Decoder[D], data: bytes | bytearray | Raw) -> D:
+    """Raises msgspec.DecodeError for whatever is not understood, a thousand brackets among it."""
+    try:
+        return decoder.decode(data)
+    except RecursionError:
+        raise msgspec.DecodeError("nested too deeply") from None
+
+
 def decode_event(line: bytes | bytearray) -> WatchEvent:
     """Raises msgspec.DecodeError for what is no watch event."""
-    return _EVENT.decode(line)
+    return _read(_EVENT, line)
 
 
 def decode_status(body: bytes | bytearray | Raw) -> Status:
     """A refusal; one that says nothing (plain text, nothing at all) has code 0 and the text as its message."""
     try:
-        return _STATUS.decode(body)
+        return _read(_STATUS, body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return Status(message=bytes(body)[:200].decode("utf-8", "replace").strip())
 
@@ -388,20 +397,20 @@ class ItemDecoder(Generic[T]):
 
     def item(self, raw: bytes | Raw) -> T:
         """Raises msgspec.ValidationError for another shape, msgspec.DecodeError for no JSON."""
-        return self._item.decode(raw)
+        return _read(self._item, raw)
 
     def page(self, body: bytes | bytearray) -> tuple[ListMeta, list[T], dict[Key, str]]:
         """Its metadata, the objects, and for each that was left out the reason.  Raises msgspec.DecodeError."""
         try:
-            page = self._page.decode(body)
+            page = _read(self._page, body)
             return page.metadata, page.items or [], {}
         except msgspec.ValidationError:
-            raw_page = _RAW_PAGE.decode(body)
+            raw_page = _read(_RAW_PAGE, body)
         items: list[T] = []
         faults: dict[Key, str] = {}
         for raw in raw_page.items or ():
             try:
-                items.append(self._item.decode(raw))
+                items.append(_read(self._item, raw))
             except msgspec.ValidationError as error:
                 faults[anonymous(raw)[0]] = str(error)
         return raw_page.metadata, items, faults
@@ -409,5 +418,5 @@ class ItemDecoder(Generic[T]):
 
 def anonymous(raw: bytes | Raw) -> tuple[Key, str]:
     """Key and resourceVersion of an object that is otherwise not understood.  Raises msgspec.DecodeError."""
-    meta = _ANONYMOUS.decode(raw).metadata
+    meta = _read(_ANONYMOUS, raw).metadata
     return (meta.namespace, meta.name), meta.resource_version

@@ -20,7 +20,9 @@ _UNITS_NS = {
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
-_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+# Each text has but one reading, or a long run of digits would be read in every possible way.
+_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+_LONGEST = 256  # characters: 292 years, to the nanosecond and far below
 _MAX_NS = (1 << 63) - 1
 
 
@@ -36,7 +38,7 @@ class Duration(int):
         sign, rest = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
         if rest == "0":
             return cls(0)
-        parts = _PART.findall(rest)
+        parts = _PART.findall(rest) if len(rest) <= _LONGEST else []
         if not parts or "".join(number + unit for number, unit in parts) != rest:
             raise ValueError(f"{text!r} is not a duration; {hint}")
         total = 0

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from msgspec.structs import replace
 
 from kuproxy import __version__
+from kuproxy.daemon.cache_choice import SHORTCUTS, SWITCH, Shortcuts, Switch
 from kuproxy.daemon.log import make_log
 from kuproxy.daemon.settings import DaemonSettings, load_settings
 from kuproxy.errors import ConfigError, Problem
@@ -29,6 +31,12 @@ def _settings(path: Path | None) -> DaemonSettings:
         hint = "the services come from the API server; `ku daemon` serves files"
         raise ConfigError(Problem("is not possible for a kube-proxy", str(path), field="files", hint=hint))
     return settings
+
+
+def _with_cache(settings: DaemonSettings, **said: str | None) -> DaemonSettings:
+    """What the command line says of the flow cache goes before what the file says."""
+    given = {name: word for name, word in said.items() if word is not None}
+    return replace(settings, cache=replace(settings.cache, **given)) if given else settings
 
 
 def _warn(given: Given, config: ProxyConfig, log: Any) -> None:
@@ -70,6 +78,12 @@ def _lower_oom_score(value: int, log: Any) -> None:
     type=click.Path(path_type=Path),
     help="What kube-proxy has no words for: the socket for `ku`, interfaces, ... (as `ku daemon --settings`).",
 )
+@click.option("--flow-cache", type=click.Choice(SWITCH), help="Whether the kernel carries established flows.")
+@click.option(
+    "--flow-cache-shortcuts",
+    type=click.Choice(SHORTCUTS),
+    help="Whether it sends their packets by shorter ways where that is safe.",
+)
 @click.option("--check", is_flag=True, help="Read everything, say what is wrong or without effect, and end.")
 @click.option(
     "--write-config-to", metavar="FILE", type=click.Path(path_type=Path), help="Write it there, and end."
@@ -82,6 +96,8 @@ def kube_proxy(
     file: Path | None,
     master: str,
     settings_path: Path | None,
+    flow_cache: Switch | None,
+    flow_cache_shortcuts: Shortcuts | None,
     check: bool,
     write_config_to: Path | None,
     cleanup: bool,
@@ -99,6 +115,7 @@ def kube_proxy(
     \b
     ku kube-proxy --config /var/lib/kube-proxy/config.conf --hostname-override node-1
     ku kube-proxy --kubeconfig ~/.kube/config --cluster-cidr 10.244.0.0/16 --proxy-mode nftables
+    ku kube-proxy --config config.conf --flow-cache on
     """
     names = [*(flag.name for flag in FLAGS), "healthz-port", "metrics-port"]
     found = {name: word for name in names if (word := words[parameter(name)]) is not None}
@@ -112,7 +129,8 @@ def kube_proxy(
     if cleanup or init_only:
         return
     config = proxy_config(given.config)
-    settings = _settings(settings_path)
+    adjust = functools.partial(_with_cache, flow_cache=flow_cache, flow_cache_shortcuts=flow_cache_shortcuts)
+    settings = adjust(_settings(settings_path))
     log = make_log("json" if given.config.logging.format == "json" else settings.log_format)
     _warn(given, config, log)
     node_name = node_name_of(given.config.hostname_override)
@@ -131,6 +149,7 @@ def kube_proxy(
 
     def make() -> Daemon:
         daemon = Daemon(settings, settings_path, log, Config(settings=config.settings))
+        daemon.adjust = adjust
         daemon.companions.append(lambda: agent.run(daemon.controller, daemon.thread, daemon.node.steering))
         return daemon
 

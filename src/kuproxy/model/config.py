@@ -5,6 +5,7 @@ The reading itself is done elsewhere (`kuproxy.load`), because nothing in this p
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import math
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = [
     "NAT64_PORTS",
     "Config",
     "FlowFilter",
+    "FlowHash",
     "InterfaceMark",
     "Settings",
     "Show",
@@ -54,6 +56,52 @@ DEFAULT_TIMEOUTS_S: dict[FlowState, float] = {
 }
 
 
+FLOW_KEY_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FlowHash:
+    """By which hash flows are found and given to pods (docs/adr/033).  Raises ConfigError."""
+
+    keyed: bool = False  # False: as VPP
+    key: bytes = dataclasses.field(default=b"", repr=False)  # b"": one that nobody knows, drawn once for all workers
+
+    def __post_init__(self) -> None:
+        if self.key and (not self.keyed or len(self.key) != FLOW_KEY_BYTES):
+            raise ConfigError(Problem(f"a key has {FLOW_KEY_BYTES} bytes", field="flow-hash", hint=FLOW_HASH_HINT))
+
+    @classmethod
+    def parse(cls, text: str) -> FlowHash:
+        """`vpp`, `keyed`, or a key in hexadecimal.  Raises ValueError."""
+        word = text.lower()
+        if word in ("vpp", "keyed"):
+            return cls(keyed=word == "keyed")
+        try:
+            key = bytes.fromhex(text)
+        except ValueError:
+            key = b""
+        if len(key) != FLOW_KEY_BYTES or len(text) != 2 * FLOW_KEY_BYTES:
+            raise ValueError(f"not a flow hash; {FLOW_HASH_HINT}")  # without the text: it may be most of a key
+        return cls(True, key)
+
+    @property
+    def text(self) -> str:
+        """What `parse` takes, the key included."""
+        return self.key.hex() or ("keyed" if self.keyed else "vpp")
+
+    def __str__(self) -> str:
+        """For everybody to read: the key stays with those who gave it."""
+        return "given" if self.key else self.text
+
+    @property
+    def wish(self) -> bytes | None:
+        """As an engine is told: None, b"" or the key."""
+        return self.key if self.keyed else None
+
+
+FLOW_HASH_HINT = "say vpp, keyed, or the 32 hexadecimal digits of a key"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`ku conf`: the established-flow table of each worker.  Raises ConfigError with every problem."""
@@ -70,6 +118,7 @@ class Settings:
     nat46_prefix: IPv6Network = NAT46_PREFIX  # IPv4 clients towards IPv6 pods
     nat64_pool: IPv4Network = NAT64_POOL  # IPv6 clients towards IPv4 pods
     nat64_ports: tuple[int, int] = NAT64_PORTS  # lowest and highest
+    flow_hash: FlowHash = FlowHash()
     translation_mtu: int = 0  # longest packet that translation may make; 0: the routing behind us knows
 
     def __post_init__(self) -> None:

@@ -13,8 +13,8 @@ from kuproxy.model.config import InterfaceMark, Settings
 from kuproxy.model.vip import DEFAULT_WEIGHT, Address, Vip, VipKey
 
 __all__ = [
-    "KERNEL", "WORKER", "CacheReport", "FlowList", "FlowReport", "NodeCount", "PodReport", "Report", "TraceStep",
-    "TracedPacket", "VipReport", "WorkerReport",
+    "KERNEL", "WORKER", "CacheReport", "Carried", "FlowList", "FlowReport", "NodeCount", "PodReport", "Report",
+    "TraceStep", "TracedPacket", "VipReport", "WorkerReport",
 ]  # fmt: skip
 
 
@@ -112,6 +112,8 @@ class FlowReport:
     age_s: float
     expires_in_s: float
     tier: str = WORKER  # who rewrites its packets
+    # Where they go then, to the pod and to the client: route, neighbour or peer (steering.cache_layout.Way).
+    ways: tuple[str, str] = ("route", "route")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,14 @@ class FlowList:
 
     flows: tuple[FlowReport, ...] = ()
     next: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What the kernel makes of a flow that it carries; `ways` as in FlowReport."""
+
+    expires_in_s: float
+    ways: tuple[str, str] = ("route", "route")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +148,11 @@ class CacheReport:
     entered: int = 0  # flows
     turned_away: int = 0  # because there was no place, counted at every turn
     given_back: Mapping[str, int] = field(default_factory=dict)  # flows, by reason
+    short: int = 0  # of the packets rewritten: that took a shortcut
+    # Directions of flows by their way (route, neighbour, peer), and of those that are routed by the reason; empty: no
+    # shortcuts were asked for.
+    ways: Mapping[str, int] = field(default_factory=dict)
+    because: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

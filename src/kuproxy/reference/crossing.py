@@ -39,6 +39,7 @@ class Crossing:
     far: Far
     translation_mtu: int
     decrement_ttl: bool
+    flow_key: bytes
     own_addresses: dict[Family, Address]
     workers: int
     _identifications: Numbers  # of IPv4 packets made from IPv6 ones
@@ -129,7 +130,7 @@ class Crossing:
         for step, pod in enumerate([candidate, *state.further_candidates(forward)]):
             pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
             reply = reply_of(forward, pod, pod_port, source, forward.source_port)
-            if self._flows.find_reply(reply, self._now) is None:
+            if self._flows.find_reply(reply, self._now, crossing=True) is None:
                 if step:
                     self._count(Node.BALANCE, Reason.CLASH_AVOIDED)
                 return pod, source, forward.source_port
@@ -139,9 +140,9 @@ class Crossing:
         self, state: VipState, forward: Endpoints, pod: Pod
     ) -> tuple[Pod, Address, int] | Reason:
         pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
-        for address, port in self._sources_from(forward.hash):
+        for address, port in self._sources_from(forward.hash(self.flow_key)):
             reply = reply_of(forward, pod, pod_port, address, port)
-            taken = self._flows.find_reply(reply, self._now) is not None
+            taken = self._flows.find_reply(reply, self._now, crossing=True) is not None
             comes_back = self._comes_back(address, port, forward.protocol)
             if comes_back and not taken and not self._flows.line_is_full(reply, self._now):
                 return pod, address, port
@@ -171,10 +172,8 @@ class Crossing:
 
     def _flow_of_reply(self, reply: Endpoints) -> Flow | None:
         """What the destination stands for tells whether it is a flow between the families."""
-        flow = self._flows.find_reply(reply, self._now)
-        if flow is None or crosses(flow.vip.vip) != self._stands_for_client(reply.destination):
-            return None
-        return flow
+        crossing = self._stands_for_client(reply.destination)
+        return self._flows.find_reply(reply, self._now, crossing=crossing)
 
     def _stands_for_client(self, address: Address) -> bool:
         return self._in_pool(address) or address in self.far.prefix
@@ -237,7 +236,9 @@ class Crossing:
         length = packet.end - packet.l4
         size = 40 + 8 * packet.is_fragment + length
         pieces = [range(length)]
-        if header.dont_fragment:
+        if packet.gso:
+            pass  # its segments are as short as they must be
+        elif header.dont_fragment:
             if self.translation_mtu and size > self.translation_mtu:
                 mtu = self.translation_mtu - 20 - 8 * packet.is_fragment
                 self._say(passage, Say.TOO_BIG, mtu)
@@ -253,7 +254,7 @@ class Crossing:
                     self._end(passage, node, Outcome.DROP, Reason.FRAGMENT_HOLD_FULL)
                     return
         l4 = self._payload(packet, new)
-        splits = size > translate.LEAST_MTU6 and not header.dont_fragment and whole_checksum
+        splits = len(pieces) > 1
         protocol = translate.other_protocol(packet.protocol)
         partial = packet.partial_checksum and not (packet.is_icmp and not packet.is_later_fragment)
         if splits and partial:
@@ -288,7 +289,7 @@ class Crossing:
         packet = passage.packet
         header = translate.header_of(packet)
         size = 20 + packet.end - packet.l4
-        mtu = self.translation_mtu or 0xFFFF
+        mtu = 0xFFFF if packet.gso or not self.translation_mtu else self.translation_mtu
         if size > mtu:
             self._say(passage, Say.TOO_BIG, mtu + 20 + 8 * packet.is_fragment)
             return

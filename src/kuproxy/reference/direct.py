@@ -46,7 +46,7 @@ class Tunnels:
             raise NoTunnel(Reason.TUNNEL_NO_SOURCE)
         return source
 
-    def encapsulate(self, packet: Packet, vip: Vip, pod: Address) -> bytearray:
+    def encapsulate(self, packet: Packet, vip: Vip, pod: Address, flow_hash: int) -> bytearray:
         """The frame with the outer headers. Raises NoTunnel."""
         family = Family(pod.version)
         source = self.source(family)
@@ -56,7 +56,6 @@ class Tunnels:
         if packet.partial_checksum:
             complete_checksum(packet)
         inner = bytes(packet.data[packet.l3 : packet.end])
-        flow_hash = packet.endpoints.hash
         if vip.encap is Encap.GRE:
             protocol, payload = GRE_PROTOCOL, struct.pack(">HH", 0, ETHERTYPE[packet.family]) + inner
         elif vip.encap is Encap.IPIP:

@@ -42,6 +42,7 @@ class Flow:
     created: int
     expires: int = 0
     life: Life = field(default_factory=Life)
+    masqueraded: bool = False  # the source is the masquerade address, even if the client has just that
     flushed: bool = False  # its pod was removed, and shall not serve its flows any longer
     reply: Endpoints = field(init=False)  # as the pod writes it
 
@@ -55,12 +56,19 @@ class Flow:
 
     @property
     def is_translated(self) -> bool:
-        return (self.source, self.source_port) != (self.forward.source, self.forward.source_port)
+        return self.masqueraded or (self.source, self.source_port) != (
+            self.forward.source,
+            self.forward.source_port,
+        )
 
     @property
-    def line_hash(self) -> int:
+    def is_crossing(self) -> bool:
+        """Its pod is of the other family. What stands for its client there stands for nobody else."""
+        return self.source.version != self.forward.source.version
+
+    def line_hash(self, key: bytes) -> int:
         """Where the reply is looked for; 0 if it does not come by."""
-        return 0 if self.is_direct else self.reply.hash
+        return 0 if self.is_direct else self.reply.hash(key)
 
     def is_live(self, now: int) -> bool:
         return not self.vip.deleted and is_live(self.expires, now)
@@ -75,20 +83,21 @@ def reply_of(forward: Endpoints, pod: Pod, pod_port: int, source: Address, sourc
 
 
 class FlowTable:
-    """Flows by bucket and by reverse line; `buckets` is a power of two."""
+    """Flows by bucket and by reverse line; `buckets` is a power of two, `key` that of a keyed flow hash."""
 
-    def __init__(self, buckets: int):
+    def __init__(self, buckets: int, key: bytes = b""):
         if buckets <= 0 or buckets & (buckets - 1):
             raise ValueError(f"{buckets} buckets: not a power of two")
         self.buckets = buckets
+        self.key = key
         self._forward: defaultdict[int, list[Flow]] = defaultdict(list)
         self._reverse: defaultdict[int, list[Flow]] = defaultdict(list)
 
     def _bucket(self, forward: Endpoints, now: int) -> list[Flow]:
-        return _without_dead(self._forward, forward.hash & (self.buckets - 1), now)
+        return _without_dead(self._forward, forward.hash(self.key) & (self.buckets - 1), now)
 
     def _line(self, reply: Endpoints, now: int) -> list[Flow]:
-        return _without_dead(self._reverse, reply.hash & (self.buckets - 1), now)
+        return _without_dead(self._reverse, reply.hash(self.key) & (self.buckets - 1), now)
 
     def find(self, forward: Endpoints, vip: VipState, now: int) -> Flow | None:
         """The live flow of this client through this life of this VIP."""
@@ -101,10 +110,14 @@ class FlowTable:
         """Live flows of a VIP."""
         return sum(flow.vip is vip for flow in self.live(now))
 
-    def find_reply(self, reply: Endpoints, now: int) -> Flow | None:
-        """The live flow, if any, that this packet of a pod is the reply of: there is never more than one."""
+    def find_reply(self, reply: Endpoints, now: int, *, crossing: bool = False) -> Flow | None:
+        """The live flow, if any, that this packet of a pod is the reply of: there is never more than one.
+
+        A client that gives itself an address which stands for one of the other family gets no replies, and is in
+        nobody's way: flows between the families are looked for among themselves.
+        """
         for flow in self._line(reply, now):
-            if flow.reply == reply:
+            if flow.reply == reply and flow.is_crossing == crossing:
                 return flow
         return None
 
@@ -120,7 +133,11 @@ class FlowTable:
             # The oldest; of one age, any rule that all share.
             return min(
                 waiting,
-                key=lambda flow: (-((now - flow.created) & TICK_MASK), flow.forward.hash, flow.line_hash),
+                key=lambda flow: (
+                    -((now - flow.created) & TICK_MASK),
+                    flow.forward.hash(self.key),
+                    flow.line_hash(self.key),
+                ),
             )
         return None
 
@@ -144,7 +161,7 @@ class FlowTable:
         assert not self.bucket_is_full(flow.forward, now)
         if not flow.is_direct:
             assert not self.line_is_full(flow.reply, now)
-            assert self.find_reply(flow.reply, now) is None
+            assert self.find_reply(flow.reply, now, crossing=flow.is_crossing) is None
         self._bucket(flow.forward, now).append(flow)
         if not flow.is_direct:
             self._line(flow.reply, now).append(flow)
@@ -152,9 +169,12 @@ class FlowTable:
     def live(self, now: int) -> list[Flow]:
         return [flow for bucket in self._forward.values() for flow in bucket if flow.is_live(now)]
 
-    def resized(self, buckets: int, now: int) -> FlowTable:
-        """The live flows in a table of another size.  Raises ValueError if some bucket or line overflows."""
-        table = FlowTable(buckets)
+    def resized(self, buckets: int, key: bytes, now: int) -> FlowTable:
+        """The live flows in a table of another size, or found by another hash.
+
+        Raises ValueError if some bucket or line overflows.
+        """
+        table = FlowTable(buckets, key)
         for flow in self.live(now):
             direct = flow.vip.vip.encap is not Encap.NAT
             full = table.bucket_is_full(flow.forward, now)

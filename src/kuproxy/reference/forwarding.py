@@ -65,6 +65,7 @@ class Reference(Crossing):
     nat64_ports: tuple[int, int] = NAT64_PORTS
     translation_mtu: int = 0  # 0: the routing behind us knows
     own_addresses: dict[Family, Address] = field(default_factory=dict)  # sources of our ICMP errors
+    flow_key: bytes = b""  # 16 bytes: flows are hashed with this key
     workers: int = 1  # among which this is the one of that number
     number: int = 0
 
@@ -78,8 +79,8 @@ class Reference(Crossing):
         self.far = translate.Far(self.nat46_prefix, self.nat64_pool, self.nat64_ports)
         self._origins = Origins()
         self._origins.set(self.pod_ranges, self.all_node_addresses)
-        self._vips = Vips(self._origins)
-        self._flows = FlowTable(self.buckets)
+        self._vips = Vips(self._origins, self.flow_key)
+        self._flows = FlowTable(self.buckets, self.flow_key)
         self._interfaces: dict[int, InterfaceFlag] = {}
         self._fragments = Fragments()
         self._reject_limit = reject.RateLimit(self.reject_rate)
@@ -137,12 +138,22 @@ class Reference(Crossing):
 
     def set_buckets(self, buckets: int, now: int) -> None:
         """All live flows are kept.  Raises ValueError, and nothing changes, if they do not fit."""
-        self._flows = self._flows.resized(buckets, now)
+        self._flows = self._flows.resized(buckets, self.flow_key, now)
         self.buckets = buckets
 
     def check_buckets(self, buckets: int, now: int) -> None:
         """Raises ValueError if `set_buckets` would."""
-        self._flows.resized(buckets, now)
+        self._flows.resized(buckets, self.flow_key, now)
+
+    def set_flow_key(self, key: bytes, now: int) -> None:
+        """All live flows are kept.  Raises ValueError, and nothing changes, if they do not fit."""
+        self._flows = self._flows.resized(self.buckets, key, now)
+        self.flow_key = key
+        self._vips.set_flow_key(key)
+
+    def check_flow_key(self, key: bytes, now: int) -> None:
+        """Raises ValueError if `set_flow_key` would."""
+        self._flows.resized(self.buckets, key, now)
 
     def share_affinity(self, key: VipKey, other: Reference) -> None:
         """From now on both remember the clients' pods of this VIP together."""
@@ -464,6 +475,9 @@ class Reference(Crossing):
         pod, source, source_port = chosen
         pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
         flow = Flow(forward, state, pod, pod_port, source, source_port, self._now, life=life)
+        flow.masqueraded = (
+            not flow.is_direct and not crosses(state.vip) and state.must_masquerade(pod, forward.source)
+        )
         if not flow.is_direct and self._flows.line_is_full(flow.reply, self._now):
             self._untracked(passage, state, pod)
             return
@@ -525,7 +539,7 @@ class Reference(Crossing):
 
         if forward.protocol not in PROTOCOLS_WITH_PORTS:
             return 0 if is_ours(0) and is_free(0) else None
-        return ports.allocate(forward.source_port, forward.hash, is_ours, is_free)
+        return ports.allocate(forward.source_port, forward.hash(self.flow_key), is_ours, is_free)
 
     def _comes_back(self, source: Address, port: int, protocol: int) -> bool:
         """Do replies to this address and port come to this worker?"""
@@ -670,7 +684,9 @@ class Reference(Crossing):
             self._end(passage, node, Outcome.DROP, Reason.TUNNEL_GSO)
             return
         try:
-            data = self._tunnels.encapsulate(packet, passage.vip.vip, passage.pod.address)
+            data = self._tunnels.encapsulate(
+                packet, passage.vip.vip, passage.pod.address, packet.endpoints.hash(self.flow_key)
+            )
         except direct.NoTunnel as refused:
             self._end(passage, node, Outcome.DROP, refused.reason)
             return
@@ -691,6 +707,8 @@ class Reference(Crossing):
             self._end(passage, Node.REJECT, Outcome.DROP, Reason.REJECT_SUPPRESSED)
         elif not reject.is_reset(packet) and not self._reject_limit.allows(self._now):
             self._end(passage, Node.REJECT, Outcome.DROP, Reason.REJECT_RATE_LIMITED)
+        elif not reject.is_reset(packet) and not self._error_fits(packet):
+            self._end(passage, Node.REJECT, Outcome.DROP, Reason.REJECT_SUPPRESSED)
         else:
             passage.packet = replace(packet, data=bytearray(reject.answer(packet)), partial_checksum=False)
             self._end(passage, Node.REJECT, Outcome.TRANSMIT, Reason.REJECT_SENT)

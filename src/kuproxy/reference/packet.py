@@ -44,9 +44,9 @@ class Endpoints:
     destination_port: int
     protocol: int
 
-    @property
-    def hash(self) -> int:
-        return flow_hash(self.source, self.destination, self.source_port, self.destination_port)
+    def hash(self, key: bytes = b"") -> int:
+        """By VPP's hash, or by the keyed one."""
+        return flow_hash(self.source, self.destination, self.source_port, self.destination_port, key)
 
 
 @dataclass(eq=False, slots=True)

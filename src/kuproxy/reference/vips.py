@@ -37,8 +37,9 @@ class Kept:
 class VipState:
     """One life of a VIP. Changed in place; deleted and made again under the same key, it is another object."""
 
-    def __init__(self, vip: Vip, origins: Origins):
+    def __init__(self, vip: Vip, origins: Origins, key: bytes = b""):
         self.origins = origins
+        self.flow_key = key
         self.deleted = False
         self.counters: Counter[VipCounter] = Counter()
         self.pod_counters: defaultdict[Pod, Counter[PodCounter]] = defaultdict(Counter)  # drained pods' too
@@ -130,8 +131,8 @@ class VipState:
         ring = self.ring_for(forward.source)
         if self.vip.hash_mode == HashMode.SOURCE:
             nobody = type(forward.source)(0)
-            return ring[flow_hash(forward.source, nobody) % len(ring)]
-        return ring[forward.hash % len(ring)]
+            return ring[flow_hash(forward.source, nobody, key=self.flow_key) % len(ring)]
+        return ring[forward.hash(self.flow_key) % len(ring)]
 
     def further_candidates(self, forward: Endpoints) -> Iterator[Pod]:
         """The pods of the following slots, not beyond once around; none if the client's address alone decides."""
@@ -139,7 +140,7 @@ class VipState:
         if self.affinity_ticks or self.vip.hash_mode == HashMode.SOURCE:
             return
         for step in range(1, min(MOST_SLOTS_FURTHER, len(ring) - 1) + 1):
-            yield ring[(forward.hash + step) % len(ring)]
+            yield ring[(forward.hash(self.flow_key) + step) % len(ring)]
 
     def addressed_by_client(self, reply: Endpoints, now: int) -> Endpoints | None:
         """What a client must have written for this reply, if this VIP's ring would give it to this very pod.
@@ -195,9 +196,16 @@ def preference(key: VipKey) -> tuple[int, bool, bool]:
 class Vips:
     """All VIPs that exist."""
 
-    def __init__(self, origins: Origins) -> None:
+    def __init__(self, origins: Origins, key: bytes = b"") -> None:
         self.origins = origins
+        self._key = key
         self.by_key: dict[VipKey, VipState] = {}
+
+    def set_flow_key(self, key: bytes) -> None:
+        """The rings are asked by another hash from now on."""
+        self._key = key
+        for state in self.by_key.values():
+            state.flow_key = key
 
     def set(self, vip: Vip) -> None:
         for other in self.by_key.values():
@@ -209,7 +217,7 @@ class Vips:
         if vip.key in self.by_key:
             self.by_key[vip.key].change(vip)
         else:
-            self.by_key[vip.key] = VipState(vip, self.origins)
+            self.by_key[vip.key] = VipState(vip, self.origins, self._key)
 
     def delete(self, key: VipKey) -> None:
         self.by_key.pop(key).deleted = True

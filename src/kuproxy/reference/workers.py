@@ -63,6 +63,13 @@ class Workers:
         for each in self.workers:
             each.set_buckets(buckets, now)
 
+    def set_flow_key(self, key: bytes, now: int) -> None:
+        """Of every worker, or of none.  Raises ValueError."""
+        for each in self.workers:
+            each.check_flow_key(key, now)
+        for each in self.workers:
+            each.set_flow_key(key, now)
+
     # ------------------------------------------------------------------------------------------------ packets
 
     def receive(

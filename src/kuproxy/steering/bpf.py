@@ -30,6 +30,7 @@ __all__ = [
     "ProgramKind",
     "TestRun",
     "Verdict",
+    "attached_programs",
     "put_socket",
 ]
 
@@ -47,6 +48,7 @@ class _Command(IntEnum):
     MAP_UPDATE_ELEM = 2
     PROG_LOAD = 5
     PROG_TEST_RUN = 10
+    PROG_QUERY = 16
     MAP_UPDATE_BATCH = 26
     MAP_DELETE_BATCH = 27
     LINK_CREATE = 28
@@ -350,7 +352,13 @@ class LoadedProgram(BpfObject):
         self.name = name
 
     def test_run(
-        self, frame: bytes, ifindex: int = 0, ingress_ifindex: int = 0, mark: int = 0, repeat: int = 1
+        self,
+        frame: bytes,
+        ifindex: int = 0,
+        ingress_ifindex: int = 0,
+        mark: int = 0,
+        repeat: int = 1,
+        gso_size: int = 0,
     ) -> TestRun:
         """Run the program over one Ethernet frame without sending anything (`net/bpf/test_run.c`).
 
@@ -362,6 +370,7 @@ class LoadedProgram(BpfObject):
         context = bytearray(192)  # struct __sk_buff
         struct.pack_into("=I", context, 8, mark)
         struct.pack_into("=2I", context, 36, ingress_ifindex, ifindex)
+        struct.pack_into("=I", context, 176, gso_size)
         context_buffer = ctypes.create_string_buffer(bytes(context), len(context))
         # prog_fd, retval, sizes in and out, data in and out, repeat, duration, context sizes and pointers
         attribute = struct.pack(
@@ -446,6 +455,19 @@ def has_tcx(program: LoadedProgram) -> bool:
         return error.errno == errno.ENODEV
     os.close(fd)
     return True
+
+
+def attached_programs(ifindex: int, where: AttachType = AttachType.TCX_EGRESS) -> int:
+    """How many programs stand at a place of an interface (TCX), whoever has put them there. Raises SteeringError."""
+    # target_ifindex, attach_type, query_flags, attach_flags, prog_ids, count, and room for what else the kernel writes
+    attribute = struct.pack("=4IQI36x", ifindex, where, 0, 0, 0, 0)
+    try:
+        _, attribute = _bpf(_Command.PROG_QUERY, attribute)
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.ENOENT):  # gone, or there never was one
+            return 0
+        raise _refused(f"programs at interface {ifindex}", error) from error
+    return int(struct.unpack_from("=I", attribute, 24)[0])
 
 
 def possible_cpus() -> int:

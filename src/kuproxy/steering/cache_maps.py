@@ -18,14 +18,12 @@ import numpy as np
 from ..errors import SteeringError
 from ..keeper.vault import Vault
 from .bpf import Map, MapKind
-from .cache_layout import KEY, LAYOUT, LEASE_ROW, ROW, VALUE, CountOf
+from .cache_layout import KEY, LAYOUT, LEASE_ROW, MAX_ENTRIES, ROW, SHORTCUT_ROW, VALUE, CountOf, Way
 from .cache_program import ipv6_sum_probe
 from .keys import KeyBit
 from .links import KU0_MAC
 
-__all__ = ["ENDS", "MAX_ENTRIES", "CacheMaps", "CacheStats", "forget_left", "has_ipv6_sums"]
-
-MAX_ENTRIES = 1 << 22  # 1 GiB
+__all__ = ["ENDS", "CacheMaps", "CacheStats", "forget_left", "has_ipv6_sums"]
 
 # The four ends of a flow: whom the client is and whom it addressed, the pod and whom that sees. Addresses have 16
 # bytes, IPv4 in the last four; ports are in network byte order.
@@ -44,6 +42,7 @@ ENDS = np.dtype(
     ]
 )
 
+_WORDS = np.dtype([("words", "<u8", ROW.itemsize // 8)])
 _NAME = "cache"  # in the vault: cache/LAYOUT/ENTRIES/MAP
 _MAC = np.frombuffer(bytes.fromhex(KU0_MAC.replace(":", "")), np.uint8)
 
@@ -55,6 +54,7 @@ class CacheStats(NamedTuple):
     closed: int
     lapsed: int
     failed: int
+    short: int
 
 
 def has_ipv6_sums() -> bool:
@@ -136,34 +136,44 @@ class CacheMaps:
 
     # --- flows ----------------------------------------------------------------------------------------------
 
-    def enter(self, pairs: np.ndarray, generations: np.ndarray, ends: np.ndarray) -> None:
+    def enter(
+        self, pairs: np.ndarray, generations: np.ndarray, ends: np.ndarray, keys: np.ndarray | None = None
+    ) -> None:
         """Write rows and entries of new flows, armed: packets with SYN, FIN or RST close them, none is rewritten yet.
 
-        int64[n] pairs that are free, uint32[n] generations that they never had, ENDS[n].  Raises SteeringError; then
-        some of them may have been entered, and have to be forbidden and erased.
+        int64[n] pairs that are free, uint32[n] generations that they never had, ENDS[n], and their keys, where those
+        are known already.  Raises SteeringError; then some of them may have been entered, and have to be forbidden
+        and erased.
         """
+        keys = self.keys(ends) if keys is None else keys
         four = ends["family"] == 4
+        only_four = bool(four.all())
         for returning in (0, 1):
-            index = 2 * pairs + returning
-            rows = np.zeros(len(pairs), ROW)
+            index = _every_second(pairs, returning)
+            # Where they follow one another they are written where they lie; they are free, and nobody reads them.
+            rows = self.rows[index]
+            rows.view(_WORDS)["words"] = 0
             rows["returning"], rows["protocol"] = returning, ends["protocol"]
             rows["family"] = np.where(four, 0, int(KeyBit.IPV6))
             rows["mac"] = _MAC
             new_source, new_destination = ("seen", "pod") if not returning else ("vip", "client")
-            both = np.concatenate([ends[new_source], ends[new_destination]], axis=1)
-            both[four, :8] = np.concatenate(
-                [ends[new_source][four, 12:], ends[new_destination][four, 12:]], axis=1
-            )
-            both[four, 8:] = 0
-            rows["addresses"] = both
+            if only_four:
+                rows["addresses"][:, :4] = ends[new_source][:, 12:]
+                rows["addresses"][:, 4:8] = ends[new_destination][:, 12:]
+            else:
+                both = np.concatenate([ends[new_source], ends[new_destination]], axis=1)
+                both[four, :8] = np.concatenate([both[four, 12:16], both[four, 28:]], axis=1)
+                both[four, 8:] = 0
+                rows["addresses"] = both
             rows["source_port"] = ends[f"{new_source}_port"]
             rows["destination_port"] = ends[f"{new_destination}_port"]
-            self.rows[index] = rows
+            if not isinstance(index, slice):
+                self.rows[index] = rows
             self.rows["armed"][index] = generations
         values = np.zeros((len(pairs), 2), VALUE)
         values["row"] = np.stack([2 * pairs, 2 * pairs + 1], axis=1)
         values["generation"] = generations[:, np.newaxis]
-        self.flows.write(self.keys(ends).tobytes(), values.tobytes(), 2 * len(pairs))
+        self.flows.write(keys.tobytes(), values.tobytes(), 2 * len(pairs))
 
     def allow(self, pairs: np.ndarray) -> None:
         """From now on the program rewrites these flows' packets."""
@@ -217,6 +227,41 @@ class CacheMaps:
         """Let the program rewrite until then (CLOCK_MONOTONIC); 0: not now."""
         self.rows["last_seen_ns"][LEASE_ROW] = until_ns
 
+    # --- ways out of the node -------------------------------------------------------------------------------
+
+    def lease_shortcuts(self, until_ns: int) -> None:
+        """Let packets take their rows' shortcuts until then (CLOCK_MONOTONIC); 0: not now."""
+        self.rows["last_seen_ns"][SHORTCUT_ROW] = until_ns
+
+    def destinations(self, rows: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """(addresses of 4 or 16 bytes, int64[n] indices of rows' own): where rewritten packets go."""
+        own = np.zeros((len(rows), 17), np.uint8)
+        six = self.rows["family"][rows] != 0
+        addresses = self.rows["addresses"][rows]
+        own[six, :16], own[six, 16] = addresses[six, 16:], 1
+        own[~six, :4] = addresses[~six, 4:8]
+        found, codes = np.unique(own.view("V17").reshape(-1), return_inverse=True)
+        return [(data[:16] if data[16] else data[:4]) for data in (each.tobytes() for each in found)], codes
+
+    def choose(self, rows: np.ndarray, chosen: np.ndarray) -> None:
+        """Write rows' ways, CHOICE[n]; no program may be in the middle of one that had another: `route`, `fence`."""
+        for name in ("ifindex", "mtu", "next_hop", "macs", "way"):
+            self.rows[name][rows] = chosen[name]
+
+    def differ(self, rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """bool[n]: do rows say something else than what was chosen for them, CHOICE[n]?"""
+        there = self.rows[rows]
+        different = np.zeros(len(rows), bool)
+        for name in ("ifindex", "mtu", "way"):
+            different |= there[name] != chosen[name]
+        for name in ("next_hop", "macs"):
+            different |= (there[name] != chosen[name]).any(axis=1)
+        return different
+
+    def route(self, rows: np.ndarray) -> None:
+        """Let these have no shortcut."""
+        self.rows["way"][rows] = int(Way.ROUTE)
+
     # --- what there is to say -------------------------------------------------------------------------------
 
     def stats(self) -> CacheStats:
@@ -238,6 +283,13 @@ class CacheMaps:
         """Let nothing be left."""
         self.close()
         self._vault.drop(*self._kept)
+
+
+def _every_second(pairs: np.ndarray, returning: int) -> np.ndarray | slice:
+    """Indices of pairs' rows of one direction; a slice where they follow one another, which costs a fraction."""
+    if len(pairs) and (np.diff(pairs) == 1).all():
+        return slice(2 * int(pairs[0]) + returning, 2 * int(pairs[-1]) + 2, 2)
+    return 2 * pairs + returning
 
 
 def forget_left(vault: Vault) -> None:

@@ -1,4 +1,4 @@
-"""What more than one of the programs does: whose packets are looked at, which replies count, and counting."""
+"""What more than one of the programs does: whose packets are looked at, which replies count, counting, and storing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from .emit import Program, i32, i64
 
-__all__ = ["count", "leave_to_others", "read_config", "require_mark"]
+__all__ = ["count", "expect", "leave_to_others", "read_config", "require_mark", "store"]
 
 _PACKET_HOST = 0  # include/uapi/linux/if_packet.h: addressed to us, not only overheard
 _VLAN_ID = 0x0FFF
@@ -49,3 +49,14 @@ def count(program: Program, counters: str, index: IntEnum) -> None:
     place = program.look_up(counters, key)
     with program.when(program.nonzero(place)):
         program.set_value(place, 0, program.build.add(program.value(place, i64), i64(1)))
+
+
+def store(program: Program, offset: int, source: ir.Value, length: int, failed: ir.Block) -> None:
+    """Write packet bytes; checksums are looked after."""
+    outcome = program.call("skb_store_bytes", program.packet, i32(offset), source, i32(length), i64(0))
+    expect(program, outcome, failed)
+
+
+def expect(program: Program, outcome: ir.Value, failed: ir.Block) -> None:
+    """A helper has done its work."""
+    program.require(program.equal(outcome, 0), otherwise=failed)

@@ -147,13 +147,14 @@ class Steering:
         self._follow_node()
         self._started = True
 
-    def add_cache(self, maps: CacheMaps) -> None:
+    def add_cache(self, maps: CacheMaps, shortcuts: bool = False) -> None:
         """Let flows that are entered in these maps be rewritten where their packets arrive, from `take_over` on.
 
+        `shortcuts`: rows may name shorter ways than the one into the node.
         Not on `lo`: what the node says to itself is not cached. Raises SteeringError, changing nothing.
         """
         self._require_started()
-        build = cache_program(self._pair.ifindex, has_ipv6_sums())
+        build = cache_program(self._pair.ifindex, has_ipv6_sums(), shortcuts)
         loaded = build.load({**self._maps.by_name(), **maps.by_name()})
         self._resources.callback(loaded.close)
         self._cached = Attachments(loaded, AttachType.TCX_INGRESS, self._vault, CACHE, before=self._ingress)
@@ -405,6 +406,10 @@ class Steering:
         for network, why in self._routes.refused.items():
             lines.append(f"no route to {network} for processes on this node: {why}")
         return lines
+
+    def programs_at_egress(self, ifindex: int) -> int:
+        """How many programs of ours stand at an interface's egress."""
+        return int(self._egress.link(ifindex) is not None)
 
     def stats(self) -> Stats:
         self._require_started()

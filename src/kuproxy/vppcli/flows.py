@@ -39,8 +39,14 @@ def _columns(flow: FlowReport) -> tuple[str, ...]:
         flow.state.label,
         _seconds(flow.age_s),
         _seconds(flow.expires_in_s),
-        flow.tier,
+        _tier(flow),
     )
+
+
+def _tier(flow: FlowReport) -> str:
+    """`worker`, `kernel`, or the kernel's ways to the pod and to the client: `kernel peer/neighbour`."""
+    shorter = any(way != "route" for way in flow.ways)
+    return f"{flow.tier} {'/'.join(flow.ways)}" if shorter else flow.tier
 
 
 def show_flows(page: FlowList) -> str:
@@ -77,6 +83,7 @@ def flows_json(page: FlowList) -> dict[str, Any]:
             "age_s": flow.age_s,
             "expires_in_s": flow.expires_in_s,
             "tier": flow.tier,
+            "ways": list(flow.ways),
         }
         for flow in page.flows
     ]

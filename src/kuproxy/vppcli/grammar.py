@@ -18,7 +18,7 @@ from operator import or_
 
 from kuproxy.codes import Encap, Family, FlowState, HashMode, Origin, Protocol
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.config import FlowFilter, Settings, Show, ShowKind
+from kuproxy.model.config import FlowFilter, FlowHash, Settings, Show, ShowKind
 from kuproxy.model.vip import (
     DEFAULT_NEW_LEN,
     DEFAULT_WEIGHT,
@@ -101,6 +101,7 @@ _ADDRESSING: dict[str, Callable[[str], object]] = {
     "nat64-pool": prefix_parser(4),
     "nat64-ports": to_ports,
     "nat-mtu": to_int,
+    "flow-hash": FlowHash.parse,
 }
 _ATTRIBUTES = {name: name.replace("-", "_") for name in _ADDRESSING} | {"nat-mtu": "translation_mtu"}
 
@@ -372,11 +373,13 @@ def _table() -> tuple[Command, ...]:
             "[buckets <n>] [buckets-log2 <n>] [timeout <s>] [timeout <state> <s>] [masquerade <address>] "
             "[pod-ranges <prefix>[,<prefix>...]] "
             "[ip4-src-address <addr>] [ip6-src-address <addr>] "
-            "[nat46-prefix <prefix>] [nat64-pool <prefix>] [nat64-ports <low>-<high>] [nat-mtu <n>]",
+            "[nat46-prefix <prefix>] [nat64-pool <prefix>] [nat64-ports <low>-<high>] [nat-mtu <n>] "
+            "[flow-hash vpp|keyed|<key>]",
             "size of the established-flow table of each worker, how long a silent flow is remembered (in any "
             f"state, or in one of {', '.join(TIMEOUT_WORDS)}), the source of masqueraded packets, where pods have "
             "their addresses (for VIPs that treat pods and others unlike), the outer source addresses of tunnels, "
-            "and what clients are called at pods of the other family",
+            "what clients are called at pods of the other family, and by which hash flows are found: VPP's, or one "
+            "that nobody can foresee (under a key of its own, or one that several nodes are given)",
             _read_conf,
         ),
         Command(

@@ -50,10 +50,13 @@ def show_general(report: Report) -> str:
         f" #pods: {sum(len(_live_pods(vip)) for vip in report.vips)}",
         f" buckets: {report.settings.buckets}",
     ]
+    if report.settings.flow_hash.keyed:
+        lines.append(f" flow hash: {_flow_hash(report.settings)}")
     if report.driver:
         lines.append(f" driver: {report.driver}")
     if report.cache is not None:
         lines.append(f" flow cache: {_cache(report.cache)}")
+        lines += _ways(report.cache)
     for version, source in ((4, report.settings.ip4_src_address), (6, report.settings.ip6_src_address)):
         if source is not None:
             lines.append(f" ip{version}-src-address: {source}")
@@ -69,9 +72,23 @@ def show_general(report: Report) -> str:
     return _text(lines)
 
 
+def _flow_hash(settings: Settings) -> str:
+    """In `show ku`."""
+    return "keyed, with a given key" if settings.flow_hash.key else "keyed"
+
+
 def _cache(cache: CacheReport) -> str:
     """In `show ku`."""
     return f"on, {cache.flows} of {cache.capacity} flows" if cache.on else f"off ({cache.why})"
+
+
+def _ways(cache: CacheReport) -> Iterable[str]:
+    """Where shortcuts may be taken: which ways the flows' directions have, and why some have no shorter one."""
+    if cache.on and cache.ways:
+        counts = ", ".join(f"{way} {count}" for way, count in cache.ways.items())
+        yield f"  ways: {counts}; {cache.short} of {cache.hits} packets by shortcuts"
+        for why, count in sorted(cache.because.items()):
+            yield f"  route because of {why}: {count}"
 
 
 def _timeouts(settings: Settings) -> str:
@@ -176,6 +193,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "timeouts": {state.label: seconds for state, seconds in report.settings.timeouts.items()},
             "masquerade": [str(address) for address in report.settings.masquerade],
             "pod_ranges": [str(prefix) for prefix in report.settings.pod_ranges],
+            "flow_hash": str(report.settings.flow_hash),
         }
         | {
             f"ip{version}_src_address": str(address)

@@ -51,6 +51,7 @@ from kuproxy.daemon.schema import (
     key_of,
     pod_of,
     vip_of,
+    without_key,
 )
 from kuproxy.daemon.upgrade import UpgradeError, ask_installed
 from kuproxy.errors import ConfigError, Problem
@@ -209,7 +210,7 @@ def _delete_pod(controller: Controller, query: PodRef, _body: None) -> views.Cha
 
 
 def _get_settings(controller: Controller, _query: Nothing, _body: None) -> views.SettingsView:
-    return views.SettingsView(conf=controller.commands.conf, effective=views.effective_conf(controller))
+    return views.SettingsView(conf=without_key(controller.commands.conf), effective=views.effective_conf(controller))
 
 
 def _put_settings(controller: Controller, _query: Nothing, body: Conf) -> views.SettingsView:
@@ -234,7 +235,8 @@ def _put_interfaces(controller: Controller, _query: Nothing, body: InterfaceList
 
 
 def _get_state(controller: Controller, _query: Nothing, _body: None) -> State:
-    return controller.commands.state()
+    state = controller.commands.state()
+    return msgspec.structs.replace(state, conf=without_key(state.conf))
 
 
 def _put_state(controller: Controller, _query: Nothing, body: State) -> views.Changed:

@@ -79,7 +79,14 @@ class _Connection(H11Protocol):
             self._arm()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is refused in the shape of every other refusal."""
+        """What is no HTTP is refused in the shape of every other refusal; a body may turn out to be none, too."""
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True  # or its answer would follow this one
+            cycle.message_event.set()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun
+            self.transport.close()
+            return
         body = msgspec.json.encode(Error(error=msg.rstrip(".").lower()))
         headers = [
             (b"content-type", b"application/json"),

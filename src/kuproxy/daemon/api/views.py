@@ -168,6 +168,7 @@ class FlowView(View):
     age_s: float
     expires_in_s: float
     tier: str
+    ways: list[str]
 
 
 class FlowPage(View):
@@ -319,6 +320,7 @@ def effective_conf(controller: Controller) -> Conf:
         nat64_pool=str(settings.nat64_pool),
         nat64_ports=settings.nat64_ports,
         translation_mtu=settings.translation_mtu,
+        flow_hash=str(settings.flow_hash),
         **said,
     )
 
@@ -357,6 +359,7 @@ def flow_page(page: FlowList) -> FlowPage:
             age_s=flow.age_s,
             expires_in_s=flow.expires_in_s,
             tier=flow.tier,
+            ways=list(flow.ways),
         )
         for flow in page.flows
     ]

@@ -116,10 +116,10 @@ def _reply_is_taken(tables, state, frame, packet, pod, line_hash, client_hi, cli
 
 
 @helper
-def _line_hash(packet, pod, source_hi, source_lo, source_port):
+def _line_hash(state, packet, pod, source_hi, source_lo, source_port):
     """Hash of the pod's replies to this source."""
     return flow_table.reply_hash(
-        np.int64(packet["family"]),
+        state, np.int64(packet["family"]),
         pod["hi"],
         pod["lo"],
         port_at_pod(pod, packet),
@@ -150,7 +150,7 @@ def _translate(tables, state, frame, packet, index, source, now):
         np.int64(packet["hash"]),
         now,
     )
-    return port, _line_hash(packet, pod, hi, lo, port)
+    return port, _line_hash(state, packet, pod, hi, lo, port)
 
 
 @kernel
@@ -195,7 +195,7 @@ def _choose(tables, state, frame, packet, origin, now):
             pod = tables.pods[index]
             if step != 0 and pod["lo"] == client_lo and pod["hi"] == client_hi:
                 continue
-            line_hash = _line_hash(packet, pod, client_hi, client_lo, port)
+            line_hash = _line_hash(state, packet, pod, client_hi, client_lo, port)
             if not _reply_is_taken(tables, state, frame, packet, pod, line_hash, client_hi, client_lo, now):
                 if step != 0:
                     packet["flags"] = np.int64(packet["flags"]) | _CLASH
@@ -306,7 +306,7 @@ def _prepare(frame, tables, state):
                 )
                 client_hi, client_lo = addresses.source(frame.data, packet)
                 port = np.int64(packet["src_port"])
-                back = _line_hash(packet, tables.pods[index], client_hi, client_lo, port)
+                back = _line_hash(state, packet, tables.pods[index], client_hi, client_lo, port)
                 prefetch(state.reverse, (back & (len(state.reverse) // REVERSE_WAYS - 1)) * REVERSE_WAYS)
         packet["slot"] = guess + 1
 

@@ -11,7 +11,7 @@ from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.addresses import destination, source
 from kuproxy.dataplane.flow_table import is_live
 from kuproxy.dataplane.graph_queue import count, enqueue, finish
-from kuproxy.dataplane.hash import hash_words, ports_word
+from kuproxy.dataplane.hash import flow_hash, ports_word
 from kuproxy.dataplane.layout import (
     FRAGMENT_SLOTS,
     HEADROOM,
@@ -102,7 +102,7 @@ def _find(state, family, protocol, identification, src_hi, src_lo, dst_hi, dst_l
 
 
 @kernel
-def _learn(frame, packet, record):
+def _learn(frame, state, packet, record):
     """Give a later fragment the ports, protocol and flow hash of its datagram."""
     protocol = np.int64(record["l4_protocol"])
     packet["protocol"] = protocol
@@ -113,7 +113,8 @@ def _learn(frame, packet, record):
         word = ports_word(np.int64(record["src_port"]), np.int64(record["dst_port"]))
     src_hi, src_lo = source(frame.data, packet)
     dst_hi, dst_lo = destination(frame.data, packet)
-    packet["hash"] = np.uint32(hash_words(np.int64(packet["family"]), src_hi, src_lo, dst_hi, dst_lo, word))
+    family = np.int64(packet["family"])
+    packet["hash"] = np.uint32(flow_hash(state, family, src_hi, src_lo, dst_hi, dst_lo, word))
 
 
 @kernel
@@ -159,7 +160,7 @@ def _release_held(frame, state, record):
         packet["new_port"] = 0
         packet["outcome"] = 0
         packet["reason"] = 0
-        _learn(frame, packet, record)
+        _learn(frame, state, packet, record)
         state.header[W_HELD_NOW] -= 1
         state.header[W_OUTCOMES + _HELD] -= 1
         count(state, _NODE, Reason.FRAGMENT_RELEASED.value, 1)
@@ -255,7 +256,7 @@ def _later(frame, tables, state, packet, number, now):
     dst_hi, dst_lo = destination(frame.data, packet)
     index = _find(state, family, protocol, identification, src_hi, src_lo, dst_hi, dst_lo, now, False)
     if index >= 0:
-        _learn(frame, packet, state.fragments[index])
+        _learn(frame, state, packet, state.fragments[index])
         count(state, _NODE, Reason.LATER_FRAGMENT.value, 1)
         enqueue(frame, Node.LOOKUP.value, number)
     elif not _may_be_ours(tables, packet, src_hi, src_lo, dst_hi, dst_lo):

@@ -12,7 +12,7 @@ from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.addresses import destination, source, ttl_of
 from kuproxy.dataplane.choice import candidate, must_masquerade, ring_of
 from kuproxy.dataplane.graph_queue import enqueue, finish
-from kuproxy.dataplane.hash import hash_words, ports_word
+from kuproxy.dataplane.hash import flow_hash, ports_word
 from kuproxy.dataplane.layout import (
     T_DECREMENT_TTL,
     T_NAT46_HI,
@@ -71,9 +71,9 @@ def _pod_of(tables, state, data, packet, vip_index, at, protocol, sport, dport, 
     if is_nat64 and protocol == _ICMP6:
         client_port = identifier
     word = ports_word(client_port, vip_port)
-    flow_hash = np.int64(hash_words(family, client_hi, client_lo, vip_hi, vip_lo, word))
+    its_hash = np.int64(flow_hash(state, family, client_hi, client_lo, vip_hi, vip_lo, word))
     slot = translated.find_flow(
-        tables, state, flow_hash, client_hi, client_lo, client_port, vip_hi, vip_lo, vip_port, protocol,
+        tables, state, its_hash, client_hi, client_lo, client_port, vip_hi, vip_lo, vip_port, protocol,
         vip_index, now,
     )  # fmt: skip
     if slot >= 0:
@@ -81,7 +81,7 @@ def _pod_of(tables, state, data, packet, vip_index, at, protocol, sport, dport, 
     origin = origin_for(tables, vip, family, client_hi, client_lo)
     if is_nat64 or ring_of(vip, origin)[0] == 0:
         return np.int64(-1), np.int64(0), np.int64(0)
-    pod, _ = candidate(tables, state, vip_index, origin, flow_hash, family, client_hi, client_lo, now)
+    pod, _ = candidate(tables, state, vip_index, origin, its_hash, family, client_hi, client_lo, now)
     hidden = vip["encap"] == 0 and vip["type"] != _NAT46
     if hidden and must_masquerade(vip, tables.pods[pod], origin, client_hi, client_lo):
         return np.int64(-1), np.int64(0), np.int64(0)
@@ -145,7 +145,7 @@ def _flow_of(tables, state, data, packet, at, protocol, sport, dport, identifier
     pod_hi, pod_lo = embedded.destination_of(data, at, family)
     if protocol == Protocol.ICMP.value and family == 4 and translated.in_pool(tables, src_lo):
         sport = identifier
-    line_hash = flow_table.reply_hash(family, pod_hi, pod_lo, dport, src_hi, src_lo, sport)
+    line_hash = flow_table.reply_hash(state, family, pod_hi, pod_lo, dport, src_hi, src_lo, sport)
     return translated.find_any_reply(
         tables, state, line_hash, pod_hi, pod_lo, dport, src_hi, src_lo, sport, protocol, family, now
     )

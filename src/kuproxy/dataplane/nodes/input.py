@@ -8,8 +8,8 @@ import numpy as np
 from kuproxy.codes import Node, Outcome, PacketFlag, Reason
 from kuproxy.dataplane._jit import helper
 from kuproxy.dataplane.graph_queue import enqueue, finish
-from kuproxy.dataplane.hash import hash_ipv4, hash_ipv6, ports_word_at
-from kuproxy.dataplane.layout import META_COUNT, W_RECEIVED
+from kuproxy.dataplane.hash import hash_ipv4, hash_ipv6, ports_word_at, rekey
+from kuproxy.dataplane.layout import FLOW_HASH_VPP, META_COUNT, W_FLOW_HASH, W_RECEIVED
 from kuproxy.dataplane.memory import load8, load16, prefetch, swap16
 from kuproxy.wire import ethernet, ipv4, ipv6, l4
 
@@ -112,3 +112,5 @@ def kp_input(frame, tables, state, now):
             enqueue(frame, Node.FRAGMENT.value, index)
         else:
             enqueue(frame, Node.LOOKUP.value, index)
+    if state.header[W_FLOW_HASH] != FLOW_HASH_VPP:
+        rekey(frame, state)

@@ -9,7 +9,7 @@ from kuproxy.codes import Node, Outcome, PacketFlag, Reason, VipType
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, source
 from kuproxy.dataplane.graph_queue import SEND_ECHO_REPLY, answer, count, enqueue, finish
-from kuproxy.dataplane.hash import hash_words, ports_word
+from kuproxy.dataplane.hash import flow_hash, ports_word
 from kuproxy.dataplane.layout import REVERSE_WAYS, T_N_NODEPORTS, T_VIP_MATCH, WAYS
 from kuproxy.dataplane.match import find_vip, prepare_vip, vip_address
 from kuproxy.dataplane.membership import find_nodeport, is_marked, is_node_address
@@ -73,7 +73,9 @@ def _goes_elsewhere(frame, tables, state, location, packet, index):
         identifier = swap16(load16(frame.data, at + icmp.IDENTIFIER))
         src_hi, src_lo = source(frame.data, packet)
         packet["src_port"] = identifier
-        packet["hash"] = np.uint32(hash_words(family, src_hi, src_lo, hi, lo, ports_word(identifier, 0)))
+        packet["hash"] = np.uint32(
+            flow_hash(state, family, src_hi, src_lo, hi, lo, ports_word(identifier, 0))
+        )
     return False
 
 

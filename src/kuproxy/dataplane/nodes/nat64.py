@@ -3,7 +3,7 @@
 import numpy as np
 
 from kuproxy.codes import Node, Outcome, PacketFlag, Protocol, Reason
-from kuproxy.dataplane._jit import kernel
+from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, source, ttl_of
 from kuproxy.dataplane.crossing import cross_to_4, cross_to_6
 from kuproxy.dataplane.flow_state import tcp_bits, touch
@@ -39,12 +39,18 @@ def kp6_nat4(frame, tables, state, now):
         )
 
 
+@helper
+def _is_echo(data, packet):
+    """What else has an identifier or something else in its place is nobody's reply."""
+    return icmp.is_echo(4, int(data[np.int64(packet["start"]) + np.int64(packet["l4"])]))
+
+
 @kernel
-def _echo_identifier(data, packet, pod_lo, far_lo):
+def _echo_identifier(state, data, packet, pod_lo, far_lo):
     """An echo's identifier stands for the port: (identifier, flow hash)."""
     at = np.int64(packet["start"]) + np.int64(packet["l4"])
     identifier = swap16(load16(data, at + icmp.IDENTIFIER))
-    return identifier, reply_hash(4, np.uint64(0), pod_lo, 0, np.uint64(0), far_lo, identifier)
+    return identifier, reply_hash(state, 4, np.uint64(0), pod_lo, 0, np.uint64(0), far_lo, identifier)
 
 
 @kernel
@@ -58,8 +64,8 @@ def kp_nat64_in2out(frame, tables, state, now):
         far_port = np.int64(packet["dst_port"])
         line_hash = np.int64(packet["hash"])
         is_icmp = packet["protocol"] == Protocol.ICMP.value
-        if is_icmp and np.int64(packet["flags"]) & _FRAGMENT == 0:
-            far_port, line_hash = _echo_identifier(frame.data, packet, pod_lo, far_lo)
+        if is_icmp and np.int64(packet["flags"]) & _FRAGMENT == 0 and _is_echo(frame.data, packet):
+            far_port, line_hash = _echo_identifier(state, frame.data, packet, pod_lo, far_lo)
         slot = find_reply(
             tables,
             state,

@@ -1,0 +1,1 @@
+"""Packets: the mutator and its vectors (compiled), the worlds, the runs."""
