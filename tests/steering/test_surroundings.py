@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ MAC = "02:00:00:00:00:09"
 def pair() -> Iterator[tuple[Host, Host]]:
     """A node with a veth `pod` whose other end is in another namespace, and one of which both ends are here."""
     remove_stale(PREFIX)
-    node, pod = Host(f"{PREFIX}1"), Host(f"{PREFIX}2")
+    node, pod = Host(f"{PREFIX}1-{os.getpid()}"), Host(f"{PREFIX}2-{os.getpid()}")
     try:
         run(node, "ip", "link", "add", "pod", "type", "veth", "peer", "eth0", "netns", pod.name)
         run(node, "ip", "link", "add", "here", "type", "veth", "peer", "herex")
