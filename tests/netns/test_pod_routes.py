@@ -55,33 +55,34 @@ def test_behind_a_bridge_is_its_prefix_without_the_nodes_own_addresses(node: Hos
     veth(node, "port")
     ip(node, "link set port master cni0")
     ip(node, "link set cni0 up")
-    assert routes.poll() and texts(routes) == ["10.244.1.0/30", "fd00:10:244:1::/64"]
+    assert node.call(routes.poll) and texts(routes) == ["10.244.1.0/30", "fd00:10:244:1::/64"]
     assert texts(routes, "10.244.1.1", "192.0.2.1") == ["10.244.1.0/32", "10.244.1.2/31", "fd00:10:244:1::/64"]
     ip(node, "route add default via 10.244.1.2")
     assert "0.0.0.0/0" not in texts(routes), "the default route says nothing"
     ip(node, "link set cni0 down")
-    assert routes.poll() and "10.244.1.0/30" not in texts(routes), "the kernel drops such routes without a word"
+    assert node.call(routes.poll)
+    assert "10.244.1.0/30" not in texts(routes), "the kernel drops such routes without a word"
     routes.close()
 
 
 def test_interfaces_come_and_go_with_their_pods(node: Host) -> None:
     routes = node.call(PodRoutes, lambda name: name.startswith("cali"))
-    assert texts(routes) == [] and not routes.poll()
+    assert texts(routes) == [] and not node.call(routes.poll)
     veth(node, "cali1", "10.1.2.4/32", "fd01::4/128")
     veth(node, "other", "10.1.2.6/32")
-    assert routes.poll() and texts(routes) == ["10.1.2.4/32", "fd01::4/128"]
+    assert node.call(routes.poll) and texts(routes) == ["10.1.2.4/32", "fd01::4/128"]
     veth(node, "cali2", "10.1.2.5/32")
-    assert routes.poll() and texts(routes) == ["10.1.2.4/31", "fd01::4/128"], "as few prefixes as can say it"
-    assert not routes.poll()
+    assert node.call(routes.poll) and texts(routes) == ["10.1.2.4/31", "fd01::4/128"], "as few prefixes as can say it"
+    assert not node.call(routes.poll)
     ip(node, "route del 10.1.2.5/32 dev cali2")
-    assert routes.poll() and texts(routes) == ["10.1.2.4/32", "fd01::4/128"]
+    assert node.call(routes.poll) and texts(routes) == ["10.1.2.4/32", "fd01::4/128"]
     ip(node, "link set other down")
     ip(node, "link set other name cali3")
     ip(node, "link set cali3 up")
     ip(node, "route add 10.1.2.6/32 dev cali3")
-    assert routes.poll() and "10.1.2.6/32" in texts(routes), "it is called otherwise now"
+    assert node.call(routes.poll) and "10.1.2.6/32" in texts(routes), "it is called otherwise now"
     ip(node, "link del cali1")
-    assert routes.poll() and texts(routes) == ["10.1.2.6/32"]
+    assert node.call(routes.poll) and texts(routes) == ["10.1.2.6/32"]
     routes.close()
 
 
@@ -90,7 +91,7 @@ def test_two_routes_may_say_the_same(node: Host) -> None:
     ip(node, "route add 10.1.2.4/32 dev cali1 metric 50")
     routes = node.call(PodRoutes, "cali1".__eq__)
     ip(node, "route del 10.1.2.4/32 dev cali1 metric 50")
-    assert not routes.poll() and texts(routes) == ["10.1.2.4/32"]
+    assert not node.call(routes.poll) and texts(routes) == ["10.1.2.4/32"]
     routes.close()
 
 
@@ -107,7 +108,7 @@ def test_events_that_the_kernel_threw_away_are_read_from_the_routes(node: Host) 
         ip(node, f"-batch {batch}")
     finally:
         os.unlink(batch)
-    assert routes.poll() and texts(routes) == ["172.16.0.9/32"]
+    assert node.call(routes.poll) and texts(routes) == ["172.16.0.9/32"]
     routes.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -24,7 +25,7 @@ LINKS = ("one", "two", "three")
 def node() -> Iterator[Host]:
     """With three links that are up, each with an address of either family."""
     remove_stale(PREFIX)
-    host = Host(f"{PREFIX}1")
+    host = Host(f"{PREFIX}1-{os.getpid()}")
     try:
         for number, name in enumerate(LINKS, 1):
             ip(host, "link", "add", name, "type", "veth", "peer", f"{name}x")

@@ -22,18 +22,21 @@ _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
 _REQUEST, _DUMP = 0x001, 0x300
 _DUMP_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
 _TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+_SOL_NETLINK, _GET_STRICT_CHK = 270, 12
 _ROOM = 1 << 18
 _TRIES = 5
 
 
-def dump(family: int, kind: int, body: bytes) -> list[tuple[int, bytes]]:
-    """(type, payload) of everything that the kernel lists.
+def dump(family: int, kind: int, body: bytes, *, strict: bool = False) -> list[tuple[int, bytes]]:
+    """(type, payload) of everything that the kernel lists; `strict`: that fits the attributes in `body`.
 
     Raises FileNotFoundError where it does not know what was asked for, SteeringError for whatever else it refuses.
     """
     for _ in range(_TRIES):
         try:
             with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family) as asking:
+                if strict:
+                    asking.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
                 header = _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _DUMP, 1, 0)
                 asking.send(header + body)
                 found, interrupted = _answer(asking)
