@@ -156,7 +156,7 @@ def test_a_body_that_is_none_gets_one_answer_and_no_traceback(
     rest: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is about to be answered, without its body, when that turns out to be no HTTP."""
-    head = b"PUT /v1/nothing HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"PUT /v1/nothing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     with served(controller()) as client, socket.socket(socket.AF_UNIX) as opened:
         opened.settimeout(10)
         opened.connect(client.path)
