@@ -7,6 +7,7 @@ zero byte, the bytes. The keeper's own code hears them, without the processes th
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -81,6 +82,8 @@ class Datagrams(Target):
             for count, _, data in (part.partition(b"\0") for part in parts)
             if count.isdigit() and data
         ]
+        gc.collect()
+        gc.freeze()  # what is here already is not looked at again: collections are cheap from here on
         with contextlib.redirect_stderr(io.StringIO()) as errors:  # the keeper speaks of what it ignores
             self._keeper(said)
         assert "\0" not in errors.getvalue()
@@ -95,7 +98,7 @@ class Datagrams(Target):
         os.write(precious, b"flows")
         send(ours, {"keep": ["precious"]}, [precious])
         keeper._hear()
-        before = len(os.listdir("/proc/self/fd"))
+        before = _descriptors()
         for count, data in said:
             if b"precious" in data:
                 continue  # it may say so
@@ -112,7 +115,7 @@ class Datagrams(Target):
                     os.close(fd)
             ours.setblocking(True)
             assert keeper._connection is not None
-        extra = len(os.listdir("/proc/self/fd")) - before
+        extra = _descriptors() - before
         assert extra == len(keeper._kept) - 1, f"{extra} more descriptors for {len(keeper._kept) - 1} names"
         send(ours, {"list": True})
         keeper._hear()
@@ -132,7 +135,7 @@ class Datagrams(Target):
         tables = TablesMemory()
         worker = LiveWorker(0, tables, SharedMemory(), 2, Vault(), lambda: VPP)
         worker._call, theirs = pair()
-        before = len(os.listdir("/proc/self/fd"))
+        before = _descriptors()
         for number, (count, data) in enumerate(said):
             tables.tables.header[T_COMMAND] = 16  # so that 17 is the number of the question
             _say(theirs, data, count, theirs.fileno())
@@ -155,10 +158,16 @@ class Datagrams(Target):
                     break
             theirs.setblocking(True)
             worker._last_words()
-        extra = len(os.listdir("/proc/self/fd")) - before
+        extra = _descriptors() - before
         assert extra <= 0, f"control keeps {extra} descriptors that a worker sent"
         theirs.close()
         worker._call.close()
+
+
+def _descriptors() -> int:
+    """How many are open, without those that nobody refers to any more."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
 
 
 def _say(ours: socket.socket, data: bytes, count: int, fd: int) -> None:
