@@ -13,11 +13,11 @@ from bench.suites import SUITES
 from packets import verify_checksums
 
 # They make network namespaces.
-NETNS = ("live", "startup")
+NETNS = {"live": (pytest.mark.netns, pytest.mark.long), "startup": (pytest.mark.netns,)}
 
 
 @pytest.mark.parametrize(
-    "suite", [pytest.param(name, marks=pytest.mark.netns) if name in NETNS else name for name in SUITES]
+    "suite", [pytest.param(name, marks=NETNS[name]) if name in NETNS else name for name in SUITES]
 )
 def test_a_suite_writes_its_results(suite, tmp_path, capsys):
     assert main([suite, "--scale", "tiny", "--results", str(tmp_path)]) == 0

@@ -84,6 +84,7 @@ def assert_unbroken(report: Report, connections: int = CONNECTIONS) -> None:
     assert report.answered > 0.8 * report.sent > 0, report
 
 
+@pytest.mark.long
 def test_the_rig_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that stand still for a while lose that time's traffic; a pod that dies breaks its connections."""
     monkeypatch.setenv("KU_TEST_FLOW_CACHE", "0")  # with a cache nobody notices
