@@ -10,6 +10,7 @@ import json
 import os
 import select
 import signal
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-__all__ = ["Batch", "Finding", "Hang", "Target", "in_child", "within"]
+__all__ = ["Batch", "FileTarget", "Finding", "Hang", "Target", "in_child", "within"]
 
 Parts = tuple[bytes, ...]
 
@@ -88,6 +89,17 @@ class Target:
 
     def close(self) -> None:
         """Give back what was opened."""
+
+
+class FileTarget(Target):
+    """One whose reader wants files: `directory` is theirs as long as the target lives."""
+
+    def __init__(self) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="kufuzz-")
+        self.directory = Path(self._directory.name)
+
+    def close(self) -> None:
+        self._directory.cleanup()
 
 
 def _failure(target: Target, parts: Parts) -> tuple[str, str] | None:

@@ -6,12 +6,11 @@ pcap and pcapng. Parts: the suffix, then the file in pieces: headers and records
 from __future__ import annotations
 
 import struct
-import tempfile
 from pathlib import Path
 from random import Random
 
 from fuzz.mutate import damage
-from fuzz.target import Parts, Target
+from fuzz.target import FileTarget, Parts
 from kuproxy.drivers.capture.driver import CaptureDriver
 from kuproxy.drivers.capture.reader import Capture
 from kuproxy.drivers.capture.writer import CaptureWriter
@@ -45,24 +44,21 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-class Captures(Target):
+class Captures(FileTarget):
     keeps = 1
     isolated = True  # kernels read the file
 
     def __init__(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="kufuzz-")
+        super().__init__()
         self._warm()
 
     def _warm(self) -> None:
         """Compile in this process, before there are children."""
         for suffix in (".pcap", ".pcapng"):
-            path = Path(self._directory.name) / f"warm{suffix}"
+            path = self.directory / f"warm{suffix}"
             with CaptureWriter(path) as writer:
                 writer.write(FRAMES[0], 1)
             self._read(path)
-
-    def close(self) -> None:
-        self._directory.cleanup()
 
     # -------------------------------------------------------------------------------------------------- cases
 
@@ -155,7 +151,7 @@ class Captures(Target):
 
     def check(self, parts: Parts) -> None:
         data = b"".join(parts[1:])
-        path = Path(self._directory.name) / f"case{parts[0].decode()}"
+        path = self.directory / f"case{parts[0].decode()}"
         path.write_bytes(data)
         self._read(path)
 

@@ -6,8 +6,6 @@ YAML or JSON. A problem names the file, and a line that there is. Parts: the suf
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -15,7 +13,7 @@ import yaml
 
 from fuzz.mutate import damage, damage_tree
 from fuzz.promises import told_well
-from fuzz.target import Parts, Target
+from fuzz.target import FileTarget, Parts
 from kuproxy.control.store import Store
 from kuproxy.errors import ConfigError
 from kuproxy.load import load_config
@@ -90,15 +88,12 @@ def some_objects(rng: Random) -> list[dict[str, Any]]:
     return chosen
 
 
-class Manifests(Target):
+class Manifests(FileTarget):
     keeps = 1
 
     def __init__(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="kufuzz-")
+        super().__init__()
         self.accepted = self.cases = 0
-
-    def close(self) -> None:
-        self._directory.cleanup()
 
     def draw(self, rng: Random) -> Parts:
         objects = some_objects(rng)
@@ -121,7 +116,7 @@ class Manifests(Target):
     def check(self, parts: Parts) -> None:
         self.cases += 1
         data = b"\n".join(parts[1:])
-        path = Path(self._directory.name) / f"objects{parts[0].decode()}"
+        path = self.directory / f"objects{parts[0].decode()}"
         path.write_bytes(data)
         try:
             config = load_config([path])

@@ -5,13 +5,12 @@ Parts: which of the two, then the file's lines.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from random import Random
 
 from fuzz.mutate import NUMBERS, STRINGS, damage, damage_tree
 from fuzz.promises import told_well
-from fuzz.target import Parts, Target
+from fuzz.target import FileTarget, Parts
 from kuproxy.announce.settings import load_announce
 from kuproxy.daemon.settings import load_settings
 from kuproxy.errors import ConfigError
@@ -124,15 +123,12 @@ TOML_TOKENS = (
 )
 
 
-class Settings(Target):
+class Settings(FileTarget):
     keeps = 1
 
     def __init__(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="kufuzz-")
+        super().__init__()
         self.accepted = self.cases = 0
-
-    def close(self) -> None:
-        self._directory.cleanup()
 
     def draw(self, rng: Random) -> Parts:
         if rng.randrange(2):
@@ -179,7 +175,7 @@ class Settings(Target):
     def check(self, parts: Parts) -> None:
         self.cases += 1
         kind, data = parts[0], b"\n".join(parts[1:])
-        path = Path(self._directory.name) / ("kuproxy.toml" if kind == b"toml" else "config.yaml")
+        path = self.directory / ("kuproxy.toml" if kind == b"toml" else "config.yaml")
         path.write_bytes(data)
         if kind != b"toml":
             self._kube_proxy(path)
