@@ -32,6 +32,22 @@ def test_every_command_of_the_grammar_is_a_command_of_ku() -> None:
     assert not is_line(["rel"])
 
 
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (
+            "run --driver foo",
+            "ku run: Invalid value for '--driver': 'foo' is not one of 'auto', 'af_packet', 'af_xdp'. (ku run --help)",
+        ),
+        ("run", "ku run: Missing option '--config'. (ku run --help)"),
+        ("ring --nosuch", "ku ring: No such option '--nosuch'. (ku ring --help)"),
+    ],
+)
+def test_a_wrong_option_is_told_in_one_line(line: str, text: str) -> None:
+    done = ku(*line.split())
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", text + "\n")
+
+
 @pytest.mark.parametrize("line", ["vip 90.0.0.0/8", "show vips --json", "reload", "te ku f f", "shell"])
 def test_without_a_daemon_one_line_says_so(tmp_path: Path, line: str) -> None:
     done = ku(*line.split(), "--socket", str(tmp_path / "none.sock"))

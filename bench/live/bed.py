@@ -23,7 +23,7 @@ from bench.live.nftables import ruleset
 from bench.live.services import Rule, ku_lines, others
 from kuproxy.demo.manifest import CLUSTER4, Endpoint, Port, service
 from kuproxy.demo.plane import DataPlane
-from kuproxy.demo.topology import Host, Network, addresses
+from kuproxy.demo.topology import Host, Network, addresses, bring_up
 from kuproxy.errors import KuError
 
 PREFIX = "kubench"
@@ -37,6 +37,7 @@ _LOAD_PATIENCE_S = 30.0  # beyond its own time
 _PLANE_START_S = 300.0  # compiling, and 10,000 services
 BUCKETS = 1 << 18  # a million flows: nothing falls out while connections come and go
 _IPERF = "iperf"
+_DIRECT, _DIRECT_NETWORK = "direct0", 200
 
 _NGINX = """
 daemon off;
@@ -60,7 +61,7 @@ class Peer:
     """What stands between client and pod."""
 
     name: str
-    plane: str  # nftables, kuproxy, or routed: nothing, the client asks the pod itself
+    plane: str  # nftables, kuproxy; nothing: routed, the client asks the pod, or direct, by a link between the two
     services: int = 1
     options: tuple[str, ...] = ()  # of ku run
     lines: str = ""  # of the command language
@@ -157,6 +158,16 @@ class Bed:
             plane = self.data_plane = DataPlane(node, directory, documents, ("--config", str(lines), *peer.options))
             plane.wait_for("forwarding", limit_s=_PLANE_START_S)
             self._pids["plane"] = [plane.process.pid]
+        elif peer.plane == "direct":
+            self._join()
+
+    def _join(self) -> None:
+        """Client and pod by a link of their own: the node has nothing to do."""
+        client, (pod,) = self._network.client, self._network.pods
+        end = {"ifname": _DIRECT, "net_ns_fd": pod.fd}
+        client.netlink(lambda netlink: netlink.link("add", ifname=_DIRECT, kind="veth", peer=end))
+        for host, number in ((client, 1), (pod, 2)):
+            bring_up(host, _DIRECT, [ip_interface(addresses(_DIRECT_NETWORK, number)[0])])
 
     # --- loading -------------------------------------------------------------------------------------------
 
@@ -230,8 +241,9 @@ class Bed:
         return self.measured(load)
 
     def _to(self, port: Port) -> dict[str, Any]:
-        if self.peer.plane == "routed":
-            return {"address": self._pod.ipv4, "port": port.target}
+        if self.peer.plane in ("routed", "direct"):
+            address, _ = addresses(1 if self.peer.plane == "routed" else _DIRECT_NETWORK, 2)
+            return {"address": str(ip_interface(address).ip), "port": port.target}
         return {"address": CLUSTER4, "port": port.port}
 
     def _received(self) -> int:

@@ -1,4 +1,6 @@
-"""Live on veth: kuproxy beside kernel nftables as kube-proxy writes it, and beside plain routing, in turn, in one run.
+"""Live on veth: kuproxy beside kernel nftables as kube-proxy writes it, in turn, in one run.
+
+Beside both: plain routing, and a link between client and pod with nothing in between, which no data plane can beat.
 
 A case is one load through one peer; all of them are warmed up for as long, over the sockets that are measured (but for
 connections that live shorter).  Peers of a load follow each other within a round, and ratios are taken within the
@@ -162,6 +164,7 @@ def peers(scale: Scale) -> list[tuple[Peer, str]]:
         many = 10_000
         found += [
             (Peer("routed", "routed"), BASE),
+            (Peer("direct", "direct"), BASE),
             (Peer("nftables-loaded", "nftables", many), BASE),
             (Peer("kuproxy-loaded", "kuproxy", many), "kuproxy"),
             (Peer("cache-loaded", "kuproxy", many, CACHES["cache"]), "cache"),

@@ -32,8 +32,11 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, name: st
         sys.stdout.flush()
     except click.exceptions.Abort:
         sys.exit(130)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(USAGE_ERROR)
+    except click.ClickException as error:
+        print(_in_one_line(error, name), file=sys.stderr)
         sys.exit(USAGE_ERROR)
     except KuError as error:
         print(error, file=sys.stderr)
@@ -42,3 +45,10 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, name: st
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _in_one_line(error: click.ClickException, name: str) -> str:
+    """What click has to say, and of which command."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context is not None else name
+    return f"{path}: {' '.join(error.format_message().split())} ({path} --help)"

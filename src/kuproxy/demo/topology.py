@@ -31,7 +31,7 @@ from kuproxy.demo import inside
 from kuproxy.errors import KuError, PrivilegeError
 from kuproxy.steering.namespace import PrivateNamespace
 
-__all__ = ["Host", "Network", "Pair", "remove_stale"]
+__all__ = ["Host", "Network", "Pair", "bring_up", "remove_stale"]
 
 Result = TypeVar("Result")
 Interface = IPv4Interface | IPv6Interface
@@ -149,8 +149,8 @@ class Pair:
         self.host, self.node, self.port = host, node, port
         peer = {"ifname": "eth0", "net_ns_fd": host.fd}
         node.netlink(lambda netlink: netlink.link("add", ifname=port, kind="veth", peer=peer))
-        _bring_up(node, port, [ip_interface(ours) for _, ours in addresses])
-        _bring_up(host, "eth0", [ip_interface(theirs) for theirs, _ in addresses])
+        bring_up(node, port, [ip_interface(ours) for _, ours in addresses])
+        bring_up(host, "eth0", [ip_interface(theirs) for theirs, _ in addresses])
         for _, ours in addresses:
             host.add_default_route(str(ip_interface(ours).ip))
 
@@ -219,7 +219,9 @@ def addresses(network: int, host: int) -> tuple[str, str]:
     return f"10.244.{network}.{host}/24", f"fd00:10:244:{network}::{host}/64"
 
 
-def _bring_up(host: Host, name: str, interfaces: Iterable[Interface]) -> None:
+def bring_up(host: Host, name: str, interfaces: Iterable[Interface]) -> None:
+    """Give an interface its addresses, and set it up."""
+
     def ask(netlink: IPRoute) -> None:
         (index,) = netlink.link_lookup(ifname=name)
         for each in interfaces:
