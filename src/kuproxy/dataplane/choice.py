@@ -17,11 +17,16 @@ _NOT_OUTSIDE = int(PodFlag.NOT_OUTSIDE)
 _MASQUERADE_SHIFT = int(VipFlag.MASQUERADE_POD).bit_length() - 1
 
 
+@kernel
+def _address_hash(state, family, client_hi, client_lo):
+    return np.int64(flow_hash(state, family, client_hi, client_lo, _ZERO, _ZERO, _ZERO))
+
+
 @helper
 def ring_hash(state, vip, own_hash, family, client_hi, client_lo):
     """The hash whose low bits are the slot of the new-flow table: the flow's, or the client's address alone."""
     if vip["hash_mode"] == _SOURCE:
-        return np.int64(flow_hash(state, family, client_hi, client_lo, _ZERO, _ZERO, _ZERO))
+        return _address_hash(state, family, client_hi, client_lo)
     return own_hash
 
 
@@ -61,12 +66,21 @@ def must_masquerade(vip, pod, origin, client_hi, client_lo):
 
 
 @kernel
+def _remembered(tables, state, vip_index, origin, client_hi, client_lo, now):
+    """Index of the pod that the client had last, if it may have it again; else 0."""
+    index = pod_of(tables, state, vip_index, client_hi, client_lo, now)
+    if index != 0 and serves(np.int64(tables.pods[index]["flags"]), origin):
+        return index
+    return np.int64(0)
+
+
+@helper
 def candidate(tables, state, vip_index, origin, own_hash, family, client_hi, client_lo, now):
     """(pod index, whether affinity chose it); there must be a ring for this origin."""
     vip = tables.vips[vip_index]
     if vip["affinity"] != 0:
-        index = pod_of(tables, state, vip_index, client_hi, client_lo, now)
-        if index != 0 and serves(np.int64(tables.pods[index]["flags"]), origin):
+        index = _remembered(tables, state, vip_index, origin, client_hi, client_lo, now)
+        if index != 0:
             return index, True
     offset, mask = ring_of(vip, origin)
     slot = ring_hash(state, vip, own_hash, family, client_hi, client_lo) & mask

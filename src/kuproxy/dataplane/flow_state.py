@@ -40,7 +40,7 @@ def begins(bits):
     return bits >= 0 and bits & _NEW == l4.TCP_SYN
 
 
-@kernel
+@helper
 def _after(flags, bits, from_client):
     """FlowFlag bits after a segment."""
     if bits & l4.TCP_RST:
@@ -57,7 +57,7 @@ def _after(flags, bits, from_client):
     return flags
 
 
-@kernel
+@helper
 def first_state(protocol, family):
     """FlowState of a flow that begins, whatever its first packet says."""
     if protocol == Protocol.TCP.value:
@@ -73,7 +73,7 @@ def first_state(protocol, family):
     return FlowState.OTHER.value
 
 
-@kernel
+@helper
 def begin(tables, state, slot, bits, direct, now):
     """State, flags and expiry of a flow that was just entered. `direct`: its replies do not come this way."""
     flow = state.flows[slot]
