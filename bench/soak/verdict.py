@@ -1,4 +1,7 @@
-"""Whether a series of samples is flat or grows: a robust slope and a test for a trend.
+"""Whether a series of samples is flat or grows: a robust slope of its floor and a test for a trend.
+
+An allocator's heap swings for minutes, so neighbouring samples say the same twice and a test that takes them for
+independent sees trends.  What leaks raises the floor: the least sample of each twentieth of the run is what is judged.
 
 The slope is Theil and Sen's (the median of the slopes between all pairs of samples), which a few outliers do not move.
 Growth is significant if Mann and Kendall's statistic says so, *and* matters if the slope over the whole time exceeds
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 WARM_UP_SHARE = 1 / 3
+STRETCHES = 20  # as many floors
 SIGNIFICANT_Z = 3.0  # one in 700 flat series without any correlation would be called growing
 MATTERS_SHARE = 0.01
 # What growth of less is not worth a word, by metric; over the judged part of the run.
@@ -25,8 +29,8 @@ NOT_JUDGED = {"pss_kib"}
 class Verdict:
     """About one series."""
 
-    first: float  # median of the first tenth after the warm-up
-    last: float  # median of the last tenth
+    first: float  # the floor in the first tenth after the warm-up
+    last: float  # and in the last tenth
     per_hour: float
     grows: bool
 
@@ -38,7 +42,7 @@ class Verdict:
 def judge(metric: str, times_s: list[float], values: list[float]) -> Verdict:
     """Samples in the order of their times; at least one."""
     skip = int(len(values) * WARM_UP_SHARE)
-    t, v = np.asarray(times_s[skip:], float), np.asarray(values[skip:], float)
+    t, v = _floors(np.asarray(times_s[skip:], float), np.asarray(values[skip:], float))
     tenth = max(1, len(v) // 10)
     first, last = float(np.median(v[:tenth])), float(np.median(v[-tenth:]))
     slope = z = 0.0
@@ -53,6 +57,13 @@ def judge(metric: str, times_s: list[float], values: list[float]) -> Verdict:
     risen = max(growth, last - first)
     grows = metric not in NOT_JUDGED and z > SIGNIFICANT_Z and risen >= matters
     return Verdict(first, last, slope * 3600, grows)
+
+
+def _floors(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least value of each stretch, at the middle of it."""
+    stretches = np.array_split(np.arange(len(values)), min(STRETCHES, len(values)))
+    middles = np.array([times[each].mean() for each in stretches])
+    return middles, np.array([values[each].min() for each in stretches])
 
 
 def _mann_kendall(v: np.ndarray, s: float) -> float:
