@@ -3,7 +3,7 @@
 `ku replay`, `ku run` and the tests differ only in the engine that they bring.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -29,7 +29,16 @@ from kuproxy.engine.memory import (
 from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, FlowFilter, InterfaceMark, Settings, Show, ShowKind
-from kuproxy.model.report import KERNEL, CacheReport, Carried, FlowList, FlowReport, Report, WorkerReport
+from kuproxy.model.report import (
+    KERNEL,
+    CacheReport,
+    Carried,
+    FlowList,
+    FlowReport,
+    ReplyReport,
+    Report,
+    WorkerReport,
+)
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 Undo = tuple[list[Vip], list[VipKey]]
@@ -78,6 +87,8 @@ class Plane:
         self.kernel: Kernel | None = None  # what the kernel does for the workers
         self.kept_counts: Counts | None = None  # what it has done for them and does no more
         self.cache_failure = ""  # why it does nothing, although it should
+        # How many packets in pods' names came in where they may not; None: there is no live traffic.
+        self.refused: Callable[[], int] | None = None
 
     @property
     def settings(self) -> Settings:
@@ -231,6 +242,11 @@ class Plane:
             return self.kernel.report()
         return CacheReport(on=False, why=self.cache_failure) if self.cache_failure else None
 
+    def _reply_report(self) -> ReplyReport | None:
+        if self.refused is None:
+            return None
+        return ReplyReport("marked" if self._marks else str(self.settings.reply_path), self.refused())
+
     def totals(self) -> Totals:
         """Counters of all workers together."""
         return totals(self.engine.states)
@@ -256,7 +272,7 @@ class Plane:
             driver=self.driver,
             trace=build_trace(self.compiler, trace_rows(self.engine.states)),
         )
-        return replace(report, cache=self.cache_report())
+        return replace(report, cache=self.cache_report(), replies=self._reply_report())
 
     def flows(self, wanted: FlowFilter) -> FlowList:
         """The flows that fit, a page of them, read while the workers go on."""

@@ -5,6 +5,7 @@ It knows targets, not keys: what the programs find by several lookups is said he
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -99,9 +100,17 @@ def parse_icmp(source: Address, destination: Address, protocol: int, message: by
 
 
 def decide(
-    frame: bytes, targets: Targets, node_addresses: frozenset[Address], interface: str, to_host: bool = True
+    frame: bytes,
+    targets: Targets,
+    node_addresses: frozenset[Address],
+    interface: str,
+    to_host: bool = True,
+    is_place_of: Callable[[Packet, str], bool] | None = None,
 ) -> str:
-    """`forward`, `return` or `foreign`."""
+    """`forward`, `return`, `refused` or `foreign`.
+
+    `is_place_of`: is the pod that a packet is from behind that interface?
+    """
     packet = parse(frame)
     if packet is None or not to_host:
         return "foreign"
@@ -114,7 +123,8 @@ def decide(
         return "foreign"
     for address, protocol, port in targets.pods:
         if address == packet.source and _matches(packet, packet.source_port, protocol, port):
-            return "return"
+            judged = targets.marks is None and targets.strict_replies and interface != "lo"
+            return "return" if not judged or is_place_of is None or is_place_of(packet, interface) else "refused"
     return "foreign"
 
 

@@ -105,8 +105,9 @@ class Rig:
         verdict = self.steer.test_run(frame).verdict
         counted = Stats(*(after - old for after, old in zip(self.maps.read_stats(), before, strict=True)))
         assert sum(counted) == 1
-        assert verdict == (Verdict.NEXT if counted.foreign else Verdict.REDIRECT)
-        return "forward" if counted.forward else "return" if counted.returned else "foreign"
+        assert verdict == (Verdict.NEXT if counted.foreign or counted.refused else Verdict.REDIRECT)
+        (outcome,) = [name for name, number in counted._asdict().items() if number]
+        return {"returned": "return"}.get(outcome, outcome)
 
     def check(self, frame: bytes) -> str:
         expected = decide(frame, self.targets, NODE, "lo", to_host=frame[:6] == frames.HOST)

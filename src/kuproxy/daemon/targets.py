@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kuproxy.codes import Encap, Protocol, VipType
 from kuproxy.control.compile import Compiler, VipRecord
-from kuproxy.model.config import InterfaceMark, Settings
+from kuproxy.model.config import InterfaceMark, ReplyPath, Settings
 from kuproxy.model.vip import Pod, Prefix, Vip
 from kuproxy.steering.keys import MARK4, MARK6
 from kuproxy.steering.targets import Asked, Targets
@@ -19,6 +19,11 @@ def steering_marks(marks: tuple[InterfaceMark, ...]) -> Mapping[str, int] | None
     if not marks:
         return None
     return {mark.name: (MARK4 if mark.nat4_in else 0) | (MARK6 if mark.nat6_in else 0) for mark in marks}
+
+
+def strict_replies(settings: Settings) -> bool:
+    """Whether replies come up only where this node would send to their pod, as long as nothing is marked."""
+    return settings.reply_path is ReplyPath.STRICT
 
 
 ICMP = {4: int(Protocol.ICMP), 6: int(Protocol.ICMP6)}
@@ -77,6 +82,7 @@ def steering_targets(compiler: Compiler, marks: tuple[InterfaceMark, ...], setti
         frozenset(asked.node_ports),
         frozenset(asked.pods),
         steering_marks(marks),
+        strict_replies(settings),
         tunnels=any(each.tunnels for each in asking),
     )
 

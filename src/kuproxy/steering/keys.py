@@ -28,6 +28,7 @@ __all__ = [
     "MARK4",
     "MARK6",
     "PREFIX_KEY_SIZE",
+    "RELATED_SIZE",
     "STEER_KEY_SIZE",
     "Address",
     "ConfigBit",
@@ -50,6 +51,11 @@ FRAGMENT_KEY_SIZE = 40
 _ZEROS = bytes(12)  # in front of an IPv4 address
 FRAGMENT = 255  # as a protocol: reserved by IANA; a packet that bears it nonetheless counts as a fragment
 
+# A value of the map `related` says of an interface (its index is the key) which others stand for it: the index of its
+# master (bridge, bond, VRF; 0: none), whether the program sees its packets once more there, and the number of a group
+# of interfaces that share routes (0: none); 4 bytes each, and 4 zeros.
+RELATED_SIZE = 16
+
 # Values of the map `interfaces`, equal to codes.InterfaceFlag: which families' replies are looked up there.
 MARK4, MARK6 = 1, 2
 
@@ -70,6 +76,7 @@ class ConfigBit(IntFlag):
     PREFIXES = 1  # the prefix map is not empty
     MARKED = 2  # replies are looked up only on the interfaces that the map `interfaces` names
     LOCAL_PODS = 4  # some pod has an address of the node: its replies come in nowhere
+    STRICT = 8  # without MARKED: replies are taken only where the node would send to their pod (reply_path.py)
 
 
 class Count(IntEnum):
@@ -78,6 +85,7 @@ class Count(IntEnum):
     FORWARD = 0
     RETURN = 1
     FOREIGN = 2
+    REFUSED = 3
 
 
 def steer_key(address: Address, port: int, protocol: int, returning: bool = False) -> bytes:

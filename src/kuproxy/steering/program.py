@@ -1,8 +1,9 @@
 """The BPF programs: which packets leave the kernel's way and come up to the workers.
 
 `steer` runs at the TCX ingress of the node's interfaces.  It looks for the packet's destination among the VIPs and
-node ports (forward), then for its source among the pods (return).  A hit is redirected to the egress of ku0, which is
-to arrive on ku1, where a worker reads it; everything else goes on as if we were not there.  `reply` is the same
+node ports (forward), then for its source among the pods (return), whose packets count only where the pods are
+(reply_path.py, or marks).  A hit is redirected to the egress of ku0, which is to arrive on ku1, where a worker reads
+it; everything else goes on as if we were not there.  `reply` is the same
 without the forward half, at the egress of the interfaces: for replies of pods in the node's own network namespace,
 which never come in anywhere, and for the node's own errors about what it could not bring to a pod.  `guard` and
 `drop` keep the two ends of the pair clean.  What a packet's flow is says flow.py; which of several workers gets it,
@@ -25,6 +26,7 @@ from .keys import PREFIX_KEY_SIZE, STEER_KEY_SIZE, ConfigBit, Count, KeyBit
 from .links import NEXT_HOP4, NEXT_HOP6
 from .parts import count as count_one
 from .parts import leave_to_others, read_config, require_mark
+from .reply_path import require_reply_path
 
 __all__ = ["Builder", "drop", "guard", "reply", "steer", "worker_of"]
 
@@ -48,17 +50,23 @@ def steer(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> P
     flow = read_flow(program, foreign, fragments=workers > 1)
     config = read_config(program, foreign)
     forward = program.label("forward")
-    back = program.label("return")
+    judge, back, refused = program.label("judge"), program.label("return"), program.label("refused")
     _go_if_destination_is_ours(program, flow, config, forward)
     _require_mark(program, flow, config, program.context("ifindex"), foreign)
-    _go_if_source_is_ours(program, flow, back, foreign)
+    _go_if_source_is_ours(program, flow, judge, foreign)
     program.go(foreign)
 
     program.at(forward)
     _send_up(program, Count.FORWARD, flow, flow.SOURCE, flow.SOURCE_PORT, way)
+    program.at(judge)
+    strict = program.build.and_(config, i32(ConfigBit.STRICT | ConfigBit.MARKED))
+    program.require(program.equal(strict, ConfigBit.STRICT), otherwise=back)
+    require_reply_path(program, flow, flow.scratch, tunnel_ifindex, refused, again=foreign)
+    program.go(back)
     program.at(back)
     _send_up(program, Count.RETURN, flow, flow.DESTINATION, flow.DESTINATION_PORT, way)
-    _let_pass(program, foreign)
+    _let_pass(program, refused, Count.REFUSED)
+    _let_pass(program, foreign, Count.FOREIGN)
     return program
 
 
@@ -202,7 +210,7 @@ def _redirect_to_neighbour(program: Program, flow: Flow, ifindex: int) -> ir.Val
     return program.call("redirect_neigh", i32(ifindex), flow.address(), i32(_REDIR_NEIGH_BYTES), i64(0))
 
 
-def _let_pass(program: Program, foreign: ir.Block) -> None:
-    program.at(foreign)
-    count_one(program, "counts", Count.FOREIGN)
+def _let_pass(program: Program, label: ir.Block, count: Count) -> None:
+    program.at(label)
+    count_one(program, "counts", count)
     program.leave(Verdict.NEXT)

@@ -30,10 +30,11 @@ from .bpf import AttachType, LoadedProgram, has_tcx
 from .cache_maps import CacheMaps, has_ipv6_sums
 from .cache_program import cache as cache_program
 from .keys import Address, ConfigBit, Network, endpoint_keys, network_keys
-from .links import KU1, VethPair, is_left
+from .links import KU0, KU1, VethPair, is_left, read_sysctl
 from .maps import Stats, SteeringMaps
 from .namespace import PrivateNamespace
 from .node import NodeWatch, check_node
+from .relations import Relations
 from .routes import VipRoutes
 from .targets import Asked, MapWriter, NodePort, Pod, Targets, Vip
 from .xdp import Where, XdpGate
@@ -68,6 +69,7 @@ class Steering:
         self._cached: Attachments | None = None  # the flow cache's program
         self._resources = ExitStack()
         self._started = False
+        self._refused = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -144,6 +146,8 @@ class Steering:
         self._routes = VipRoutes(self._netlink, self._pair.ifindex, self._pair.next_hops())
         self._node = NodeWatch(self._netlink)
         own_close(self._node.close)
+        self._relations = Relations(self._maps.related)
+        own_close(self._relations.close)
         self._follow_node()
         self._started = True
 
@@ -203,6 +207,7 @@ class Steering:
 
     def close(self) -> None:
         """Detach, and delete the interfaces. Idempotent; also after a start that failed."""
+        self.refused()
         self._started = False
         self._cached = None
         self._resources.close()  # in reverse order: first nothing is steered any more, then the ends go
@@ -238,12 +243,14 @@ class Steering:
             self._pods += len(add.pods)
             if targets.marks != old.marks:
                 self._write_marks()
+            self._writer.set_config(ConfigBit.STRICT, targets.strict_replies)
             if pod_keys:
                 self._follow_pods(pod_keys)
             self._change_entries(remove, add, pod_keys)
         except BaseException:
             self._targets, self._pods = old, before
             self._write_marks()
+            self._writer.set_config(ConfigBit.STRICT, old.strict_replies)
             self._follow_pods()
             raise
         self._pods -= len(remove.pods)
@@ -304,14 +311,16 @@ class Steering:
 
     # --- what happens on the node ----------------------------------------------------------------------------
 
-    def fileno(self) -> int:
+    def filenos(self) -> list[int]:
         """Readable when `poll_events` has something to do."""
         self._require_started()
-        return self._node.fileno()
+        return [self._node.fileno(), self._relations.fileno()]
 
     def poll_events(self) -> list[str]:
-        """Follow the node's interfaces and addresses, without waiting; returns a line for the log per change."""
+        """Follow interfaces, addresses and routes, without waiting; returns a line for the log per change."""
         self._require_started()
+        if self._relations.poll():
+            self._relations.sync(self._node.interfaces.values())
         return self._follow_node() if self._node.poll() else []
 
     def _follow_node(self) -> list[str]:
@@ -319,6 +328,7 @@ class Steering:
         lines = [] if self._waiting else self._ingress.sync(wanted)
         if self._cached is not None and not self._waiting:
             self._cached.sync([each for each in wanted if each.name != LOOPBACK])
+        self._relations.sync(self._node.interfaces.values())
         self._follow_pods()
         self._write_marks()
         self._routes.set_mtu(min((each.mtu for each in wanted if each.name != LOOPBACK), default=0))
@@ -397,6 +407,7 @@ class Steering:
         self._require_started()
         families = {network.version for network in self._networks} | {each[0] for each in self._node_ports}
         lines = check_node(families)
+        lines += self._untold(families)
         for each in (self._ingress, self._cached):
             failures = each.failures if each is not None else {}
             lines += [f"interface {name}: {why}" for name, why in sorted(failures.items())]
@@ -407,9 +418,25 @@ class Steering:
             lines.append(f"no route to {network} for processes on this node: {why}")
         return lines
 
+    def _untold(self, families: Collection[int]) -> list[str]:
+        """Where the programs cannot learn through which interface a pod is reached."""
+        forwards = read_sysctl(f"ipv6/conf/{KU0}/forwarding") == "1"
+        if 6 not in families or forwards or not self._targets.strict_replies or self._targets.marks is not None:
+            return []
+        return [
+            f"IPv6 forwarding is off at {KU0}: the kernel does not say where pods are, "
+            "so that their replies are taken wherever they come in; mark interfaces, or let the node forward"
+        ]
+
     def programs_at_egress(self, ifindex: int) -> int:
         """How many programs of ours stand at an interface's egress."""
         return int(self._egress.link(ifindex) is not None)
+
+    def refused(self) -> int:
+        """Packets in a pod's name that came in where they may not; after `close`, as of then."""
+        if self._started:
+            self._refused = self._maps.read_stats().refused
+        return self._refused
 
     def stats(self) -> Stats:
         self._require_started()

@@ -33,8 +33,10 @@ class Targets:
     vips: frozenset[Vip] = frozenset()  # (network, protocol, port); port 0: the whole address
     node_ports: frozenset[NodePort] = frozenset()  # (family 4 or 6, protocol, port), at every node address
     pods: frozenset[Pod] = frozenset()  # (address, protocol, port): whose replies come up
-    # Interface name → keys.MARK4 | keys.MARK6: replies come up only where marked; None: everywhere.
+    # Interface name → keys.MARK4 | keys.MARK6: replies come up only where marked; None: see `strict_replies`.
     marks: Mapping[str, int] | None = None
+    # Without marks: replies come up only where the node itself would send to their pod (reply_path.py).
+    strict_replies: bool = True
     # Node ports are served at node addresses in these networks only; None: at all of them.
     node_networks: frozenset[Network] | None = None
     # Some VIP's packets go out in tunnels: the kernel has to split what comes up into single packets.
