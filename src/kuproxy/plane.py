@@ -3,7 +3,7 @@
 `ku replay`, `ku run` and the tests differ only in the engine that they bring.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -42,6 +42,16 @@ from kuproxy.model.report import (
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 Undo = tuple[list[Vip], list[VipKey]]
+
+
+class Steered(Protocol):
+    """What brings live traffic up: steering.steering."""
+
+    def refused(self) -> int:
+        """Packets in a pod's name that came in where they may not."""
+
+    def way_to(self, pod: Address, client: Address) -> str:
+        """The interfaces through which this node sends to a pod what is from a client; empty: it is not known."""
 
 
 class Kernel(Protocol):
@@ -87,8 +97,7 @@ class Plane:
         self.kernel: Kernel | None = None  # what the kernel does for the workers
         self.kept_counts: Counts | None = None  # what it has done for them and does no more
         self.cache_failure = ""  # why it does nothing, although it should
-        # How many packets in pods' names came in where they may not; None: there is no live traffic.
-        self.refused: Callable[[], int] | None = None
+        self.steering: Steered | None = None  # None: there is no live traffic
 
     @property
     def settings(self) -> Settings:
@@ -243,9 +252,19 @@ class Plane:
         return CacheReport(on=False, why=self.cache_failure) if self.cache_failure else None
 
     def _reply_report(self) -> ReplyReport | None:
-        if self.refused is None:
-            return None
-        return ReplyReport("marked" if self._marks else str(self.settings.reply_path), self.refused())
+        return None if self.steering is None else ReplyReport(self._reply_path(), self.steering.refused())
+
+    def _reply_path(self) -> str:
+        return "marked" if self._marks else str(self.settings.reply_path)
+
+    def place_of_replies(self, pod: Address, client: Address) -> str:
+        """In words: where a pod's replies to a client have to come in, so that steering brings them up."""
+        way = self.steering.way_to(pod, client) if self.steering is not None else ""
+        return {
+            "marked": f"by marked interfaces: {', '.join(mark.name for mark in self._marks)}",
+            "any": "by any interface",
+            "strict": f"where this node sends to {pod}" + (f": by {way}" if way else ""),
+        }[self._reply_path()]
 
     def totals(self) -> Totals:
         """Counters of all workers together."""

@@ -117,15 +117,19 @@ def decide(
     if _is_forward(packet, targets, node_addresses):
         return "forward"
     mark = 1 if packet.source.version == 4 else 2
-    if packet.request:
-        return "foreign"
     if targets.marks is not None and not targets.marks.get(interface, 0) & mark:
         return "foreign"
-    for address, protocol, port in targets.pods:
-        if address == packet.source and _matches(packet, packet.source_port, protocol, port):
-            judged = targets.marks is None and targets.strict_replies and interface != "lo"
-            return "return" if not judged or is_place_of is None or is_place_of(packet, interface) else "refused"
-    return "foreign"
+    if not any(packet.destination in network for network in targets.translated) and not _is_of_pod(packet, targets):
+        return "foreign"
+    judged = targets.marks is None and targets.strict_replies and interface != "lo"
+    return "return" if not judged or is_place_of is None or is_place_of(packet, interface) else "refused"
+
+
+def _is_of_pod(packet: Packet, targets: Targets) -> bool:
+    return not packet.request and any(
+        address == packet.source and _matches(packet, packet.source_port, protocol, port)
+        for address, protocol, port in targets.pods
+    )
 
 
 def _is_forward(packet: Packet, targets: Targets, node_addresses: frozenset[Address]) -> bool:

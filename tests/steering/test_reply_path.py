@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
 import subprocess
@@ -26,7 +27,7 @@ from kuproxy.steering.multipath import grouped
 from kuproxy.steering.namespace import PrivateNamespace
 from kuproxy.steering.node import Interface
 from kuproxy.steering.relations import Relations, relations
-from kuproxy.steering.steering import _pod_keys, _u32, _vip_keys
+from kuproxy.steering.steering import _pod_keys, _translated_keys, _u32, _vip_keys
 from kuproxy.steering.targets import MapWriter, Targets
 from packets import ACK, FIN, RST, frame, tcp, udp
 from steering import frames
@@ -48,14 +49,14 @@ PLACES = {
     "10.6.0.0/24": set(),  # unreachable
     "10.7.0.0/24": set(),  # blackhole
     "10.8.0.1/32": set(),  # the node's own
-    "203.0.113.0/24": {"uplink"},  # by the default route
+    "0.0.0.0/0": {"uplink"},
     "10.9.0.0/24": {"third", "right"},
     "fd02::/64": {"pod"},
     "fd03::/64": {"bridge", "port"},
     "fd04::/64": {"left", "right"},
     "fd05::/64": {"uplink"},
     "fd06::/64": set(),
-    "2001:db8::/32": {"uplink"},
+    "::/0": {"uplink"},
 }
 INTERFACES = ("pod", "other", "bridge", "port", "left", "right", "third", "uplink")
 SETUP = f"""
@@ -95,10 +96,15 @@ PODS = [
     "10.2.0.2", "10.2.0.7", "10.3.0.2", "10.4.0.2", "10.4.0.3", "10.5.0.2", "10.6.0.2", "10.7.0.2", "10.8.0.1",
     "203.0.113.5", "10.9.0.2", "10.9.0.3", "fd02::2", "fd03::2", "fd04::2", "fd05::2", "fd06::2", "2001:db8::5",
 ]  # fmt: skip
-CLIENTS = {4: ("198.51.100.1", "198.51.100.9"), 6: ("2001:db8:1::1", "2001:db8:1::9")}
+# The last ones are what clients of the other family are called.
+CLIENTS = {
+    4: ("198.51.100.1", "198.51.100.9", "192.0.0.7"),
+    6: ("2001:db8:1::1", "2001:db8:1::9", "64:ff9b:1::c633:6401"),
+}
 TARGETS = Targets(
     vips=frozenset({(ip_network("10.96.0.10"), TCP, 80), (ip_network("fd96::10"), TCP, 80)}),
     pods=frozenset((ip_address(each), 0, 0) for each in PODS),
+    translated=frozenset({ip_network("64:ff9b:1::/96"), ip_network("192.0.0.0/29")}),
 )
 
 
@@ -124,7 +130,8 @@ class Rig:
         self.maps = SteeringMaps(workers)
         stack.callback(self.maps.close)
         self.writer = MapWriter(self.maps)
-        self.writer.apply([], [*_vip_keys(targets.vips), *_pod_keys(targets.pods)])
+        keys = (_vip_keys(targets.vips), _pod_keys(targets.pods), _translated_keys(targets.translated))
+        self.writer.apply([], itertools.chain(*keys))
         self.writer.set_config(ConfigBit.STRICT, targets.strict_replies)
         self.relations = self.run(lambda: Relations(self.maps.related))
         stack.callback(self.relations.close)
@@ -242,14 +249,15 @@ def test_which_interfaces_those_are(rig: Rig) -> None:
         (data, *_) = all_kinds(pod, client)
         return {each for each in INTERFACES if rig.outcome(data, each) == "return"}
 
-    first, second = CLIENTS[4]
+    first, second, translated = CLIENTS[4]
+    assert places("10.2.0.2", translated) == {"pod"}
     assert places("10.2.0.2", first) == {"pod"}
     assert places("10.2.0.2", second) == {"left", "right", "third"}
     assert places("10.2.0.7", first) == {"other"}
     assert places("10.3.0.2", first) == {"bridge", "port"}
     assert places("10.5.0.2", first) == places("203.0.113.5", first) == {"uplink"}
     assert places("10.6.0.2", first) == places("10.7.0.2", first) == places("10.8.0.1", first) == set()
-    assert places("fd02::2", CLIENTS[6][0]) == {"pod"}
+    assert places("fd02::2", CLIENTS[6][0]) == places("fd02::2", CLIENTS[6][2]) == {"pod"}
     assert places("fd04::2", CLIENTS[6][0]) == {"left", "right", "third"}
 
 
@@ -324,7 +332,7 @@ def test_marks_decide_alone_and_any_means_anywhere(rig: Rig, bits: int) -> None:
         assert (rig.outcome(data, "uplink"), rig.outcome(data, "pod")) == expected
     finally:
         rig.maps.interfaces.delete([_u32(rig.index["uplink"])])
-        rig.maps.write_config(ConfigBit.STRICT)
+        rig.maps.write_config(rig.writer._config)
 
 
 def test_without_forwarding_at_ku0_the_kernel_does_not_tell(rig: Rig) -> None:
@@ -472,7 +480,7 @@ def test_marks_decide_alone_in_the_cache_too(cached: CacheRig) -> None:
             assert got == expected
     finally:
         rig.maps.interfaces.delete([_u32(rig.index["uplink"])])
-        rig.maps.write_config(ConfigBit.STRICT)
+        rig.maps.write_config(rig.writer._config)
 
 
 # --- plain Python -------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ class LiveNode:
         here = Attachment(KU1, _mac(KU0_MAC), _mac(KU1_MAC), *self._wiring(count), filtered=self._filtered)
         adopted = self.engine.start([here] * count)
         plane.driver = self.driver
-        plane.refused = self.steering.refused
+        plane.steering = self.steering
         self._start_cache(plane)
         if adopted:
             self.notes.append(f"{adopted} of {count} workers were running, and go on")

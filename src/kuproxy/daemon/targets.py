@@ -62,18 +62,17 @@ class Asking(NamedTuple):
         pods += [(pod.address, protocol, pod.port) for pod in self.draining]
         if protocol in ICMP.values() or (protocol == 0 and key.port == 0):
             pods += [(address, ICMP[address.version], 0) for address, _, _ in pods]
-        if vip.type == VipType.IP4_NAT46:
-            vips.append((settings.nat46_prefix, 0, 0))
-        elif vip.type == VipType.IP6_NAT64:
-            vips.append((settings.nat64_pool, 0, 0))
-        return Asked(vips, node_ports, pods)
+        pools: dict[VipType, Prefix] = {
+            VipType.IP4_NAT46: settings.nat46_prefix, VipType.IP6_NAT64: settings.nat64_pool
+        }  # fmt: skip
+        return Asked(vips, node_ports, pods, [pools[vip.type]] if vip.type in pools else [])
 
 
 def steering_targets(compiler: Compiler, marks: tuple[InterfaceMark, ...], settings: Settings) -> Targets:
     """VIPs in use, their node ports, and every pod that still has flows: draining ones answer too.
 
     Echo requests for a VIP come up whatever its port; echo replies of pods only where a VIP hands echo requests on.
-    With pods of the other family, so does everything that goes to what clients are called there.
+    With pods of the other family, so does everything that goes to what clients are called there, as their replies.
     """
     asking = [Asking.of(record) for record in compiler.records()]
     asked = joined(asking, settings)
@@ -81,6 +80,7 @@ def steering_targets(compiler: Compiler, marks: tuple[InterfaceMark, ...], setti
         frozenset(asked.vips),
         frozenset(asked.node_ports),
         frozenset(asked.pods),
+        frozenset(asked.translated),
         steering_marks(marks),
         strict_replies(settings),
         tunnels=any(each.tunnels for each in asking),
@@ -123,5 +123,4 @@ class TargetBook:
 def joined(parts: Iterable[Asking], settings: Settings) -> Asked:
     """What all of them ask for."""
     each_asked = [part.asked(settings) for part in parts]
-    vips, node_ports, pods = zip(*each_asked, strict=True) if each_asked else ((), (), ())
-    return Asked(list(chain(*vips)), list(chain(*node_ports)), list(chain(*pods)))
+    return Asked(*(list(chain(*part)) for part in zip(*each_asked, strict=True)))

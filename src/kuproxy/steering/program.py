@@ -53,6 +53,8 @@ def steer(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> P
     judge, back, refused = program.label("judge"), program.label("return"), program.label("refused")
     _go_if_destination_is_ours(program, flow, config, forward)
     _require_mark(program, flow, config, program.context("ifindex"), foreign)
+    with program.when(program.has_bits(config, ConfigBit.TRANSLATED)):
+        _go_if_in_prefix(program, flow, KeyBit.TRANSLATED, judge)
     _go_if_source_is_ours(program, flow, judge, foreign)
     program.go(foreign)
 
@@ -138,12 +140,17 @@ def _go_if_destination_is_ours(program: Program, flow: Flow, config: ir.Value, l
     """VIP or node port: exactly, then the whole address, then the longest prefix."""
     _go_if_listed(program, flow, flow.DESTINATION, flow.DESTINATION_PORT, 0, label)
     with program.when(program.has_bits(config, ConfigBit.PREFIXES)):
-        key = program.buffer(PREFIX_KEY_SIZE)
-        key.store(0, i32(8 * (PREFIX_KEY_SIZE - 4)))
-        key.store(4, flow.load(flow.FAMILY, i8))
-        for byte in range(16):  # the family's byte before it leaves the address unaligned
-            key.store(5 + byte, flow.load(flow.DESTINATION + byte, i8))
-        program.go_if(program.nonzero(program.look_up("prefixes", key)), label)
+        _go_if_in_prefix(program, flow, 0, label)
+
+
+def _go_if_in_prefix(program: Program, flow: Flow, kind: int, label: ir.Block) -> None:
+    """The destination lies in a prefix of this kind: VIPs' (0), or translated clients' (KeyBit.TRANSLATED)."""
+    key = flow.scratch  # of the rest of which nothing is read
+    key.store(0, i32(8 * (PREFIX_KEY_SIZE - 4)))
+    key.store(4, program.build.or_(flow.load(flow.FAMILY, i8), i8(kind)))
+    for byte in range(16):  # the family's byte before it leaves the address unaligned
+        key.store(5 + byte, flow.load(flow.DESTINATION + byte, i8))
+    program.go_if(program.nonzero(program.look_up("prefixes", key)), label)
 
 
 def _go_if_source_is_ours(program: Program, flow: Flow, label: ir.Block, foreign: ir.Block) -> None:

@@ -57,6 +57,11 @@ class Relations:
             self._map.delete(self._written.keys() - wanted.keys())
             self._written = wanted
 
+    def alike(self, index: int) -> list[int]:
+        """An interface with those that share a route of several next hops with it."""
+        groups = self._multipath.groups()
+        return [each for each, group in groups.items() if group == groups.get(index)] or [index]
+
     def close(self) -> None:
         """Idempotent."""
         self._multipath.close()

@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from ipaddress import ip_network
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from ..errors import SteeringError
 from ..keeper.vault import Vault
@@ -29,7 +30,7 @@ from .attach import LOOPBACK, Attachments, drop_left, is_wanted
 from .bpf import AttachType, LoadedProgram, has_tcx
 from .cache_maps import CacheMaps, has_ipv6_sums
 from .cache_program import cache as cache_program
-from .keys import Address, ConfigBit, Network, endpoint_keys, network_keys
+from .keys import Address, ConfigBit, Network, endpoint_keys, network_keys, prefix_key
 from .links import KU0, KU1, VethPair, is_left, read_sysctl
 from .maps import Stats, SteeringMaps
 from .namespace import PrivateNamespace
@@ -222,8 +223,8 @@ class Steering:
         """
         old = self._targets
         self.change(
-            Asked(old.vips - targets.vips, old.node_ports - targets.node_ports, old.pods - targets.pods),
-            Asked(targets.vips - old.vips, targets.node_ports - old.node_ports, targets.pods - old.pods),
+            _beyond(old, targets),
+            _beyond(targets, old),
             targets,
         )
 
@@ -258,9 +259,11 @@ class Steering:
             self._follow_pods()
         if old.tunnels and not targets.tunnels:
             self._pair.split_segments(False)
-        coming = Counter([network for network, _, _ in add.vips])  # once: networks are slow to hash
+        # Hashed once: networks are slow at it.
+        coming = Counter([*(network for network, _, _ in add.vips), *add.translated])
         self._networks.update(coming)
-        gone = [network for network, _, _ in remove.vips if _decrement(self._networks, network)]
+        going = (*(network for network, _, _ in remove.vips), *remove.translated)
+        gone = [network for network in going if _decrement(self._networks, network)]
         self._change_routes(gone, coming)
 
     def _change_entries(self, remove: Asked, add: Asked, pod_keys: Iterable[bytes] = ()) -> None:
@@ -270,12 +273,14 @@ class Steering:
         staying = [each for each, count in self._node_ports.items() if moved for _ in range(count)]
         gone = [
             *_vip_keys(remove.vips),
+            *_translated_keys(remove.translated),
             *_pod_keys(remove.pods),
             *_node_port_keys(remove.node_ports, served),
             *_node_port_keys(staying, self._served - served),
         ]
         new = [
             *_vip_keys(add.vips),
+            *_translated_keys(add.translated),
             *pod_keys,
             *_node_port_keys(add.node_ports, served),
             *_node_port_keys(staying, served - self._served),
@@ -438,6 +443,20 @@ class Steering:
             self._refused = self._maps.read_stats().refused
         return self._refused
 
+    def way_to(self, pod: Address, client: Address) -> str:
+        """Names of the interfaces by which replies of a pod to a client may come in, where nothing is marked.
+
+        Empty where it is not known, for example where the kernel has no way back to the client.
+        """
+        if not self._started:
+            return ""
+        try:
+            (route, *_) = self._netlink.route("get", dst=str(pod), src=str(client), iif=self._pair.ifindex)
+        except NetlinkError:
+            return ""
+        names = {each.ifindex: each.name for each in self._node.interfaces.values()}
+        return " or ".join(sorted(names.get(index, "") for index in self._relations.alike(route.get("oif"))))
+
     def stats(self) -> Stats:
         self._require_started()
         return self._maps.read_stats()
@@ -450,6 +469,20 @@ class Steering:
 def _vip_keys(vips: Iterable[Vip]) -> Iterable[bytes]:
     for network, protocol, port in vips:
         yield from network_keys(network, protocol, port)
+
+
+def _translated_keys(networks: Iterable[Network]) -> Iterable[bytes]:
+    return (prefix_key(network, translated=True) for network in networks)
+
+
+def _beyond(these: Targets, others: Targets) -> Asked:
+    """What these ask for and others do not."""
+    return Asked(
+        these.vips - others.vips,
+        these.node_ports - others.node_ports,
+        these.pods - others.pods,
+        these.translated - others.translated,
+    )
 
 
 def _pod_keys(pods: Iterable[Pod]) -> Iterable[bytes]:
