@@ -114,15 +114,17 @@ def decide(
     packet = parse(frame)
     if packet is None or not to_host:
         return "foreign"
+    judged = targets.marks is None and targets.strict_replies and interface != "lo"
+    in_place = not judged or is_place_of is None or is_place_of(packet, interface)
     if _is_forward(packet, targets, node_addresses):
-        return "forward"
+        # A fragment in a pod's name may be the reply to something masqueraded: see `steer`.
+        return "refused" if packet.fragment and _is_of_pod(packet, targets) and not in_place else "forward"
     mark = 1 if packet.source.version == 4 else 2
     if targets.marks is not None and not targets.marks.get(interface, 0) & mark:
         return "foreign"
     if not any(packet.destination in network for network in targets.translated) and not _is_of_pod(packet, targets):
         return "foreign"
-    judged = targets.marks is None and targets.strict_replies and interface != "lo"
-    return "return" if not judged or is_place_of is None or is_place_of(packet, interface) else "refused"
+    return "return" if in_place else "refused"
 
 
 def _is_of_pod(packet: Packet, targets: Targets) -> bool:

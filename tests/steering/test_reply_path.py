@@ -267,6 +267,15 @@ def test_what_goes_to_a_vip_comes_up_from_anywhere(rig: Rig) -> None:
         assert rig.check(MAC + to_vip[6:], interface) == "forward"
 
 
+def test_a_fragment_for_a_node_address_may_be_a_reply(rig: Rig) -> None:
+    """To the source of what is masqueraded: then only its place tells a pod's from a forged one."""
+    for field in (0x2000, 9):
+        data = MAC + frames.ipv4("10.2.0.2", "10.96.0.10", UDP, frames.l4(UDP, 8080, 40000), fragment=field)[6:]
+        assert [rig.check(data, each) for each in ("pod", "uplink", "port")] == ["forward", "refused", "foreign"]
+    others = MAC + frames.ipv4("198.51.100.1", "10.96.0.10", UDP, bytes(16), fragment=9)[6:]
+    assert rig.check(others, "pod") == "forward"
+
+
 def test_what_the_node_says_to_itself_is_not_judged(rig: Rig) -> None:
     """A frame at `lo` was made here."""
     data = frames.ipv4("10.8.0.1", "10.8.0.1", TCP, frames.l4(TCP, 8080, 40000))

@@ -48,6 +48,7 @@ class Flow(Buffer):
     MESSAGE = 39  # `MessageBit`s
     PIECE = 40  # `PieceBit`s; this and what follows only if fragments are asked for, else zero
     KIND = 41  # of a fragment, the protocol: of a first one the innermost, of later ones as far as they know
+    AHEAD = 42  # 1: it goes to a VIP or node port, but may turn out to be a reply; for `steer` alone
     IDENTIFICATION = 44  # of a fragment's datagram
     FIRST_PORTS = 48  # both, as they lie in a first fragment; 0 where it has none
     SIZE = 56

@@ -22,7 +22,7 @@ from .bpf import Verdict
 from .choose import choose_worker, worker_of
 from .emit import Program, i8, i16, i32, i64
 from .flow import Flow, MessageBit, read_flow
-from .keys import PREFIX_KEY_SIZE, STEER_KEY_SIZE, ConfigBit, Count, KeyBit
+from .keys import FRAGMENT, PREFIX_KEY_SIZE, STEER_KEY_SIZE, ConfigBit, Count, KeyBit
 from .links import NEXT_HOP4, NEXT_HOP6
 from .parts import count as count_one
 from .parts import leave_to_others, read_config, require_mark
@@ -49,7 +49,9 @@ def steer(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> P
     leave_to_others(program, foreign)
     flow = read_flow(program, foreign, fragments=workers > 1)
     config = read_config(program, foreign)
-    forward = program.label("forward")
+    strict = program.build.and_(config, i32(ConfigBit.STRICT | ConfigBit.MARKED))
+    strict = program.equal(strict, ConfigBit.STRICT)
+    forward, ahead = program.label("forward"), program.label("ahead")
     judge, back, refused = program.label("judge"), program.label("return"), program.label("refused")
     _go_if_destination_is_ours(program, flow, config, forward)
     _require_mark(program, flow, config, program.context("ifindex"), foreign)
@@ -59,12 +61,19 @@ def steer(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> P
     program.go(foreign)
 
     program.at(forward)
-    _send_up(program, Count.FORWARD, flow, flow.SOURCE, flow.SOURCE_PORT, way)
+    # A fragment for the node's address is a node port's, or the reply to something masqueraded.
+    fragment = program.equal(flow.load(flow.PROTOCOL, i8), FRAGMENT)
+    program.require(program.build.and_(fragment, strict), otherwise=ahead)
+    flow.store(flow.AHEAD, i8(1))
+    _go_if_source_is_ours(program, flow, judge, ahead)
+    program.go(ahead)
     program.at(judge)
-    strict = program.build.and_(config, i32(ConfigBit.STRICT | ConfigBit.MARKED))
-    program.require(program.equal(strict, ConfigBit.STRICT), otherwise=back)
+    program.require(strict, otherwise=back)
     require_reply_path(program, flow, flow.scratch, tunnel_ifindex, refused, again=foreign)
+    program.go_if(program.nonzero(flow.load(flow.AHEAD, i8)), ahead)
     program.go(back)
+    program.at(ahead)
+    _send_up(program, Count.FORWARD, flow, flow.SOURCE, flow.SOURCE_PORT, way)
     program.at(back)
     _send_up(program, Count.RETURN, flow, flow.DESTINATION, flow.DESTINATION_PORT, way)
     _let_pass(program, refused, Count.REFUSED)
