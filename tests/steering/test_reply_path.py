@@ -23,7 +23,7 @@ from kuproxy.steering.cache_maps import ENDS, CacheMaps
 from kuproxy.steering.cache_program import cache
 from kuproxy.steering.keys import ConfigBit
 from kuproxy.steering.maps import Stats, SteeringMaps
-from kuproxy.steering.multipath import grouped
+from kuproxy.steering.multipath import Multipath, grouped
 from kuproxy.steering.namespace import PrivateNamespace
 from kuproxy.steering.node import Interface
 from kuproxy.steering.relations import Relations, relations
@@ -303,6 +303,41 @@ def test_groups_follow_events(rig: Rig) -> None:
         rig.ip("route replace 10.2.0.7 dev other")
     rig.sync()
     assert [rig.outcome(data, each) for each in ("pod", "other")] == ["refused", "return"]
+
+
+def test_the_groups_are_those_that_reading_anew_would_find(rig: Rig) -> None:
+    """Whatever was followed by events: routes of several next hops that come, change and go, and nexthop objects."""
+
+    def groups() -> dict[int, int]:
+        rig.sync()
+        fresh = rig.run(Multipath)
+        fresh.close()
+        assert rig.relations._multipath.groups() == fresh.groups()
+        return fresh.groups()
+
+    before, pod, other = groups(), rig.index["pod"], rig.index["other"]
+    steps = [
+        ("route add fd10::/64 nexthop via fd08:1::3 dev left nexthop via fd08::3 dev uplink", "uplink"),
+        ("route append fd10::/64 via fd08:2::3 dev right", "uplink"),
+        ("route del fd10::/64 via fd08::3 dev uplink", ""),
+        ("route del fd10::/64", ""),
+        ("route add 10.10.0.0/24 nexthop dev pod nexthop dev other", "pod"),
+        ("route replace 10.10.0.0/24 dev pod", ""),
+        ("route append 10.10.0.0/24 nexthop dev pod nexthop dev other", "pod"),
+        ("route flush 10.10.0.0/24", ""),
+        ("nexthop add id 10 dev pod", ""),
+        ("nexthop add id 11 dev other", ""),
+        ("nexthop add id 12 group 10/11", "pod"),
+        ("nexthop replace id 11 dev uplink", "pod"),
+        ("nexthop del id 12", ""),
+        ("nexthop del id 10", ""),
+        ("nexthop del id 11", ""),
+    ]
+    for line, member in steps:
+        rig.ip(line)
+        found = groups()
+        assert (rig.index[member] in found) if member else found == before, line
+    assert not {pod, other} & groups().keys()
 
 
 def test_a_link_that_goes_leaves_its_group(rig: Rig) -> None:

@@ -36,7 +36,9 @@ class Multipath:
     def __init__(self) -> None:
         """Raises OSError or SteeringError."""
         self._routes: dict[_Key, frozenset[int]] = {}
-        self._objects: list[frozenset[int]] = []  # groups of nexthop objects, whether routes use them or not
+        # Groups of nexthop objects, whether routes use them or not, and the numbers of these groups and their members.
+        self._objects: list[frozenset[int]] = []
+        self._members: frozenset[bytes] = frozenset()
         self._events = netlink.Events(socket.NETLINK_ROUTE, _GROUPS)  # first, so that nothing is missed
         try:
             self._read()
@@ -53,12 +55,11 @@ class Multipath:
 
     def poll(self) -> bool:
         """Take in what has happened, without waiting; whether the groups may be others.  Raises SteeringError."""
-        messages = self._events.take()
-        if messages is None or any(self._makes_stale(kind, data) for kind, data in messages):
-            before = self.groups()
+        before, messages = dict(self._routes), self._events.take()
+        objects = self._objects
+        if messages is None or any([self._makes_stale(kind, data) for kind, data in messages]):
             self._read()
-            return before != self.groups()
-        return False
+        return before != self._routes or objects != self._objects
 
     def groups(self) -> dict[int, int]:
         """Interface → the number of its group, from 1 on; those that share no route are not in it."""
@@ -67,14 +68,22 @@ class Multipath:
     # ------------------------------------------------------------------------------------------------ messages
 
     def _makes_stale(self, kind: int, data: bytes) -> bool:
+        """Take in a message; whether everything has to be read anew."""
         if kind == _DELLINK:
             # Its routes go without a word (fib_sync_down_dev()).
             family, _, index = struct.unpack_from("=BxHi", data)
             return family == socket.AF_UNSPEC and any(index in each for each in self._all())
+        if kind >= _NEWNEXTHOP:
+            found = netlink.attributes(data, _OBJECT.size)
+            return _NHA_GROUP in found or found.get(_NHA_ID, b"") in self._members
         if kind not in (_NEWROUTE, _DELROUTE):
-            return kind >= _NEWNEXTHOP
+            return False
         key, hops = _route(data)
-        return len(hops) > 1 or key in self._routes
+        if kind == _NEWROUTE and len(hops) > 1:
+            self._routes[key] = hops
+            return False
+        # One of several next hops has gone (IPv6), the route, or what it was before.
+        return key in self._routes
 
     def _all(self) -> Iterator[frozenset[int]]:
         yield from self._routes.values()
@@ -92,7 +101,7 @@ class Multipath:
                     key, hops = _route(data)
                     if len(hops) > 1:
                         self._routes[key] = hops
-        self._objects = list(_object_groups())
+        self._objects, self._members = _object_groups()
 
 
 def _route(data: bytes) -> tuple[_Key, frozenset[int]]:
@@ -118,20 +127,24 @@ def _route(data: bytes) -> tuple[_Key, frozenset[int]]:
     return key, frozenset(hops)
 
 
-def _object_groups() -> Iterator[frozenset[int]]:
-    """Interfaces of the groups of nexthop objects (ip-nexthop(8)), which a route may name by a number alone."""
+def _object_groups() -> tuple[list[frozenset[int]], frozenset[bytes]]:
+    """Interfaces of groups of nexthop objects (ip-nexthop(8)), which routes may name by a number; their numbers."""
     try:
         found = netlink.dump(socket.NETLINK_ROUTE, _GETNEXTHOP, _OBJECT.pack(0, 0, 0, 0, 0))
     except FileNotFoundError:
-        return
+        return [], frozenset()
     told = [netlink.attributes(data, _OBJECT.size) for kind, data in found if kind == _NEWNEXTHOP]
     interfaces = {each.get(_NHA_ID, b""): each[_NHA_OIF] for each in told if _NHA_OIF in each}
+    groups: list[frozenset[int]] = []
+    numbers: set[bytes] = set()
     for each in told:
         members = each.get(_NHA_GROUP, b"")  # struct nexthop_grp: id (4), weight, 3 more bytes
         ids = [members[at : at + 4] for at in range(0, len(members), 8)]
         indices = {int.from_bytes(interfaces[one], "little") for one in ids if one in interfaces}
+        numbers.update(ids, [each.get(_NHA_ID, b"")] if ids else ())
         if len(indices) > 1:
-            yield frozenset(indices)
+            groups.append(frozenset(indices))
+    return groups, frozenset(numbers)
 
 
 def grouped(sets: Iterable[frozenset[int]]) -> dict[int, int]:
