@@ -23,6 +23,7 @@ from typing import Any
 
 from kuproxy.client import Client
 from kuproxy.demo.topology import Host, remove_stale
+from kuproxy.explain.packet import five_tuple, frame_of
 from netns.test_daemon import Daemon
 from netns.world import _warm, listener
 
@@ -105,34 +106,29 @@ class Everywhere:
 
     def _connect(self) -> None:
         for there, host, here, node in _LINKS:
-            self.ip("node", f"link add {here}x type veth peer name {there}x")
-            for name, wanted, owner in ((f"{there}x", there, host), (f"{here}x", here, node)):
-                self.ip("node", f"link set {name} netns {self.hosts[owner].name} name {wanted}")
-                self.ip(owner, f"link set {wanted} up")
+            self.ip(node, f"link add {here} type veth peer name {there} netns {self.hosts[host].name}")
+            self.ip(host, f"link set {there} up")
+            self.ip(node, f"link set {here} up")
         for name in ("node", "other"):
-            host = self.hosts[name]
-            for path in ("ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"):
-                host.sysctl(path, "1")
-            for path in ("ipv4/conf/all/rp_filter", "ipv4/conf/default/rp_filter"):
-                host.sysctl(path, "0")
-            for file in host.call(lambda: list(Path("/proc/sys/net/ipv4/conf").glob("*/rp_filter"))):
-                host.sysctl(f"ipv4/conf/{file.parent.name}/rp_filter", "0")
-        for line in _SETUP.strip().splitlines():
-            name, _, words = line.partition(" ")
-            self.ip(name, words)
+            self.hosts[name].call(_let_it_route)
+        lines = _SETUP.strip().splitlines()
         for name, number in PODS.items():
             for family, bits in ((4, 24), (6, 64)):
-                self.ip(name, f"addr add {address(name, family)}/{bits} dev eth0")
                 gateway = f"10.2.{number}.1" if family == 4 else f"fd02:{number}::1"
-                self.ip(name, f"route add default via {gateway}")
+                lines.append(f"{name} addr add {address(name, family)}/{bits} dev eth0")
+                lines.append(f"{name} route add default via {gateway}")
+        for name in NAMES:
+            self.ip(name, *(line.partition(" ")[2] for line in lines if line.startswith(f"{name} ")))
 
-    def ip(self, name: str, words: str) -> None:
-        """ip(8) in a host; it must succeed."""
-        six = ["-6"] if "::" in words and words.startswith(("route", "rule")) else []
-        nodad = ["nodad"] if "::" in words and words.startswith("addr") else []
-        command = ["ip", "-n", self.hosts[name].name, *six, *words.split(), *nodad]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-        assert done.returncode == 0, (name, words, done.stderr)
+    def ip(self, name: str, *lines: str) -> None:
+        """ip(8) in a host; all lines must succeed, those of IPv4 first."""
+        for six in (False, True):
+            batch = "\n".join(
+                f"{line} nodad" if six and line.startswith("addr") else line for line in lines if ("::" in line) is six
+            )
+            command = ["ip", "-n", self.hosts[name].name, *(["-6"] if six else []), "-batch", "-"]
+            done = subprocess.run(command, input=batch, capture_output=True, text=True, timeout=10, check=False)
+            assert done.returncode == 0, (name, batch, done.stderr)
 
     def start(self, stack: ExitStack) -> None:
         """The daemon, with a VIP for each pod."""
@@ -165,10 +161,15 @@ class Everywhere:
     def refused(self) -> int:
         return int(self.shown()["replies"]["refused"])
 
-    def flow(self, port: int) -> dict[str, Any]:
-        """The one from this port of the client's; empty where there is none."""
-        flows = Client(str(self.daemon.socket)).request("GET", "/v1/flows?limit=1000")["flows"]
-        return next((dict(each) for each in flows if each["client_port"] == port), {})
+    def flows(self) -> dict[int, dict[str, Any]]:
+        """By the client's port."""
+        told = Client(str(self.daemon.socket)).request("GET", "/v1/flows?limit=1000")["flows"]
+        return {each["client_port"]: each for each in told}
+
+    def comes_up(self, source: str, destination: str) -> str:
+        """What `ku explain` tells of a segment's way up."""
+        data = frame_of(five_tuple("tcp", source, destination, "ack"))
+        return str(Client(str(self.daemon.socket)).request("POST", "/v1/explain", {"frame": data.hex()})["comes_up"])
 
 
 @contextmanager
@@ -187,6 +188,13 @@ def address(pod: str, family: int) -> str:
 
 def vip(pod: str, family: int) -> str:
     return f"10.96.1.{PODS[pod]}" if family == 4 else f"fd96::{PODS[pod]}"
+
+
+def _let_it_route() -> None:
+    for path in ("ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"):
+        Path("/proc/sys/net", path).write_text("1")
+    for path in Path("/proc/sys/net/ipv4/conf").glob("*/rp_filter"):
+        path.write_text("0")  # what is refused shall be so by nobody else
 
 
 def _echo(connection: socket.socket, _peer: str) -> None:
