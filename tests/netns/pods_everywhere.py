@@ -7,7 +7,7 @@
 
 The node has one route with two next hops to `rpod`; the other node sends everything back by `lan1`.  The client is
 10.1.0.2 and fd01::2, pod number n 10.2.n.2 and fd02:n::2; its VIP is 10.96.1.n and fd96::n, TCP 80 (to 5001) and
-UDP 7 (to 7007), where it echoes what it gets.
+UDP 7 (to 7007), where it echoes what it gets.  10.96.2.1 and fd97::1 lead to `pod` by its address of the other family.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ PREFIX = "kuforged"
 NAMES = ("client", "node", "other", "pod", "bpod", "rpod", "vpod")
 PODS = {"pod": 1, "bpod": 2, "rpod": 3, "vpod": 4}
 CLIENT = {4: "10.1.0.2", 6: "fd01::2"}
+ACROSS = {4: "10.96.2.1", 6: "fd97::1"}  # VIPs with a pod of the other family
 TCP_PORT, UDP_PORT = 5001, 7007
 _LINKS = [  # (name there, host, name here, host)
     ("eth0", "client", "client0", "node"),
@@ -136,7 +137,7 @@ class Everywhere:
         self.daemon = Daemon(self)  # type: ignore[arg-type]
         stack.callback(self.daemon.notified.close)
         self.daemon.settings.write_text(
-            f'state_directory = "{self.directory}/state"\nworkers = 1\n[api]\nsocket = "{self.daemon.socket}"\n'
+            f'state_directory = "{self.directory}/state"\nworkers = 2\n[api]\nsocket = "{self.daemon.socket}"\n'
             '[cache]\nflow_cache = "on"\n'
         )
         self.daemon.start()
@@ -147,6 +148,9 @@ class Everywhere:
                 for protocol, port, target in (("tcp", 80, TCP_PORT), ("udp", 7, UDP_PORT)):
                     prefix = f"{vip(name, family)}/{bits} protocol {protocol} port {port}"
                     lines += [f"ku vip {prefix} target_port {target}", f"ku pod {prefix} {address(name, family)}"]
+        for prefix, pod in ((f"{ACROSS[4]}/32", address("pod", 6)), (f"{ACROSS[6]}/128", address("pod", 4))):
+            words = f"{prefix} protocol tcp port 80"
+            lines += [f"ku vip {words} target_port {TCP_PORT} nat{6 if '.' in prefix else 4}", f"ku pod {words} {pod}"]
         self.run("\n".join(lines))
 
     def run(self, text: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from itertools import chain
 import pytest
 
 from netns.pods_everywhere import (
+    ACROSS,
     CLIENT,
     PODS,
     TCP_PORT,
@@ -144,6 +145,34 @@ def test_pods_everywhere_answer_and_nobody_else_does_in_their_name(made: Everywh
         flows = made.flows()
         assert flows[stream.port]["state"] == "tcp-established"
         assert {flows[each.port]["tier"] for each in (stream, datagrams)} == {"kernel"}, "a reset has closed nothing"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_answers_across_the_families(made: Everywhere, family: int) -> None:
+    """They go to what the client is called there, and each comes to its flow's worker; a client's forgery to none."""
+    pod = address("pod", 10 - family)
+    before = made.refused()
+    ports = set()
+    for _ in range(8):
+        with connect(made.client, ACROSS[family], 80) as opened:
+            opened.send(b"?")
+            assert opened.recv(9) == b"?"
+            port = opened.getsockname()[1]
+            ports.add(port)
+    assert made.refused() == before
+    flows = made.flows()
+    assert {flows[each]["worker"] for each in ports} == {0, 1}
+    with connect(made.client, ACROSS[family], 80) as opened:
+        flow = made.flows()[opened.getsockname()[1]]
+        # One of the pool's addresses, or the client's in the prefix (RFC 6052).
+        named = ["64:ff9b:1::a01:2"] if family == 4 else [f"192.0.0.{number}" for number in range(8)]
+        answers = [frame(tcp(pod, each, TCP_PORT, flow["source_port"], MARK, flags=ACK)) for each in named]
+        with captured(made.client) as (capture,):
+            send(made, answers)
+            until(lambda: made.refused() == before + len(answers))
+            opened.send(b"?")
+            assert opened.recv(9) == b"?"
+        assert not any(from_vip(each.frame, ACROSS[family]) and MARK in each.frame for each in capture.frames)
 
 
 @pytest.mark.parametrize("family", [4, pytest.param(6, marks=pytest.mark.long)])

@@ -138,6 +138,8 @@ class Rig:
         self.sync()
         self.steer = program.steer(self.index["ku"], workers).load(self.maps.by_name())
         stack.callback(self.steer.close)
+        self.guard = program.guard(self.index["ku"], workers).load(self.maps.by_name())
+        stack.callback(self.guard.close)
 
     def run(self, function: Callable[[], Result]) -> Result:
         return self.namespace.run(function)
@@ -240,6 +242,41 @@ def test_replies_come_up_where_their_pod_is(rig: Rig, several: Rig, pod: str, wo
             for data in all_kinds(pod, client):
                 seen.add(one.check(data, interface))
     assert "refused" in seen
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("version", [4, 6])
+def test_no_reply_comes_up_by_a_route_that_steering_has_refused(
+    rig: Rig, several: Rig, version: int, workers: int
+) -> None:
+    """At ku0's egress, whither the node routes what goes to translated clients."""
+    one = rig if workers == 1 else several
+
+    def passes(data: bytes, came_from: int) -> bool:
+        verdict = one.run(lambda: one.guard.test_run(data, one.index["ku"], came_from)).verdict
+        assert verdict in (Verdict.NEXT, Verdict.DROP)
+        return verdict == Verdict.NEXT
+
+    first, _, translated = CLIENTS[version]
+    for pod in [each for each in PODS if ip_address(each).version == version]:
+        for data in all_kinds(pod, translated):
+            for interface in INTERFACES:
+                expected = decide(data, TARGETS, frozenset(), interface, is_place_of=is_place_of) == "return"
+                assert passes(data, one.index[interface]) is expected, (pod, interface)
+            assert passes(data, 0), "made here"
+            assert not passes(data, one.index["ku"]), "in circles"
+        for data in all_kinds(pod, first):
+            assert all(passes(data, one.index[each]) for each in INTERFACES), "nothing of that is a reply here"
+    pod = "10.2.0.2" if version == 4 else "fd02::2"
+    data, *_ = all_kinds(pod, translated)
+    one.maps.interfaces.update({_u32(one.index["uplink"]): _u32(version // 2 - 1)})
+    try:
+        for bits, expected in ((ConfigBit.MARKED, [True, False]), (0, [True, True])):
+            one.maps.write_config(bits | ConfigBit.TRANSLATED)
+            assert [passes(data, one.index[each]) for each in ("uplink", "pod")] == expected
+    finally:
+        one.maps.interfaces.delete([_u32(one.index["uplink"])])
+        one.maps.write_config(one.writer._config)
 
 
 def test_which_interfaces_those_are(rig: Rig) -> None:

@@ -20,7 +20,7 @@ from llvmlite import ir
 
 from .bpf import Verdict
 from .choose import choose_worker, worker_of
-from .emit import Program, i8, i16, i32, i64
+from .emit import Program, be16, i8, i16, i32, i64
 from .flow import Flow, MessageBit, read_flow
 from .keys import FRAGMENT, PREFIX_KEY_SIZE, STEER_KEY_SIZE, ConfigBit, Count, KeyBit
 from .links import NEXT_HOP4, NEXT_HOP6
@@ -34,6 +34,8 @@ Builder = Callable[[int, int, bool], Program]  # (ku0's interface index, workers
 
 _REDIR_NEIGH_BYTES = 20  # ends before Flow.SOURCE_PORT
 _LOOPBACK_IFINDEX = 1  # in every network namespace
+_ETH_P_IPV6 = 0x86DD
+_FROM_NETWORK_HEADER = 1  # BPF_HDR_START_NET
 
 
 def steer(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> Program:
@@ -112,21 +114,46 @@ def reply(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> P
 
 
 def guard(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> Program:
-    """For the egress of ku0: no packet goes around in circles.
+    """For the egress of ku0: no packet goes around in circles, and none comes up past `steer`.
 
     A worker passes on what is not its own.  If the node then routes that packet to a VIP's prefix, it would come up
     again until its TTL ends.  With several workers, packets that the node itself routes here have no queue yet.
+
+    There are routes through ku0 to translated clients, too: a reply to one that `steer` has left alone because it came
+    in where it may not would be brought here by the node. It ends.
     """
     program = Program("ku_guard")
-    onward = program.label("pass")
+    onward, forwarded, reading = (program.label(name) for name in ("pass", "forwarded", "reading"))
     circling = program.label("circling")
     came_from = program.context("ingress_ifindex")
     program.go_if(program.equal(came_from, tunnel_ifindex), circling)
+    program.go_if(program.nonzero(came_from), forwarded)
     if workers > 1:
-        program.require(program.equal(came_from, 0), otherwise=onward)
         program.require(program.equal(program.context("queue_mapping"), 0), otherwise=onward)
-        flow = read_flow(program, onward, fragments=True)
+        program.go(reading)
+    else:
+        program.go(onward)
+    program.at(forwarded)
+    _require_translated(program, onward)
+    program.go(reading)
+
+    program.at(reading)
+    flow = read_flow(program, onward, fragments=workers > 1)
+    if workers > 1:
+        judge = program.label("judge")
+        program.go_if(program.nonzero(came_from), judge)
         choose_worker(program, flow, flow.SOURCE, flow.SOURCE_PORT, workers, generic_xdp)
+        program.go(onward)
+        program.at(judge)
+    config = read_config(program, onward)
+    strict = program.label("strict")
+    program.require(program.has_bits(config, ConfigBit.MARKED), otherwise=strict)
+    _require_mark(program, flow, config, came_from, circling)
+    program.go(onward)
+    program.at(strict)
+    program.require(program.has_bits(config, ConfigBit.STRICT), otherwise=onward)
+    lookup = flow.scratch
+    require_reply_path(program, flow, lookup, tunnel_ifindex, circling, again=circling, came_in="ingress_ifindex")
     program.go(onward)
     program.at(circling)
     program.leave(Verdict.DROP)
@@ -160,6 +187,29 @@ def _go_if_in_prefix(program: Program, flow: Flow, kind: int, label: ir.Block) -
     for byte in range(16):  # the family's byte before it leaves the address unaligned
         key.store(5 + byte, flow.load(flow.DESTINATION + byte, i8))
     program.go_if(program.nonzero(program.look_up("prefixes", key)), label)
+
+
+def _require_translated(program: Program, otherwise: ir.Block) -> None:
+    """The destination is what some client is called; nothing but the destination is read, as this is asked often."""
+    config = read_config(program, otherwise)
+    program.require(program.has_bits(config, ConfigBit.TRANSLATED), otherwise=otherwise)
+    key = program.buffer(PREFIX_KEY_SIZE)
+    key.store(0, i32(8 * (PREFIX_KEY_SIZE - 4)))
+    six, known = program.equal(program.context("protocol"), be16(_ETH_P_IPV6)), program.label("destination")
+    for family, offset, length in ((KeyBit.IPV6, 24, 16), (0, 16, 4)):  # of the address in the IP header
+        other = program.label("family")
+        program.require(six if family else program.build.not_(six), otherwise=other)
+        key.store(4, i8(family | KeyBit.TRANSLATED))
+        place = key.address(PREFIX_KEY_SIZE - length)
+        outcome = program.call(
+            "skb_load_bytes_relative", program.packet, i32(offset), place, i32(length), i32(_FROM_NETWORK_HEADER)
+        )
+        program.require(program.equal(outcome, 0), otherwise=otherwise)
+        program.go(known)
+        program.at(other)
+    program.go(otherwise)
+    program.at(known)
+    program.require(program.nonzero(program.look_up("prefixes", key)), otherwise=otherwise)
 
 
 def _go_if_source_is_ours(program: Program, flow: Flow, label: ir.Block, foreign: ir.Block) -> None:

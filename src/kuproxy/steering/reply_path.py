@@ -41,14 +41,15 @@ def require_reply_path(
     tunnel_ifindex: int,
     refused: ir.Block,
     again: ir.Block,
+    came_in: str = "ifindex",
 ) -> None:
     """Go on with a reply that came in where its pod is; `refused` with others, which `again` may see at their master.
 
     `flow` has addresses, ports, protocol and family where `Flow` has them.  `lookup` is overwritten, LOOKUP_SIZE bytes.
-    What comes in at `lo` was made here.
+    `came_in`: the field of the context that has the interface. What comes in at `lo` was made here.
     """
     build, taken = program.build, program.label("reply_path")
-    ifindex = program.context("ifindex")
+    ifindex = program.context(came_in)
     program.go_if(program.equal(ifindex, _LOOPBACK_IFINDEX), taken)
     _ask(program, flow, lookup, tunnel_ifindex)
     outcome = program.call(
