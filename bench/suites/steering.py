@@ -24,7 +24,6 @@ from kuproxy.steering.keys import ConfigBit, endpoint_keys
 from kuproxy.steering.maps import PRESENT, SteeringMaps
 from kuproxy.steering.namespace import PrivateNamespace
 
-_REPEAT = 500_000
 _MAC = "02:00:00:00:00:42"
 _POD = {4: "10.2.0.2", 6: "fd02::2"}
 _CLIENT = {4: "198.51.100.1", 6: "2001:db8::1"}
@@ -73,10 +72,10 @@ class Place:
         Path("/proc/sys/net/ipv6/conf/ku/forwarding").write_text("1")
         self.index = {name: if_nametoindex(name) for name in ("ku", "pod", "other")}
 
-    def run(self, tried: LoadedProgram, frame: bytes, interface: str, expected: int) -> float:
+    def run(self, tried: LoadedProgram, frame: bytes, repeat: int, interface: str, expected: int) -> float:
         """ns a packet."""
         index = self.index[interface]
-        done = self._namespace.run(lambda: tried.test_run(frame, index, repeat=_REPEAT))
+        done = self._namespace.run(lambda: tried.test_run(frame, index, repeat=repeat))
         assert done.verdict == expected
         return float(done.duration_ns)
 
@@ -84,10 +83,10 @@ class Place:
 class ReplyCase(Case):
     """A reply, where it may come in with and without the question, and where it may not."""
 
-    def __init__(self, family: int, routes: int) -> None:
+    def __init__(self, family: int, routes: int, repeat: int) -> None:
         name = f"steering-ip{family}tcp-reply-{routes}route"
-        super().__init__(name, f"BPF_PROG_TEST_RUN of {_REPEAT:,}; refused: at another interface")
-        self._family, self._routes = family, routes
+        super().__init__(name, f"BPF_PROG_TEST_RUN of {repeat:,}; refused: at another interface")
+        self._family, self._routes, self._repeat = family, routes, repeat
         self._stack = ExitStack()
 
     def prepare(self) -> None:
@@ -100,14 +99,14 @@ class ReplyCase(Case):
         self._stack.callback(self._program.close)
 
     def sample(self) -> Sample:
-        frame, run = _reply(self._family), self._place.run
+        what, run = (self._program, _reply(self._family), self._repeat), self._place.run
         self._maps.write_config(0)
-        without = run(self._program, frame, "pod", Verdict.REDIRECT)
+        without = run(*what, "pod", Verdict.REDIRECT)
         self._maps.write_config(ConfigBit.STRICT)
         return {
             "any": without,
-            "strict": run(self._program, frame, "pod", Verdict.REDIRECT),
-            "refused": run(self._program, frame, "other", Verdict.NEXT),
+            "strict": run(*what, "pod", Verdict.REDIRECT),
+            "refused": run(*what, "other", Verdict.NEXT),
         }
 
     def finish(self) -> None:
@@ -117,8 +116,8 @@ class ReplyCase(Case):
 class CachedReplyCase(ReplyCase):
     """The same in the flow cache's program; there it is asked once a second."""
 
-    def __init__(self, family: int, routes: int) -> None:
-        super().__init__(family, routes)
+    def __init__(self, family: int, routes: int, repeat: int) -> None:
+        super().__init__(family, routes, repeat)
         self.name = f"steering-ip{family}tcp-cached-reply-{routes}route"
 
     def prepare(self) -> None:
@@ -147,4 +146,9 @@ def cases(scale: Scale) -> list[Case]:
     if os.geteuid() != 0:
         return []
     counts = (4, min(10_000, scale.packets))
-    return [kind(family, routes) for kind in (ReplyCase, CachedReplyCase) for family in (4, 6) for routes in counts]
+    return [
+        kind(family, routes, scale.packets)
+        for kind in (ReplyCase, CachedReplyCase)
+        for family in (4, 6)
+        for routes in counts
+    ]
