@@ -48,6 +48,8 @@ NOT_RUN = {
     "floods.md": {
         "conf flow-hash keyed": "to a daemon: tests/daemon/test_api.py and tests/netns/test_hot_restart.py",
         "conf flow-hash 00112233445566778899aabbccddeeff": "the same",
+        "conf reply-path any": "to a daemon: tests/daemon/test_api.py and tests/netns/test_forged_replies.py",
+        "show ku": "to a daemon: tests/netns/test_forged_replies.py",
     },
     "from-kube-proxy.md": {
         "show vips": "to the kube-proxy of a cluster's node: tests/netns/test_kube_proxy.py",

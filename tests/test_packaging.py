@@ -30,6 +30,7 @@ VARIANTS = {
         "imagePullSecrets": [{"name": "secret"}],
         "tolerations": [],
         "flowCache": {"mode": "on", "shortcuts": "past-filters"},
+        "replyPath": "any",
     },
     "k3s": {
         "apiServer": "https://127.0.0.1:6444",
@@ -65,6 +66,7 @@ def test_values_arrive_where_they_belong() -> None:
     assert {each["imagePullPolicy"] for each in pod["initContainers"] + pod["containers"]} == {"Always"}
     assert pod["imagePullSecrets"] == [{"name": "secret"}]
     assert pod["tolerations"] == []
+    assert "--reply-path=any" in pod["containers"][0]["command"]
     assert pod["containers"][0]["command"][-2:] == ["--flow-cache=on", "--flow-cache-shortcuts=past-filters"]
     assert {"name": "config", "configMap": {"name": "kube-proxy"}} in pod["volumes"]
     assert objects["ServiceMonitor", "kuproxy"]["spec"]["endpoints"][0]["interval"] == "10s"

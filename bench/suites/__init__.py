@@ -17,6 +17,7 @@ from bench.suites import (
     properties,
     replay,
     startup,
+    steering,
     vectors,
     workers,
 )
@@ -37,4 +38,5 @@ SUITES: dict[str, Callable[[Scale], list[Case]]] = {
     "replay": replay.cases,
     "flow_cache": flow_cache.cases,
     "floods": floods.cases,
+    "steering": steering.cases,
 }

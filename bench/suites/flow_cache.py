@@ -55,7 +55,7 @@ class Rig:
         self._fill()
         shown = SimpleNamespace(tables=self.engine.tables, states=self.engine.states, workers=[])
         node: frozenset[object] = frozenset()
-        steering = SimpleNamespace(addresses=node, node_addresses=node, stats=lambda: Stats(0, 0, 0))
+        steering = SimpleNamespace(addresses=node, node_addresses=node, stats=lambda: Stats(0, 0, 0, 0))
         choice = CacheChoice(flow_cache="on", flow_cache_entries=2 * flows)
         self.cache = FlowCache(choice, shown, Vault(), steering)  # type: ignore[arg-type]
         self.targets = TargetBook()

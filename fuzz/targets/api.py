@@ -55,6 +55,7 @@ CONF = {
     "nat64_pool": "192.0.0.0/29",
     "nat64_ports": [1024, 65535],
     "translation_mtu": 1500,
+    "reply_path": "any",
 }
 MARKS = {"interfaces": [{"name": "eth0", "nat4_in": True}]}
 STATE = {"version": 1, "conf": CONF, "vips": [VIP], "interfaces": MARKS["interfaces"]}

@@ -27,7 +27,7 @@ LINES = (
     "ku conf timeout tcp-established 7440",
     "ku conf masquerade 192.0.2.1",
     "ku conf pod-ranges 10.0.0.0/8 2001::/16",
-    "ku conf nat46-prefix 64:ff9b:1::/96 nat64-pool 192.0.0.0/29 nat64-ports 1024-65535 nat-mtu 1500",
+    "ku conf nat46-prefix 64:ff9b:1::/96 nat64-pool 192.0.0.0/29 nat64-ports 1024-65535 nat-mtu 1500 reply-path any",
     "ku vip 90.0.0.0/8 new_len 64",
     "ku vip 90.0.0.1/32 protocol tcp port 80 target_port 8080 node_port 30080 new_len 16",
     "ku vip 90.0.0.1/32 port 80 target_port 8080 del",

@@ -29,10 +29,29 @@ from kuproxy.engine.memory import (
 from kuproxy.engine.trace import trace_rows
 from kuproxy.errors import TableFullError
 from kuproxy.model.config import Config, FlowFilter, InterfaceMark, Settings, Show, ShowKind
-from kuproxy.model.report import KERNEL, CacheReport, Carried, FlowList, FlowReport, Report, WorkerReport
+from kuproxy.model.report import (
+    KERNEL,
+    CacheReport,
+    Carried,
+    FlowList,
+    FlowReport,
+    ReplyReport,
+    Report,
+    WorkerReport,
+)
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 Undo = tuple[list[Vip], list[VipKey]]
+
+
+class Steered(Protocol):
+    """What brings live traffic up: steering.steering."""
+
+    def refused(self) -> int:
+        """Packets in a pod's name that came in where they may not."""
+
+    def way_to(self, pod: Address, client: Address) -> str:
+        """The interfaces through which this node sends to a pod what is from a client; empty: it is not known."""
 
 
 class Kernel(Protocol):
@@ -78,6 +97,7 @@ class Plane:
         self.kernel: Kernel | None = None  # what the kernel does for the workers
         self.kept_counts: Counts | None = None  # what it has done for them and does no more
         self.cache_failure = ""  # why it does nothing, although it should
+        self.steering: Steered | None = None  # None: there is no live traffic
 
     @property
     def settings(self) -> Settings:
@@ -231,6 +251,21 @@ class Plane:
             return self.kernel.report()
         return CacheReport(on=False, why=self.cache_failure) if self.cache_failure else None
 
+    def _reply_report(self) -> ReplyReport | None:
+        return None if self.steering is None else ReplyReport(self._reply_path(), self.steering.refused())
+
+    def _reply_path(self) -> str:
+        return "marked" if self._marks else str(self.settings.reply_path)
+
+    def place_of_replies(self, pod: Address, client: Address) -> str:
+        """In words: where a pod's replies to a client have to come in, so that steering brings them up."""
+        way = self.steering.way_to(pod, client) if self.steering is not None else ""
+        return {
+            "marked": f"by marked interfaces: {', '.join(mark.name for mark in self._marks)}",
+            "any": "by any interface",
+            "strict": f"where this node sends to {pod}" + (f": by {way}" if way else ""),
+        }[self._reply_path()]
+
     def totals(self) -> Totals:
         """Counters of all workers together."""
         return totals(self.engine.states)
@@ -256,7 +291,7 @@ class Plane:
             driver=self.driver,
             trace=build_trace(self.compiler, trace_rows(self.engine.states)),
         )
-        return replace(report, cache=self.cache_report())
+        return replace(report, cache=self.cache_report(), replies=self._reply_report())
 
     def flows(self, wanted: FlowFilter) -> FlowList:
         """The flows that fit, a page of them, read while the workers go on."""

@@ -19,11 +19,13 @@ from kuproxy.client import Client, Refusal
 from kuproxy.daemon.announcing import Announcing
 from kuproxy.daemon.control import Controller
 from kuproxy.daemon.metrics import exposition
+from kuproxy.daemon.targets import strict_replies
 from kuproxy.dataplane.layout import FLOW_HASH_RANDOM
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.flow_key import VPP, FlowKey
 from kuproxy.engine.local import LocalEngine
 from kuproxy.errors import SteeringError
+from kuproxy.model.config import ReplyPath
 
 VIP = {"prefix": "90.0.0.0/8", "port": 3306, "target_port": 3307, "pods": [{"address": "10.0.0.1"}]}
 
@@ -98,6 +100,17 @@ def test_the_flow_hashs_key_is_taken_and_not_told(client: Client, made: Controll
     assert "not a flow hash" in refused(client, "PUT", "/v1/settings", {"flow_hash": "given"})
     client.run("ku conf flow-hash vpp")
     assert FlowKey.read(states[0]) == VPP
+
+
+def test_where_replies_may_come_in_is_a_setting(client: Client, made: Controller) -> None:
+    assert client.request("GET", "/v1/settings")["effective"]["reply_path"] == "strict"
+    client.run("ku conf reply-path any")
+    assert client.request("GET", "/v1/settings")["conf"] == {"reply_path": "any"}
+    assert made.settings.reply_path is ReplyPath.ANY
+    assert not strict_replies(made.plane.settings)
+    client.request("PUT", "/v1/settings", {"reply_path": "strict"})
+    assert strict_replies(made.plane.settings)
+    assert "reply_path" in refused(client, "PUT", "/v1/settings", {"reply_path": "loose"})
 
 
 def test_settings_are_laid_over_each_other(client: Client, made: Controller) -> None:

@@ -141,7 +141,7 @@ def test_differences_add_up_to_the_whole(steps: list[tuple[dict[int, tuple[set[i
         assert min(asked.values(), default=0) >= 0
         whole = steering_targets(plane.compiler, (), plane.settings)
         present = {item for item, count in asked.items() if count}
-        assert present == set(_items(Asked(whole.vips, whole.node_ports, whole.pods)))
+        assert present == set(_items(Asked(whole.vips, whole.node_ports, whole.pods, whole.translated)))
 
 
 def _items(asked: Asked) -> list[tuple[str, object]]:

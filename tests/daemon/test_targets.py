@@ -37,3 +37,8 @@ def test_only_tunnels_need_split_segments() -> None:
     assert targets("ku vip 90.0.0.1 encap ipip").tunnels
     assert not targets("ku vip 90.0.0.1 encap l3dsr dscp 1").tunnels
     assert not targets("ku vip 90.0.0.1").tunnels
+
+
+def test_replies_come_up_where_their_pod_is_unless_told_otherwise() -> None:
+    assert targets("ku vip 90.0.0.1").strict_replies
+    assert not targets("ku conf reply-path any").strict_replies

@@ -65,6 +65,23 @@ def test_fields_are_all_of_a_frame_and_changes_are_what_differs() -> None:
     assert rewrites(before, before) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "where"),
+    [
+        ("", "where this node sends to 10.0.0.3"),
+        ("ku conf reply-path any", "by any interface"),
+        ("ku set interface nat4 in pods0", "by marked interfaces: pods0"),
+    ],
+)
+def test_of_a_reply_it_is_told_where_it_has_to_come_in(tmp_path: Path, line: str, where: str) -> None:
+    path = tmp_path / "services.ku"
+    path.write_text(f"{SCRIPT}{line}\n")
+    answer = ku("--config", path, "tcp", "10.0.0.3:8080", "40.0.0.1:1024").stdout
+    assert f"as a pod's reply it comes up {where}\n" in answer
+    for others in (("10.0.0.9:8080", "40.0.0.1:1024"), ("10.0.0.3:1024", "90.0.0.1:80")):
+        assert "reply" not in ku("--config", path, "tcp", *others).stdout
+
+
 def test_a_tunnel_is_told_as_headers_that_are_new(tmp_path: Path) -> None:
     path = tmp_path / "gre.ku"
     path.write_text(

@@ -58,6 +58,10 @@ class AskedPlane:
         self.made = CompiledPlane(config)
         self.engine, self.compiler = self.made.engine, self.made.compiler
 
+    @staticmethod
+    def place_of_replies(_pod: object, _client: object) -> str:
+        return "anywhere: nothing is steered here"
+
 
 def agree(told: Explanation, result: Result, names: dict) -> list[str]:
     """What an explanation and the live path say differently."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kubeproxy.test_config import DEFAULTS, HEAD
 from kuproxy.daemon.settings import load_settings
-from kuproxy.kubeproxy.service import _with_cache
+from kuproxy.kubeproxy.config import proxy_config
+from kuproxy.kubeproxy.flags import configuration
+from kuproxy.kubeproxy.service import _base, _with_cache
+from kuproxy.model.config import ReplyPath
 
 KUBECONFIG = """\
 apiVersion: v1
@@ -90,6 +94,14 @@ def test_the_flow_cache_can_be_asked_for_beside_any_configuration(tmp_path: Path
     done = ku("--flow-cache=maybe", "--check")
     assert (done.returncode, len(done.stderr.splitlines()) <= 4) == (2, True)
     assert "'maybe' is not one of 'off', 'on'" in done.stderr
+
+
+def test_where_replies_may_come_in_is_an_option() -> None:
+    config = proxy_config(configuration(None, {}).config)
+    for word in ReplyPath:
+        assert _base(config, word.value).settings == replace(config.settings, reply_path=word)
+    done = ku("--reply-path=loose", "--check")
+    assert done.returncode == 2 and "'loose' is not one of 'strict', 'any'" in done.stderr
 
 
 def test_what_is_done_at_once() -> None:

@@ -5,6 +5,7 @@ It knows targets, not keys: what the programs find by several lookups is said he
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -99,23 +100,38 @@ def parse_icmp(source: Address, destination: Address, protocol: int, message: by
 
 
 def decide(
-    frame: bytes, targets: Targets, node_addresses: frozenset[Address], interface: str, to_host: bool = True
+    frame: bytes,
+    targets: Targets,
+    node_addresses: frozenset[Address],
+    interface: str,
+    to_host: bool = True,
+    is_place_of: Callable[[Packet, str], bool] | None = None,
 ) -> str:
-    """`forward`, `return` or `foreign`."""
+    """`forward`, `return`, `refused` or `foreign`.
+
+    `is_place_of`: is the pod that a packet is from behind that interface?
+    """
     packet = parse(frame)
     if packet is None or not to_host:
         return "foreign"
+    judged = targets.marks is None and targets.strict_replies and interface != "lo"
+    in_place = not judged or is_place_of is None or is_place_of(packet, interface)
     if _is_forward(packet, targets, node_addresses):
-        return "forward"
+        # A fragment in a pod's name may be the reply to something masqueraded: see `steer`.
+        return "refused" if packet.fragment and _is_of_pod(packet, targets) and not in_place else "forward"
     mark = 1 if packet.source.version == 4 else 2
-    if packet.request:
-        return "foreign"
     if targets.marks is not None and not targets.marks.get(interface, 0) & mark:
         return "foreign"
-    for address, protocol, port in targets.pods:
-        if address == packet.source and _matches(packet, packet.source_port, protocol, port):
-            return "return"
-    return "foreign"
+    if not any(packet.destination in network for network in targets.translated) and not _is_of_pod(packet, targets):
+        return "foreign"
+    return "return" if in_place else "refused"
+
+
+def _is_of_pod(packet: Packet, targets: Targets) -> bool:
+    return not packet.request and any(
+        address == packet.source and _matches(packet, packet.source_port, protocol, port)
+        for address, protocol, port in targets.pods
+    )
 
 
 def _is_forward(packet: Packet, targets: Targets, node_addresses: frozenset[Address]) -> bool:

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -19,7 +20,7 @@ from kuproxy.steering.emit import Program, i32
 from kuproxy.steering.flow import MAX_EXTENSIONS
 from kuproxy.steering.keys import ConfigBit
 from kuproxy.steering.maps import Stats, SteeringMaps
-from kuproxy.steering.steering import _node_port_keys, _pod_keys, _u32, _vip_keys
+from kuproxy.steering.steering import _node_port_keys, _pod_keys, _translated_keys, _u32, _vip_keys
 from kuproxy.steering.targets import MapWriter, Targets
 from steering import frames
 from steering.frames import ICMP, ICMP6, SCTP, TCP, UDP
@@ -50,8 +51,9 @@ TARGETS = Targets(
             (ip_address("fd02::2"), TCP, 8080),
         }
     ),
+    translated=frozenset({ip_network("64:ff9b:1::/96"), ip_network("192.0.0.0/29")}),
 )
-MARKED = Targets(TARGETS.vips, TARGETS.node_ports, TARGETS.pods, marks={"lo": 2})
+MARKED = replace(TARGETS, marks={"lo": 2})
 
 ADDRESSES = {
     4: [
@@ -67,8 +69,13 @@ ADDRESSES = {
         "10.2.0.4",
         "198.51.100.1",
         "0.0.0.0",
+        "192.0.0.7",
+        "192.0.0.8",
     ],
-    6: ["fd96::10", "fd96::11", "2003::1", "2001:db8::1", "fd02::2", "2001:db8:1::1", "::10.96.0.10", "::1"],
+    6: [
+        "fd96::10", "fd96::11", "2003::1", "2001:db8::1", "fd02::2",
+        "2001:db8:1::1", "::10.96.0.10", "::1", "64:ff9b:1::1",
+    ],
 }
 PORTS = [80, 53, 8080, 5353, 30080, 30053, 0, 20480]  # 20480 is 80 with its bytes swapped
 PROTOCOLS = [TCP, UDP, SCTP, ICMP, ICMP6, 47, 0, 255, 59]
@@ -88,6 +95,7 @@ class Rig:
                 *_vip_keys(targets.vips),
                 *_pod_keys(targets.pods),
                 *_node_port_keys(targets.node_ports, NODE),
+                *_translated_keys(targets.translated),
             ],
         )
         if targets.marks is not None:
@@ -105,8 +113,9 @@ class Rig:
         verdict = self.steer.test_run(frame).verdict
         counted = Stats(*(after - old for after, old in zip(self.maps.read_stats(), before, strict=True)))
         assert sum(counted) == 1
-        assert verdict == (Verdict.NEXT if counted.foreign else Verdict.REDIRECT)
-        return "forward" if counted.forward else "return" if counted.returned else "foreign"
+        assert verdict == (Verdict.NEXT if counted.foreign or counted.refused else Verdict.REDIRECT)
+        (outcome,) = [name for name, number in counted._asdict().items() if number]
+        return {"returned": "return"}.get(outcome, outcome)
 
     def check(self, frame: bytes) -> str:
         expected = decide(frame, self.targets, NODE, "lo", to_host=frame[:6] == frames.HOST)
@@ -149,6 +158,14 @@ def test_what_a_user_expects(rig: Rig) -> None:
     assert rig.check(ipv6) == "forward"
     assert rig.check(frames.OTHER_HOST + to_vip[6:]) == "foreign"
     assert rig.check(b"\xff" * 6 + to_vip[6:]) == "foreign"  # broadcast
+
+
+def test_what_goes_to_translated_clients_is_a_reply(rig: Rig, marked: Rig) -> None:
+    """Of whatever protocol and port, and of whomever; so it needs a mark, and has its worker by its destination."""
+    to = {each: frames.ipv6("fd02::9", each, UDP, frames.l4(UDP, 9, 9)) for each in ("64:ff9b:1::1", "64:ff9b:2::1")}
+    four = {each: frames.ipv4("10.2.0.9", each, 47, bytes(8)) for each in ("192.0.0.7", "192.0.0.8")}
+    assert [rig.check(each) for each in (*to.values(), *four.values())] == ["return", "foreign"] * 2
+    assert [marked.check(each) for each in (*to.values(), *four.values())] == ["return", *["foreign"] * 3]
 
 
 def test_every_fragment_goes_by_address(rig: Rig) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kuproxy.codes import Encap, Family, FlowState, HashMode, Protocol, VipType
 from kuproxy.errors import ConfigError
-from kuproxy.model.config import FlowHash, Show, ShowKind
+from kuproxy.model.config import FlowHash, ReplyPath, Show, ShowKind
 from kuproxy.model.vip import Pod, Vip, VipKey, vip_type
 from kuproxy.vppcli.actions import (
     Action,
@@ -92,6 +92,8 @@ EXAMPLES = [
     ("test kube-proxy flowtable flush", FlushFlows()),
     ("ku test flowtable flush", FlushFlows()),
     ("ku conf ip4-src-address 192.0.2.1", SetConf(ip4_src_address=ip_address("192.0.2.1"))),
+    ("ku conf reply-path any", SetConf(reply_path=ReplyPath.ANY)),
+    ("ku conf reply-path s timeout 3", SetConf(timeout_s=3.0, reply_path=ReplyPath.STRICT)),
     ("ku conf flow-hash vpp", SetConf(flow_hash=FlowHash())),
     ("ku conf flow-hash keyed buckets 8", SetConf(8, flow_hash=FlowHash(True))),
     ("ku conf flow-hash " + "0f" * 16, SetConf(flow_hash=FlowHash(True, b"\x0f" * 16))),
@@ -193,9 +195,10 @@ def test_abbreviations(line, action) -> None:
         (
             "ku conf",
             "nothing to set; say one of buckets, buckets-log2, timeout, masquerade, pod-ranges, ip4-src-address, "
-            "ip6-src-address, nat46-prefix, nat64-pool, nat64-ports, nat-mtu, flow-hash",
+            "ip6-src-address, nat46-prefix, nat64-pool, nat64-ports, nat-mtu, flow-hash, reply-path",
         ),
         ("ku conf flow-hash 0f0f", "flow-hash: not a flow hash; say vpp, keyed, or the 32 hexadecimal digits of a key"),
+        ("ku conf reply-path loose", "reply-path: 'loose' is not known here; possible: any or strict"),
         ("ku conf buckets-log2 25", "buckets-log2: 25 is too high; it is 0 to 24"),
         ("ku conf buckets 8 buckets-log2 4", "buckets-log2: 2^4 is not 8; give one of the two"),
         ("ku conf timeout -1", "timeout: '-1' is not a number of seconds; write for example 40 or 0.5"),

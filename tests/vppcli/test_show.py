@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+import pytest
+
 from kuproxy.codes import FlowState, Node, Origin, PodCounter, Protocol, Reason, VipCounter, VipType
 from kuproxy.model.config import InterfaceMark, Settings, Show, ShowKind
 from kuproxy.model.report import (
@@ -15,6 +17,7 @@ from kuproxy.model.report import (
     FlowReport,
     NodeCount,
     PodReport,
+    ReplyReport,
     Report,
     VipReport,
     WorkerReport,
@@ -243,6 +246,17 @@ def test_show_ku_tells_which_ways_cached_flows_take() -> None:
     ]
     assert " flow cache: off (no)" in render(Report(cache=CacheReport(on=False, why="no")), Show())
     assert "ways" not in render(Report(cache=CacheReport(on=True)), Show())
+
+
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [("strict", "from where the pod is"), ("any", "from anywhere"), ("marked", "from marked interfaces")],
+)
+def test_show_ku_tells_where_replies_are_taken(path: str, where: str) -> None:
+    report = Report(replies=ReplyReport(path, 7))
+    assert f" replies of pods: {where}; 7 packets in a pod's name refused\n" in render(report, Show())
+    assert to_json(report)["replies"] == {"path": path, "refused": 7}
+    assert "replies" not in render(Report(), Show())
 
 
 def test_show_flows_tells_which_ways_the_kernel_takes() -> None:

@@ -137,7 +137,7 @@ class FlowCache:
 
     def begin(self, asked: Asked) -> None:
         """What is asked of steering already, by a predecessor's tables."""
-        self._destinations = Destinations(asked.vips, asked.node_ports)
+        self._destinations = Destinations(asked.destinations, asked.node_ports)
         self._node = self._steering.addresses
 
     def follow_tables(self, before: Asked, now: Asked) -> None:
@@ -145,7 +145,9 @@ class FlowCache:
 
         `before` and `now`: what is asked of steering no more, and from now on.
         """
-        vips, ports = self._destinations.change(before.vips, now.vips, before.node_ports, now.node_ports)
+        vips, ports = self._destinations.change(
+            before.destinations, now.destinations, before.node_ports, now.node_ports
+        )
         pairs = self._used()
         if not len(pairs):
             return

@@ -80,6 +80,12 @@ class _Collector:
         yield from self._announcing()
         if report.cache is not None:
             yield from _cache(report.cache)
+        if report.replies is not None:
+            yield CounterMetricFamily(
+                "kuproxy_replies_refused",
+                "Packets in a pod's name that came in where this node does not send to that pod; left to its own stack",
+                value=report.replies.refused,
+            )
 
     def _overall(self) -> Iterator[Metric]:
         controller = self._controller

@@ -15,7 +15,7 @@ from kuproxy.confine.privilege import AFTER_START, Capability, to_lock_memory
 from kuproxy.daemon.cache_choice import OFF, CacheChoice
 from kuproxy.daemon.driver import DEFAULT_DRIVER, DriverChoice
 from kuproxy.daemon.flow_cache import FlowCache
-from kuproxy.daemon.targets import Asking, TargetBook, joined, steering_marks
+from kuproxy.daemon.targets import Asking, TargetBook, joined, steering_marks, strict_replies
 from kuproxy.daemon.xdp_sockets import XdpSockets
 from kuproxy.drivers.af_packet import open_for_worker
 from kuproxy.engine import handover
@@ -179,6 +179,7 @@ class LiveNode:
         here = Attachment(KU1, _mac(KU0_MAC), _mac(KU1_MAC), *self._wiring(count), filtered=self._filtered)
         adopted = self.engine.start([here] * count)
         plane.driver = self.driver
+        plane.steering = self.steering
         self._start_cache(plane)
         if adopted:
             self.notes.append(f"{adopted} of {count} workers were running, and go on")
@@ -207,7 +208,7 @@ class LiveNode:
 
     def filenos(self) -> list[int]:
         """Readable when `follow` has something to do."""
-        return [self.steering.fileno(), *(self.cache.filenos() if self.cache is not None else ())]
+        return [*self.steering.filenos(), *(self.cache.filenos() if self.cache is not None else ())]
 
     def turn(self) -> list[str]:
         """About every TURN_S; lines for the log."""
@@ -241,7 +242,10 @@ class LiveNode:
         if self.cache is not None:
             self.cache.follow_tables(before, now)
         targets = Targets(
-            marks=steering_marks(marks), node_networks=self._node_port_networks, tunnels=tunnels
+            marks=steering_marks(marks),
+            strict_replies=strict_replies(plane.settings),
+            node_networks=self._node_port_networks,
+            tunnels=tunnels,
         )
         self.steering.change(before, now, targets)
         done()

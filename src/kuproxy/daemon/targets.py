@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kuproxy.codes import Encap, Protocol, VipType
 from kuproxy.control.compile import Compiler, VipRecord
-from kuproxy.model.config import InterfaceMark, Settings
+from kuproxy.model.config import InterfaceMark, ReplyPath, Settings
 from kuproxy.model.vip import Pod, Prefix, Vip
 from kuproxy.steering.keys import MARK4, MARK6
 from kuproxy.steering.targets import Asked, Targets
@@ -19,6 +19,11 @@ def steering_marks(marks: tuple[InterfaceMark, ...]) -> Mapping[str, int] | None
     if not marks:
         return None
     return {mark.name: (MARK4 if mark.nat4_in else 0) | (MARK6 if mark.nat6_in else 0) for mark in marks}
+
+
+def strict_replies(settings: Settings) -> bool:
+    """Whether replies come up only where this node would send to their pod, as long as nothing is marked."""
+    return settings.reply_path is ReplyPath.STRICT
 
 
 ICMP = {4: int(Protocol.ICMP), 6: int(Protocol.ICMP6)}
@@ -57,18 +62,17 @@ class Asking(NamedTuple):
         pods += [(pod.address, protocol, pod.port) for pod in self.draining]
         if protocol in ICMP.values() or (protocol == 0 and key.port == 0):
             pods += [(address, ICMP[address.version], 0) for address, _, _ in pods]
-        if vip.type == VipType.IP4_NAT46:
-            vips.append((settings.nat46_prefix, 0, 0))
-        elif vip.type == VipType.IP6_NAT64:
-            vips.append((settings.nat64_pool, 0, 0))
-        return Asked(vips, node_ports, pods)
+        pools: dict[VipType, Prefix] = {
+            VipType.IP4_NAT46: settings.nat46_prefix, VipType.IP6_NAT64: settings.nat64_pool
+        }  # fmt: skip
+        return Asked(vips, node_ports, pods, [pools[vip.type]] if vip.type in pools else [])
 
 
 def steering_targets(compiler: Compiler, marks: tuple[InterfaceMark, ...], settings: Settings) -> Targets:
     """VIPs in use, their node ports, and every pod that still has flows: draining ones answer too.
 
     Echo requests for a VIP come up whatever its port; echo replies of pods only where a VIP hands echo requests on.
-    With pods of the other family, so does everything that goes to what clients are called there.
+    With pods of the other family, so does everything that goes to what clients are called there, as their replies.
     """
     asking = [Asking.of(record) for record in compiler.records()]
     asked = joined(asking, settings)
@@ -76,7 +80,9 @@ def steering_targets(compiler: Compiler, marks: tuple[InterfaceMark, ...], setti
         frozenset(asked.vips),
         frozenset(asked.node_ports),
         frozenset(asked.pods),
+        frozenset(asked.translated),
         steering_marks(marks),
+        strict_replies(settings),
         tunnels=any(each.tunnels for each in asking),
     )
 
@@ -117,5 +123,4 @@ class TargetBook:
 def joined(parts: Iterable[Asking], settings: Settings) -> Asked:
     """What all of them ask for."""
     each_asked = [part.asked(settings) for part in parts]
-    vips, node_ports, pods = zip(*each_asked, strict=True) if each_asked else ((), (), ())
-    return Asked(list(chain(*vips)), list(chain(*node_ports)), list(chain(*pods)))
+    return Asked(*(list(chain(*part)) for part in zip(*each_asked, strict=True)))

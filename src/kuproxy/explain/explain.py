@@ -146,6 +146,7 @@ def _tell(subject: _Subject, services: ServiceFinder) -> Explanation:
         flow=_flow(subject),
         ring=ring,
         steps=[Step(node=step.node.label, what=list(step_facts(step))) for step in _steps(subject)],
+        comes_up=_comes_up(subject),
         event=event.name,
         pod=pod,
         outcome=run.outcome.name.lower(),
@@ -161,6 +162,18 @@ def _tell(subject: _Subject, services: ServiceFinder) -> Explanation:
 
 def _steps(subject: _Subject) -> Sequence[TraceStep]:
     return subject.trace.steps if subject.trace is not None else ()
+
+
+def _comes_up(subject: _Subject) -> str:
+    """Of what no VIP claims and a pod may have sent. ICMP is left out: errors come up by what they embed."""
+    read = subject.read
+    if read is None or read.source is None or read.destination is None or subject.looked is not None:
+        return ""
+    records = subject.plane.compiler.records()
+    pods = (pod.address for record in records for pod in _names(record).values())
+    if read.protocol in (Protocol.ICMP, Protocol.ICMP6) or read.source not in pods:
+        return ""
+    return subject.plane.place_of_replies(read.source, read.destination)
 
 
 def _packet(subject: _Subject) -> PacketFacts:

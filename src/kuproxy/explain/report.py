@@ -149,6 +149,7 @@ class Explanation(Told):
     flow: FlowFacts | None
     ring: RingFacts | None
     steps: list[Step]
+    comes_up: str  # of what a pod may answer: where that has to come in, in words; else empty
     event: str  # how kp-balance came by the pod: FIRST_PACKET, EXISTING_SESSION, UNTRACKED, NONE
     pod: str | None
     outcome: str

@@ -62,6 +62,8 @@ def _lines(told: Explanation, *, with_diagram: bool) -> Iterator[str]:
     yield headline(told)
     yield f"  {_result(told.outcome, told.reason, told.pod)}: {told.sentence}"
     yield f"  interface {packet.interface}, {packet.bytes} bytes, flow hash 0x{packet.hash:08x}, worker {packet.worker}"
+    if packet.family and told.comes_up:
+        yield f"  as a pod's reply it comes up {told.comes_up}"
     if with_diagram:
         yield ""
         yield from diagram(told)

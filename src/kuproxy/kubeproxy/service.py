@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from kuproxy.kubeproxy.effects import without_effect
 from kuproxy.kubeproxy.emit import to_yaml
 from kuproxy.kubeproxy.flags import FLAGS, Given, add_flags, configuration, parameter
 from kuproxy.main import run
-from kuproxy.model.config import Config
+from kuproxy.model.config import Config, ReplyPath
 
 __all__ = ["kube_proxy"]
 
@@ -37,6 +38,11 @@ def _with_cache(settings: DaemonSettings, **said: str | None) -> DaemonSettings:
     """What the command line says of the flow cache goes before what the file says."""
     given = {name: word for name, word in said.items() if word is not None}
     return replace(settings, cache=replace(settings.cache, **given)) if given else settings
+
+
+def _base(config: ProxyConfig, reply_path: str) -> Config:
+    """What holds beside what comes from the API server, until `ku conf` says something else."""
+    return Config(settings=dataclasses.replace(config.settings, reply_path=ReplyPath(reply_path)))
 
 
 def _warn(given: Given, config: ProxyConfig, log: Any) -> None:
@@ -84,6 +90,13 @@ def _lower_oom_score(value: int, log: Any) -> None:
     type=click.Choice(SHORTCUTS),
     help="Whether it sends their packets by shorter ways where that is safe.",
 )
+@click.option(
+    "--reply-path",
+    type=click.Choice([each.value for each in ReplyPath]),
+    default=ReplyPath.STRICT.value,
+    show_default=True,
+    help="Where pods' replies may come in: by the interface through which this node sends to the pod, or by any.",
+)
 @click.option("--check", is_flag=True, help="Read everything, say what is wrong or without effect, and end.")
 @click.option(
     "--write-config-to", metavar="FILE", type=click.Path(path_type=Path), help="Write it there, and end."
@@ -98,6 +111,7 @@ def kube_proxy(
     settings_path: Path | None,
     flow_cache: Switch | None,
     flow_cache_shortcuts: Shortcuts | None,
+    reply_path: str,
     check: bool,
     write_config_to: Path | None,
     cleanup: bool,
@@ -147,8 +161,9 @@ def kube_proxy(
     flags = flags_of(found, config=str(file or ""), master=master, settings=str(settings_path or ""))
     agent = Agent(config, node_name, load, file, log, flags)
 
+
     def make() -> Daemon:
-        daemon = Daemon(settings, settings_path, log, Config(settings=config.settings))
+        daemon = Daemon(settings, settings_path, log, _base(config, reply_path))
         daemon.adjust = adjust
         daemon.companions.append(lambda: agent.run(daemon.controller, daemon.thread, daemon.node.steering))
         return daemon

@@ -29,6 +29,7 @@ __all__ = [
     "FlowFilter",
     "FlowHash",
     "InterfaceMark",
+    "ReplyPath",
     "Settings",
     "Show",
     "ShowKind",
@@ -99,6 +100,16 @@ class FlowHash:
         return self.key if self.keyed else None
 
 
+class ReplyPath(enum.Enum):
+    """Where replies of pods may come in, as long as no interface is marked (docs/adr/037)."""
+
+    STRICT = "strict"  # where this node would send to the pod
+    ANY = "any"
+
+    def __str__(self) -> str:
+        return self.value
+
+
 FLOW_HASH_HINT = "say vpp, keyed, or the 32 hexadecimal digits of a key"
 
 
@@ -119,6 +130,7 @@ class Settings:
     nat64_pool: IPv4Network = NAT64_POOL  # IPv6 clients towards IPv4 pods
     nat64_ports: tuple[int, int] = NAT64_PORTS  # lowest and highest
     flow_hash: FlowHash = FlowHash()
+    reply_path: ReplyPath = ReplyPath.STRICT
     translation_mtu: int = 0  # longest packet that translation may make; 0: the routing behind us knows
 
     def __post_init__(self) -> None:

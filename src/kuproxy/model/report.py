@@ -13,7 +13,8 @@ from kuproxy.model.config import InterfaceMark, Settings
 from kuproxy.model.vip import DEFAULT_WEIGHT, Address, Vip, VipKey
 
 __all__ = [
-    "KERNEL", "WORKER", "CacheReport", "Carried", "FlowList", "FlowReport", "NodeCount", "PodReport", "Report",
+    "KERNEL", "WORKER", "CacheReport", "Carried", "FlowList", "FlowReport", "NodeCount", "PodReport", "ReplyReport",
+    "Report",
     "TraceStep", "TracedPacket", "VipReport", "WorkerReport",
 ]  # fmt: skip
 
@@ -156,6 +157,17 @@ class CacheReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplyReport:
+    """Where replies of pods may come in, and how many packets came in elsewhere in a pod's name.
+
+    `path`: `strict` and `any` as in Settings, `marked` where interfaces are.  The count lasts as long as control.
+    """
+
+    path: str
+    refused: int = 0  # left to the node's own stack
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     settings: Settings = Settings()
     vips: tuple[VipReport, ...] = ()
@@ -166,3 +178,4 @@ class Report:
     flows: FlowList = FlowList()  # those that one `show flows` asks for
     driver: str = ""  # what carries live traffic; empty where there is none
     cache: CacheReport | None = None  # None: it was not asked for
+    replies: ReplyReport | None = None  # None: no live traffic

@@ -23,7 +23,7 @@ __all__ = [
 
 MAX_ENTRIES = 1 << 22  # 1 GiB
 
-LAYOUT = 2  # to be raised with every change of what follows: maps of another layout are not taken over
+LAYOUT = 3  # to be raised with every change of what follows: maps of another layout are not taken over
 
 KEY = np.dtype(
     [
@@ -41,22 +41,23 @@ assert KEY.itemsize == 40
 VALUE = np.dtype([("row", "<u4"), ("generation", "<u4")])
 assert VALUE.itemsize == 8
 
-# Two cache lines: the first is written by user space, the second by the program.
+# Two cache lines: the first is written by user space (but for `came_by`), the second by the program.
 ROW = np.dtype(
     [
         ("armed", "<u4"),  # the generation that the row is used in; 0: it is free
         ("live", "<u4"),  # the same once packets may be rewritten by it; 0: not yet
-        ("returning", "u1"),  # 1: replies, looked at where interfaces are marked for them
+        ("returning", "u1"),  # 1: replies, looked at only where they may come in
         ("protocol", "u1"),  # these two are for user space: with the other row they give back the key
         ("family", "u1"),
         ("way", "u1"),  # Way
-        ("mtu", "<u2"),  # the longest IP packet that a shortcut takes; longer ones enter the node
-        ("spare", "u1", 2),
-        ("addresses", "u1", 32),  # source and destination that the packet gets
         ("source_port", ">u2"),
         ("destination_port", ">u2"),
+        ("addresses", "u1", 32),  # source and destination that the packet gets
         ("mac", "u1", 6),  # Ethernet destination that it gets where it enters the node
-        ("spare2", "u1", 6),
+        ("mtu", "<u2"),  # the longest IP packet that a shortcut takes; longer ones enter the node
+        # Replies: by which interface the last one came that came rightly (lower half), and when (upper half, in units
+        # of 2^30 ns, CLOCK_MONOTONIC); written by the program.
+        ("came_by", "<u8"),
         # ---
         ("closed", "<u4"),  # a segment with SYN, FIN or RST came by: nothing is rewritten any more
         ("ifindex", "<u4"),  # of a shortcut: where it leaves

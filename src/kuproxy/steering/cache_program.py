@@ -6,7 +6,8 @@ ports, with the checksums that cover them, and enters the node at ku0, exactly w
 routed and filtered as coming from there, whatever the settings of the interface that it came by (or goes a shorter way:
 cache_shortcuts.py).  The kernel's helpers know about segments of 64 KiB and partial checksums.
 
-Everything else goes on, unchanged, to `steer`: packets without an entry; fragments; IPv4 options and IPv6 extension
+Everything else goes on, unchanged, to `steer`: packets without an entry; replies that come in where they may not
+(reply_path.py); fragments; IPv4 options and IPv6 extension
 headers; TTL 0 or 1; lengths that contradict each other; and segments with SYN, FIN or RST.  Those also close the
 flow's rows, both of them and at once, so that whatever a worker makes of such a segment holds for all that follow
 (cache_packet.py reads them).
@@ -24,6 +25,7 @@ from .cache_shortcuts import take_shortcut
 from .emit import Program, i8, i32, i64
 from .keys import MARK4, MARK6, ConfigBit
 from .parts import count, expect, leave_to_others, read_config, require_mark, store
+from .reply_path import LOOKUP_SIZE, require_reply_path
 
 __all__ = ["cache", "ipv6_sum_probe"]
 
@@ -32,10 +34,13 @@ _IP_SUM, _TCP_SUM, _UDP_SUM = 10, 16, 6  # offsets of the checksums
 # difference.
 _PSEUDO_HEADER, _MANGLED_0, _IPV6 = 0x10, 0x20, 0x80
 _INGRESS = 1  # BPF_F_INGRESS of redirect
+_MOMENT_BITS = 30  # of nanoseconds: how long a reply's place is known for, see ROW
 
 
 def cache(tunnel_ifindex: int, ipv6: bool = True, shortcuts: bool = False) -> Program:
-    """Maps: flows, rows, cached, config, interfaces. Without `ipv6` only IPv4 is looked at (see `ipv6_sum_probe`).
+    """Maps: flows, rows, cached, config, interfaces, related.
+
+    Without `ipv6` only IPv4 is looked at (see `ipv6_sum_probe`).
 
     `shortcuts`: rows may name other ways than the one into the node.
     """
@@ -44,12 +49,12 @@ def cache(tunnel_ifindex: int, ipv6: bool = True, shortcuts: bool = False) -> Pr
     leave_to_others(program, up)
     packet = read_packet(program, ipv6, up)
     row, index = _find_row(program, packet, up)
+    now = program.call("ktime_get_ns")
+    _require_place_of_replies(program, packet, row, now, tunnel_ifindex, up)
     _close_if_asked(program, packet, row, index, up)
     program.require(program.nonzero(packet.notes.load(packet.PLAIN, i32)), otherwise=up)
     _require_live(program, row, up)
-    now = program.call("ktime_get_ns")
     _require_lease(program, now, up)
-    _require_mark_of_replies(program, packet, row, up)
     _tally(program, packet, row, now)
     failed = _rewrite(program, packet, row, ipv6)
     if shortcuts:
@@ -94,9 +99,7 @@ def _find_row(program: Program, packet: Packet, up: ir.Block) -> tuple[ir.Value,
 
 
 def _row(program: Program, index: ir.Value, up: ir.Block) -> ir.Value:
-    key = program.buffer(4)
-    key.store(0, index)
-    row = program.look_up("rows", key)
+    row = program.look_up("rows", program.index(index))
     program.require(program.nonzero(row), otherwise=up)
     return row
 
@@ -134,15 +137,30 @@ def _require_lease(program: Program, now: ir.Value, up: ir.Block) -> None:
     program.at(onward)
 
 
-def _require_mark_of_replies(program: Program, packet: Packet, row: ir.Value, up: ir.Block) -> None:
-    """Where replies are restricted to marked interfaces, only those of these."""
-    build = program.build
-    with program.when(program.nonzero(program.value(row, i8, offset("returning")))):
-        config = read_config(program, up)
-        with program.when(program.has_bits(config, ConfigBit.MARKED)):
-            six = program.nonzero(packet.key.load(key_offset("family"), i8))
-            wanted = build.select(six, i32(MARK6), i32(MARK4))
-            require_mark(program, wanted, program.context("ifindex"), up)
+def _require_place_of_replies(
+    program: Program, packet: Packet, row: ir.Value, now: ir.Value, tunnel_ifindex: int, up: ir.Block
+) -> None:
+    """Of replies only those that come in where they may: at marked interfaces, or where their pod is.
+
+    Others go up, and close nothing: `steer` refuses them likewise.
+    """
+    build, strict, onward = program.build, program.label("strict"), program.label("in_place")
+    program.require(program.nonzero(program.value(row, i8, offset("returning"))), otherwise=onward)
+    config = read_config(program, up)
+    program.require(program.has_bits(config, ConfigBit.MARKED), otherwise=strict)
+    six = program.nonzero(packet.key.load(key_offset("family"), i8))
+    require_mark(program, build.select(six, i32(MARK6), i32(MARK4)), program.context("ifindex"), up)
+    program.go(onward)
+    program.at(strict)
+    program.require(program.has_bits(config, ConfigBit.STRICT), otherwise=onward)
+    # Looked up once in a while for each flow: what the kernel said holds for the interface and for 1.07 s at most.
+    moment = build.shl(build.lshr(now, i64(_MOMENT_BITS)), i64(32))
+    place = build.or_(moment, build.zext(program.context("ifindex"), i64))
+    program.go_if(program.equal(program.value(row, i64, offset("came_by")), place), onward)
+    require_reply_path(program, packet.key, program.buffer(LOOKUP_SIZE), tunnel_ifindex, refused=up, again=up)
+    program.set_value(row, offset("came_by"), place)
+    program.go(onward)
+    program.at(onward)
 
 
 def _tally(program: Program, packet: Packet, row: ir.Value, now: ir.Value) -> None:

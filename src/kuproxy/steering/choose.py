@@ -20,7 +20,7 @@ from llvmlite import ir
 from ..codes import PROTOCOLS_WITH_PORTS, Protocol
 from .emit import Buffer, Program, be16, i8, i16, i32, i64
 from .flow import Flow, PieceBit
-from .keys import FRAGMENT_KEY_SIZE, Address
+from .keys import Address
 
 __all__ = ["FRAGMENT_NS", "choose_worker", "worker_of"]
 
@@ -82,7 +82,8 @@ def _follow_datagram(
 ) -> None:
     """Put in `chosen` the worker that the datagram has already, or make the one there the datagram's."""
     build = program.build
-    key = program.buffer(FRAGMENT_KEY_SIZE)
+    key = flow.scratch
+    key.clear()
     for word in range(0, 32, 8):  # source and destination
         key.store(word, flow.load(flow.SOURCE + word, i64))
     key.store(32, flow.load(flow.IDENTIFICATION, i32))

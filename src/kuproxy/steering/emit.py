@@ -54,6 +54,7 @@ HELPERS = {
     "redirect_map": Helper(51, "4.14"),
     "skb_load_bytes": Helper(26, "4.5"),
     "skb_load_bytes_relative": Helper(68, "4.18"),
+    "fib_lookup": Helper(69, "4.18"),
     "redirect_neigh": Helper(152, "5.10"),
     "redirect_peer": Helper(155, "5.10"),
 }
@@ -124,6 +125,7 @@ class Program:
         self.module.triple = "bpfel"
         self._maps: dict[str, ir.GlobalVariable] = {}
         self._needs: dict[str, str] = {}
+        self._index: Buffer | None = None
         self._function = ir.Function(self.module, ir.FunctionType(i32, [pointer]), name)
         self._function.section = "program"
         # Stack slots and constants stand in a block of their own, before everything else.
@@ -148,6 +150,13 @@ class Program:
 
     def buffer(self, size: int) -> Buffer:
         return Buffer(self, size)
+
+    def index(self, value: ir.Value | int) -> Buffer:
+        """A key of 4 bytes, for the next look into a map and no longer: all of them lie in one place."""
+        if self._index is None:
+            self._index = self.buffer(4)
+        self._index.store(0, value if isinstance(value, ir.Value) else i32(value))
+        return self._index
 
     def call(self, helper: str, *arguments: Any) -> ir.Value:
         """Call a kernel helper. The context is `Program.packet`; plain integers go as 64 bits."""

@@ -30,6 +30,7 @@ _FROM_NETWORK_HEADER = 1  # enum bpf_hdr_start_off: BPF_HDR_START_NET, wherever 
 _HOP_BY_HOP, _ROUTING, _FRAGMENT_HEADER, _DESTINATION = 0, 43, 44, 60
 _ICMP_HEADER = 8  # before the embedded packet
 _QUOTED = 8  # bytes of the embedded packet's own payload that are needed; RFC 792 promises as many
+_SCRATCH = 64  # at least Flow.SIZE; what is put there: LOOKUP_SIZE of reply_path.py, FRAGMENT_KEY_SIZE
 _ERRORS4 = (3, 4, 5, 11, 12)  # RFC 792; in IPv6 types below 128 (RFC 4443 section 2.1)
 _ECHO_REQUEST4, _ECHO_REQUEST6 = 8, 128
 
@@ -47,9 +48,12 @@ class Flow(Buffer):
     MESSAGE = 39  # `MessageBit`s
     PIECE = 40  # `PieceBit`s; this and what follows only if fragments are asked for, else zero
     KIND = 41  # of a fragment, the protocol: of a first one the innermost, of later ones as far as they know
+    AHEAD = 42  # 1: it goes to a VIP or node port, but may turn out to be a reply; for `steer` alone
     IDENTIFICATION = 44  # of a fragment's datagram
     FIRST_PORTS = 48  # both, as they lie in a first fragment; 0 where it has none
     SIZE = 56
+
+    scratch: Buffer  # 64 bytes that are of no use any more once the packet has been read: the stack is short
 
 
 class MessageBit(IntFlag):
@@ -72,7 +76,8 @@ def read_flow(program: Program, foreign: ir.Block, fragments: bool = False) -> F
     `fragments`: also what can be known of a fragment.
     """
     flow = Flow(program, Flow.SIZE)
-    embedded = Flow(program, Flow.SIZE)
+    embedded = Flow(program, _SCRATCH)
+    flow.scratch = embedded
     header = program.buffer(40)
     l4_offset = program.buffer(8)
     ipv4, ports, error, done = (program.label(name) for name in ("ipv4", "ports", "error", "flow"))

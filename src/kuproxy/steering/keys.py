@@ -3,7 +3,8 @@
 A key of the map `steer` has 20 bytes: address (16, IPv4 in the last four), port (2, network byte order), protocol
 (1), and a byte of bits: `RETURN` for the source of a reply, `IPV6` for the family.  The family is a bit of its own,
 so that ::10.0.0.1 and 10.0.0.1 are two entries.  A key of the prefix map is the length in bits (4, the machine's
-byte order), the family's byte, and the address; the length counts the family's byte too.
+byte order), the family's byte, and the address; the length counts the family's byte too.  There, `TRANSLATED` stands
+beside the family: such a prefix is not a VIP's, and packets to it are replies.
 
 Wildcards are entries like others, found by further lookups: port 0 with protocol 0 is the whole address; port 0
 with protocol `FRAGMENT` is what a fragment is looked up by, because it carries no ports.
@@ -28,6 +29,7 @@ __all__ = [
     "MARK4",
     "MARK6",
     "PREFIX_KEY_SIZE",
+    "RELATED_SIZE",
     "STEER_KEY_SIZE",
     "Address",
     "ConfigBit",
@@ -36,6 +38,7 @@ __all__ = [
     "Network",
     "endpoint_keys",
     "is_return",
+    "is_translated",
     "network_keys",
     "prefix_key",
     "steer_key",
@@ -50,6 +53,11 @@ FRAGMENT_KEY_SIZE = 40
 _ZEROS = bytes(12)  # in front of an IPv4 address
 FRAGMENT = 255  # as a protocol: reserved by IANA; a packet that bears it nonetheless counts as a fragment
 
+# A value of the map `related` says of an interface (its index is the key) which others stand for it: the index of its
+# master (bridge, bond, VRF; 0: none), whether the program sees its packets once more there, and the number of a group
+# of interfaces that share routes (0: none); 4 bytes each, and 4 zeros.
+RELATED_SIZE = 16
+
 # Values of the map `interfaces`, equal to codes.InterfaceFlag: which families' replies are looked up there.
 MARK4, MARK6 = 1, 2
 
@@ -59,6 +67,7 @@ class KeyBit(IntFlag):
 
     RETURN = 1
     IPV6 = 2
+    TRANSLATED = 4  # of a prefix: what clients are called at pods of the other family
 
 
 _RETURN = int(KeyBit.RETURN)  # arithmetic with members is ten times slower
@@ -70,6 +79,8 @@ class ConfigBit(IntFlag):
     PREFIXES = 1  # the prefix map is not empty
     MARKED = 2  # replies are looked up only on the interfaces that the map `interfaces` names
     LOCAL_PODS = 4  # some pod has an address of the node: its replies come in nowhere
+    TRANSLATED = 16  # the prefix map has such prefixes
+    STRICT = 8  # without MARKED: replies are taken only where the node would send to their pod (reply_path.py)
 
 
 class Count(IntEnum):
@@ -78,6 +89,7 @@ class Count(IntEnum):
     FORWARD = 0
     RETURN = 1
     FOREIGN = 2
+    REFUSED = 3
 
 
 def steer_key(address: Address, port: int, protocol: int, returning: bool = False) -> bytes:
@@ -90,9 +102,14 @@ def is_return(key: bytes) -> bool:
     return len(key) == STEER_KEY_SIZE and key[19] & _RETURN == _RETURN
 
 
-def prefix_key(network: Network) -> bytes:
+def is_translated(key: bytes) -> bool:
+    """Whether a key of the prefix map is about translated clients."""
+    return len(key) == PREFIX_KEY_SIZE and key[4] & KeyBit.TRANSLATED != 0
+
+
+def prefix_key(network: Network, translated: bool = False) -> bytes:
     """Data of a longest-prefix-match trie: `struct bpf_lpm_trie_key_u8`."""
-    family = KeyBit.IPV6 if network.version == 6 else 0
+    family = (KeyBit.IPV6 if network.version == 6 else 0) | (KeyBit.TRANSLATED if translated else 0)
     length = 8 + network.prefixlen + (0 if network.version == 6 else 96)
     return struct.pack("=IB16s", length, family, network.network_address.packed.rjust(16, b"\0"))
 

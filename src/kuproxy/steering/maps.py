@@ -6,7 +6,7 @@ import struct
 from typing import NamedTuple
 
 from .bpf import Map, MapKind
-from .keys import FRAGMENT_KEY_SIZE, PREFIX_KEY_SIZE, STEER_KEY_SIZE, Count
+from .keys import FRAGMENT_KEY_SIZE, PREFIX_KEY_SIZE, RELATED_SIZE, STEER_KEY_SIZE, Count
 
 __all__ = ["PRESENT", "Stats", "SteeringMaps"]
 
@@ -18,6 +18,7 @@ PRESENT = struct.pack("=I", 1)
 STEER_CAPACITY = 1 << 20
 PREFIX_CAPACITY = 1 << 16
 INTERFACE_CAPACITY = 1 << 12
+RELATED_CAPACITY = 1 << 15  # a bridge has 1024 ports at most (BR_MAX_PORTS)
 # Datagrams whose fragments are on their way; the ones that were longest unused give way. Memory is taken at once, about
 # 7 MB, so only several workers have this map.
 FRAGMENT_CAPACITY = 1 << 16
@@ -29,6 +30,7 @@ class Stats(NamedTuple):
     forward: int  # brought up: for a VIP or node port
     returned: int  # brought up: from a pod
     foreign: int  # left alone
+    refused: int  # left alone: in a pod's name, where this node does not send to that pod
 
 
 class SteeringMaps:
@@ -41,6 +43,7 @@ class SteeringMaps:
             self.prefixes = self._make(MapKind.LPM_TRIE, "prefixes", PREFIX_KEY_SIZE, 4, PREFIX_CAPACITY)
             self.config = self._make(MapKind.ARRAY, "config", 4, 4, 1)
             self.interfaces = self._make(MapKind.HASH, "interfaces", 4, 4, INTERFACE_CAPACITY)
+            self.related = self._make(MapKind.HASH, "related", 4, RELATED_SIZE, RELATED_CAPACITY)
             self.counts = self._make(MapKind.PERCPU_ARRAY, "counts", 4, 8, len(Count))
             if workers > 1:
                 self._make(MapKind.LRU_HASH, "fragments", FRAGMENT_KEY_SIZE, 8, FRAGMENT_CAPACITY)

@@ -39,6 +39,8 @@ class Interface(NamedTuple):
     ethernet: bool  # frames have an Ethernet header; loopback has one too
     up: bool
     mtu: int
+    master: int = 0  # interface index of the bridge, bond or VRF that it belongs to, 0: none
+    member_of: str = ""  # what kind of interface that is
 
 
 class _Owned(NamedTuple):
@@ -152,6 +154,8 @@ class NodeWatch:
             ethernet=message["ifi_type"] in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK),
             up=bool(message["flags"] & _IFF_UP),
             mtu=message.get("mtu") or 0,
+            master=message.get("master") or 0,
+            member_of=message.get(("linkinfo", "slave_kind")) or "",
         )
 
     def _take_address(self, message: Any, gone: bool) -> None:

@@ -27,16 +27,14 @@ def leave_to_others(program: Program, foreign: ir.Block) -> None:
 
 def read_config(program: Program, foreign: ir.Block) -> ir.Value:
     """The word of `ConfigBit`s that user space sets."""
-    place = program.look_up("config", program.buffer(4))
+    place = program.look_up("config", program.index(0))
     program.require(program.nonzero(place), otherwise=foreign)  # never null, but the verifier wants to see it
     return program.value(place, i32)
 
 
 def require_mark(program: Program, wanted: ir.Value, ifindex: ir.Value, foreign: ir.Block) -> None:
     """The interface is marked for the family whose mark (keys.MARK4, MARK6; 32 bits) is wanted."""
-    key = program.buffer(4)
-    key.store(0, ifindex)
-    place = program.look_up("interfaces", key)
+    place = program.look_up("interfaces", program.index(ifindex))
     program.require(program.nonzero(place), otherwise=foreign)
     marks = program.value(place, i32)
     program.require(program.nonzero(program.build.and_(marks, wanted)), otherwise=foreign)
@@ -44,9 +42,7 @@ def require_mark(program: Program, wanted: ir.Value, ifindex: ir.Value, foreign:
 
 def count(program: Program, counters: str, index: IntEnum) -> None:
     """One more in a per-CPU array; interrupts of this kind do not nest, so a plain addition will do."""
-    key = program.buffer(4)
-    key.store(0, i32(index))
-    place = program.look_up(counters, key)
+    place = program.look_up(counters, program.index(int(index)))
     with program.when(program.nonzero(place)):
         program.set_value(place, 0, program.build.add(program.value(place, i64), i64(1)))
 

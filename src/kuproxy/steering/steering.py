@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from ipaddress import ip_network
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from ..errors import SteeringError
 from ..keeper.vault import Vault
@@ -29,11 +30,12 @@ from .attach import LOOPBACK, Attachments, drop_left, is_wanted
 from .bpf import AttachType, LoadedProgram, has_tcx
 from .cache_maps import CacheMaps, has_ipv6_sums
 from .cache_program import cache as cache_program
-from .keys import Address, ConfigBit, Network, endpoint_keys, network_keys
-from .links import KU1, VethPair, is_left
+from .keys import Address, ConfigBit, Network, endpoint_keys, network_keys, prefix_key
+from .links import KU0, KU1, VethPair, is_left, read_sysctl
 from .maps import Stats, SteeringMaps
 from .namespace import PrivateNamespace
 from .node import NodeWatch, check_node
+from .relations import Relations
 from .routes import VipRoutes
 from .targets import Asked, MapWriter, NodePort, Pod, Targets, Vip
 from .xdp import Where, XdpGate
@@ -68,6 +70,7 @@ class Steering:
         self._cached: Attachments | None = None  # the flow cache's program
         self._resources = ExitStack()
         self._started = False
+        self._refused = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -144,6 +147,8 @@ class Steering:
         self._routes = VipRoutes(self._netlink, self._pair.ifindex, self._pair.next_hops())
         self._node = NodeWatch(self._netlink)
         own_close(self._node.close)
+        self._relations = Relations(self._maps.related)
+        own_close(self._relations.close)
         self._follow_node()
         self._started = True
 
@@ -203,6 +208,7 @@ class Steering:
 
     def close(self) -> None:
         """Detach, and delete the interfaces. Idempotent; also after a start that failed."""
+        self.refused()
         self._started = False
         self._cached = None
         self._resources.close()  # in reverse order: first nothing is steered any more, then the ends go
@@ -217,8 +223,8 @@ class Steering:
         """
         old = self._targets
         self.change(
-            Asked(old.vips - targets.vips, old.node_ports - targets.node_ports, old.pods - targets.pods),
-            Asked(targets.vips - old.vips, targets.node_ports - old.node_ports, targets.pods - old.pods),
+            _beyond(old, targets),
+            _beyond(targets, old),
             targets,
         )
 
@@ -238,12 +244,14 @@ class Steering:
             self._pods += len(add.pods)
             if targets.marks != old.marks:
                 self._write_marks()
+            self._writer.set_config(ConfigBit.STRICT, targets.strict_replies)
             if pod_keys:
                 self._follow_pods(pod_keys)
             self._change_entries(remove, add, pod_keys)
         except BaseException:
             self._targets, self._pods = old, before
             self._write_marks()
+            self._writer.set_config(ConfigBit.STRICT, old.strict_replies)
             self._follow_pods()
             raise
         self._pods -= len(remove.pods)
@@ -251,9 +259,11 @@ class Steering:
             self._follow_pods()
         if old.tunnels and not targets.tunnels:
             self._pair.split_segments(False)
-        coming = Counter([network for network, _, _ in add.vips])  # once: networks are slow to hash
+        # Hashed once: networks are slow at it.
+        coming = Counter([*(network for network, _, _ in add.vips), *add.translated])
         self._networks.update(coming)
-        gone = [network for network, _, _ in remove.vips if _decrement(self._networks, network)]
+        going = (*(network for network, _, _ in remove.vips), *remove.translated)
+        gone = [network for network in going if _decrement(self._networks, network)]
         self._change_routes(gone, coming)
 
     def _change_entries(self, remove: Asked, add: Asked, pod_keys: Iterable[bytes] = ()) -> None:
@@ -263,12 +273,14 @@ class Steering:
         staying = [each for each, count in self._node_ports.items() if moved for _ in range(count)]
         gone = [
             *_vip_keys(remove.vips),
+            *_translated_keys(remove.translated),
             *_pod_keys(remove.pods),
             *_node_port_keys(remove.node_ports, served),
             *_node_port_keys(staying, self._served - served),
         ]
         new = [
             *_vip_keys(add.vips),
+            *_translated_keys(add.translated),
             *pod_keys,
             *_node_port_keys(add.node_ports, served),
             *_node_port_keys(staying, served - self._served),
@@ -304,14 +316,16 @@ class Steering:
 
     # --- what happens on the node ----------------------------------------------------------------------------
 
-    def fileno(self) -> int:
+    def filenos(self) -> list[int]:
         """Readable when `poll_events` has something to do."""
         self._require_started()
-        return self._node.fileno()
+        return [self._node.fileno(), self._relations.fileno()]
 
     def poll_events(self) -> list[str]:
-        """Follow the node's interfaces and addresses, without waiting; returns a line for the log per change."""
+        """Follow interfaces, addresses and routes, without waiting; returns a line for the log per change."""
         self._require_started()
+        if self._relations.poll():
+            self._relations.sync(self._node.interfaces.values())
         return self._follow_node() if self._node.poll() else []
 
     def _follow_node(self) -> list[str]:
@@ -319,6 +333,7 @@ class Steering:
         lines = [] if self._waiting else self._ingress.sync(wanted)
         if self._cached is not None and not self._waiting:
             self._cached.sync([each for each in wanted if each.name != LOOPBACK])
+        self._relations.sync(self._node.interfaces.values())
         self._follow_pods()
         self._write_marks()
         self._routes.set_mtu(min((each.mtu for each in wanted if each.name != LOOPBACK), default=0))
@@ -397,6 +412,7 @@ class Steering:
         self._require_started()
         families = {network.version for network in self._networks} | {each[0] for each in self._node_ports}
         lines = check_node(families)
+        lines += self._untold(families)
         for each in (self._ingress, self._cached):
             failures = each.failures if each is not None else {}
             lines += [f"interface {name}: {why}" for name, why in sorted(failures.items())]
@@ -407,9 +423,39 @@ class Steering:
             lines.append(f"no route to {network} for processes on this node: {why}")
         return lines
 
+    def _untold(self, families: Collection[int]) -> list[str]:
+        """Where the programs cannot learn through which interface a pod is reached."""
+        forwards = read_sysctl(f"ipv6/conf/{KU0}/forwarding") == "1"
+        if 6 not in families or forwards or not self._targets.strict_replies or self._targets.marks is not None:
+            return []
+        return [
+            f"IPv6 forwarding is off at {KU0}: the kernel does not say where pods are, "
+            "so that their replies are taken wherever they come in; mark interfaces, or let the node forward"
+        ]
+
     def programs_at_egress(self, ifindex: int) -> int:
         """How many programs of ours stand at an interface's egress."""
         return int(self._egress.link(ifindex) is not None)
+
+    def refused(self) -> int:
+        """Packets in a pod's name that came in where they may not; after `close`, as of then."""
+        if self._started:
+            self._refused = self._maps.read_stats().refused
+        return self._refused
+
+    def way_to(self, pod: Address, client: Address) -> str:
+        """Names of the interfaces by which replies of a pod to a client may come in, where nothing is marked.
+
+        Empty where it is not known, for example where the kernel has no way back to the client.
+        """
+        if not self._started:
+            return ""
+        try:
+            (route, *_) = self._netlink.route("get", dst=str(pod), src=str(client), iif=self._pair.ifindex)
+        except NetlinkError:
+            return ""
+        names = {each.ifindex: each.name for each in self._node.interfaces.values()}
+        return " or ".join(sorted(names.get(index, "") for index in self._relations.alike(route.get("oif"))))
 
     def stats(self) -> Stats:
         self._require_started()
@@ -423,6 +469,20 @@ class Steering:
 def _vip_keys(vips: Iterable[Vip]) -> Iterable[bytes]:
     for network, protocol, port in vips:
         yield from network_keys(network, protocol, port)
+
+
+def _translated_keys(networks: Iterable[Network]) -> Iterable[bytes]:
+    return (prefix_key(network, translated=True) for network in networks)
+
+
+def _beyond(these: Targets, others: Targets) -> Asked:
+    """What these ask for and others do not."""
+    return Asked(
+        these.vips - others.vips,
+        these.node_ports - others.node_ports,
+        these.pods - others.pods,
+        these.translated - others.translated,
+    )
 
 
 def _pod_keys(pods: Iterable[Pod]) -> Iterable[bytes]:

@@ -16,7 +16,7 @@ from operator import not_
 from typing import NamedTuple
 
 from ..errors import SteeringError
-from .keys import STEER_KEY_SIZE, Address, ConfigBit, Network, is_return
+from .keys import STEER_KEY_SIZE, Address, ConfigBit, Network, is_return, is_translated
 from .maps import PRESENT, SteeringMaps
 
 __all__ = ["Asked", "Change", "Entries", "MapWriter", "Targets"]
@@ -33,8 +33,11 @@ class Targets:
     vips: frozenset[Vip] = frozenset()  # (network, protocol, port); port 0: the whole address
     node_ports: frozenset[NodePort] = frozenset()  # (family 4 or 6, protocol, port), at every node address
     pods: frozenset[Pod] = frozenset()  # (address, protocol, port): whose replies come up
-    # Interface name → keys.MARK4 | keys.MARK6: replies come up only where marked; None: everywhere.
+    translated: frozenset[Network] = frozenset()  # what clients are called at pods of the other family
+    # Interface name → keys.MARK4 | keys.MARK6: replies come up only where marked; None: see `strict_replies`.
     marks: Mapping[str, int] | None = None
+    # Without marks: replies come up only where the node itself would send to their pod (reply_path.py).
+    strict_replies: bool = True
     # Node ports are served at node addresses in these networks only; None: at all of them.
     node_networks: frozenset[Network] | None = None
     # Some VIP's packets go out in tunnels: the kernel has to split what comes up into single packets.
@@ -48,7 +51,8 @@ class Targets:
     @property
     def families(self) -> set[int]:
         """Those that have a VIP or a node port."""
-        return {vip[0].version for vip in self.vips} | {each[0] for each in self.node_ports}
+        named = {network.version for network in self.translated} | {each[0] for each in self.node_ports}
+        return {vip[0].version for vip in self.vips} | named
 
     def serves_at(self, address: Address) -> bool:
         """Whether node ports are served at this address of the node."""
@@ -61,6 +65,12 @@ class Asked(NamedTuple):
     vips: Collection[Vip] = ()
     node_ports: Collection[NodePort] = ()
     pods: Collection[Pod] = ()
+    translated: Collection[Network] = ()
+
+    @property
+    def destinations(self) -> list[Vip]:
+        """VIPs, and translated clients as if they were some: what no flow of one family may be sent to."""
+        return [*self.vips, *((network, 0, 0) for network in self.translated)]
 
 
 class Change(NamedTuple):
@@ -118,7 +128,7 @@ class MapWriter:
     def __init__(self, maps: SteeringMaps) -> None:
         self._maps = maps
         self.entries = Entries()
-        self._prefixes = 0
+        self._prefixes = self._translated = 0  # how many are in the map, and of those of what kind
         self._config = 0
 
     def apply(self, remove: Iterable[bytes], add: Iterable[bytes]) -> Change:
@@ -134,12 +144,14 @@ class MapWriter:
         self._maps.steer.update(dict.fromkeys(new.returns, PRESENT))
         self._maps.steer.update(dict.fromkeys(new.forwards, PRESENT))
         self._maps.prefixes.update(dict.fromkeys(new.prefixes, PRESENT))
-        self.set_config(ConfigBit.PREFIXES, prefixes > 0)
+        translated = self._translated + sum(map(is_translated, new.prefixes)) - sum(map(is_translated, gone.prefixes))
+        self.set_config(ConfigBit.PREFIXES, prefixes > translated)
+        self.set_config(ConfigBit.TRANSLATED, translated > 0)
         self._maps.prefixes.delete(gone.prefixes)
         self._maps.steer.delete(gone.forwards)
         self._maps.steer.delete(gone.returns)
         self.entries.commit(balance)
-        self._prefixes = prefixes
+        self._prefixes, self._translated = prefixes, translated
         return change
 
     def set_config(self, bit: ConfigBit, on: bool) -> None:

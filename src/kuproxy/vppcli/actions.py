@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from kuproxy.codes import Family, FlowState, Protocol
 from kuproxy.errors import Problem
-from kuproxy.model.config import FlowHash, Settings, Show, ShowKind
+from kuproxy.model.config import FlowHash, ReplyPath, Settings, Show, ShowKind
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 
 __all__ = [
@@ -87,6 +87,7 @@ class SetConf(Action):
     nat64_ports: tuple[int, int] | None = None
     translation_mtu: int | None = None
     flow_hash: FlowHash | None = None
+    reply_path: ReplyPath | None = None
 
     def applied_to(self, settings: Settings) -> Settings:
         """Raises ConfigError."""

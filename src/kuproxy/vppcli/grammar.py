@@ -18,7 +18,7 @@ from operator import or_
 
 from kuproxy.codes import Encap, Family, FlowState, HashMode, Origin, Protocol
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.config import FlowFilter, FlowHash, Settings, Show, ShowKind
+from kuproxy.model.config import FlowFilter, FlowHash, ReplyPath, Settings, Show, ShowKind
 from kuproxy.model.vip import (
     DEFAULT_NEW_LEN,
     DEFAULT_WEIGHT,
@@ -93,6 +93,10 @@ def _to_ranges(text: str) -> tuple[Prefix, ...]:
     return tuple(parse_prefix(part) for part in text.split(","))
 
 
+def _to_reply_path(text: str) -> ReplyPath:
+    return ReplyPath(match_keyword(text, [each.value for each in ReplyPath]))
+
+
 _ADDRESSING: dict[str, Callable[[str], object]] = {
     "pod-ranges": _to_ranges,
     "ip4-src-address": to_address,
@@ -102,6 +106,7 @@ _ADDRESSING: dict[str, Callable[[str], object]] = {
     "nat64-ports": to_ports,
     "nat-mtu": to_int,
     "flow-hash": FlowHash.parse,
+    "reply-path": _to_reply_path,
 }
 _ATTRIBUTES = {name: name.replace("-", "_") for name in _ADDRESSING} | {"nat-mtu": "translation_mtu"}
 
@@ -374,12 +379,14 @@ def _table() -> tuple[Command, ...]:
             "[pod-ranges <prefix>[,<prefix>...]] "
             "[ip4-src-address <addr>] [ip6-src-address <addr>] "
             "[nat46-prefix <prefix>] [nat64-pool <prefix>] [nat64-ports <low>-<high>] [nat-mtu <n>] "
-            "[flow-hash vpp|keyed|<key>]",
+            "[flow-hash vpp|keyed|<key>] [reply-path strict|any]",
             "size of the established-flow table of each worker, how long a silent flow is remembered (in any "
             f"state, or in one of {', '.join(TIMEOUT_WORDS)}), the source of masqueraded packets, where pods have "
             "their addresses (for VIPs that treat pods and others unlike), the outer source addresses of tunnels, "
-            "what clients are called at pods of the other family, and by which hash flows are found: VPP's, or one "
-            "that nobody can foresee (under a key of its own, or one that several nodes are given)",
+            "what clients are called at pods of the other family, by which hash flows are found: VPP's, or one "
+            "that nobody can foresee (under a key of its own, or one that several nodes are given), and where replies "
+            "of pods may come in, as long as no interface is marked: by the interface through which this node sends "
+            "to the pod, or by any",
             _read_conf,
         ),
         Command(

@@ -57,6 +57,9 @@ def show_general(report: Report) -> str:
     if report.cache is not None:
         lines.append(f" flow cache: {_cache(report.cache)}")
         lines += _ways(report.cache)
+    if report.replies is not None:
+        refused = report.replies.refused
+        lines.append(f" replies of pods: {_PLACES[report.replies.path]}; {refused} packets in a pod's name refused")
     for version, source in ((4, report.settings.ip4_src_address), (6, report.settings.ip6_src_address)):
         if source is not None:
             lines.append(f" ip{version}-src-address: {source}")
@@ -70,6 +73,10 @@ def show_general(report: Report) -> str:
             f"  usage: {worker.flows} / {worker.capacity}",
         ]
     return _text(lines)
+
+
+# Where they are taken.
+_PLACES = {"strict": "from where the pod is", "any": "from anywhere", "marked": "from marked interfaces"}
 
 
 def _flow_hash(settings: Settings) -> str:
@@ -187,6 +194,7 @@ def to_json(report: Report) -> dict[str, Any]:
     return {
         "driver": report.driver,
         "cache": None if report.cache is None else asdict(report.cache),
+        "replies": None if report.replies is None else asdict(report.replies),
         "settings": {
             "buckets": report.settings.buckets,
             "timeout": report.settings.timeout_s,
@@ -194,6 +202,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "masquerade": [str(address) for address in report.settings.masquerade],
             "pod_ranges": [str(prefix) for prefix in report.settings.pod_ranges],
             "flow_hash": str(report.settings.flow_hash),
+            "reply_path": str(report.settings.reply_path),
         }
         | {
             f"ip{version}_src_address": str(address)

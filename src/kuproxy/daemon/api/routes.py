@@ -285,7 +285,7 @@ def _get_health(controller: Controller, _query: Nothing, _body: None) -> views.H
 
 
 _SHOWN = {
-    ShowKind.GENERAL: ("driver", "cache", "settings", "interfaces", "workers"),
+    ShowKind.GENERAL: ("driver", "cache", "replies", "settings", "interfaces", "workers"),
     ShowKind.VIPS: ("vips",),
     ShowKind.NODES: ("nodes",),
     ShowKind.TRACE: ("trace",),

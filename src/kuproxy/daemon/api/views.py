@@ -321,6 +321,7 @@ def effective_conf(controller: Controller) -> Conf:
         nat64_ports=settings.nat64_ports,
         translation_mtu=settings.translation_mtu,
         flow_hash=str(settings.flow_hash),
+        reply_path=settings.reply_path.value,
         **said,
     )
 
