@@ -42,12 +42,14 @@ from kuproxy.engine.local import LocalEngine
 from kuproxy.engine.repair import repair
 from kuproxy.errors import KuError
 from kuproxy.kube.cluster import Cluster
-from kuproxy.model.vip import Vip, VipKey
+from kuproxy.model.vip import Vip, VipKey, parse_prefix
 
 UNTIL_S = STORM_S + CALM_S + 1.0  # one storm, one calm, and the check at its end
 STRIKES_EVERY_S = 400.0  # on average
 TALK_EVERY_S = 60.0  # a message on every connection; flows time out later than that
 MOST_CONNECTIONS = 40
+MOST_LASTING = 6
+LASTING = parse_prefix("10.96.1.1/32")  # the service that nobody changes
 FIRST_TICKS = (100, 2**31 - 20_000, 2**32 - 20_000)  # the tick counter wraps within half an hour
 
 
@@ -88,6 +90,20 @@ class Chaos(World):
         self._begin_control()
         self._later(STRIKES_EVERY_S, self._strike)
         self._later(TALK_EVERY_S, self._talk)
+
+    def run(self, until_s: float = UNTIL_S) -> None:
+        """With one service that nobody changes: what the dice leave of the others may have no pods all night."""
+        port = {"name": "http", "port": 80, "protocol": "TCP"}
+        address = str(LASTING.network_address)
+        spec = {"ports": [port], "clusterIP": address, "clusterIPs": [address]}
+        self.store.create("services", {"metadata": {"namespace": "shop", "name": "lasting"}, "spec": spec})
+        labels = {"kubernetes.io/service-name": "lasting"}
+        endpoints = [{"addresses": [f"10.1.1.{number}"], "conditions": {"ready": True}} for number in (1, 2, 3)]
+        slice_ = {"addressType": "IPv4", "endpoints": endpoints, "ports": [port]}
+        self.store.create(
+            "endpointslices", {"metadata": {"namespace": "shop", "name": "lasting-1", "labels": labels}, **slice_}
+        )
+        super().run(until_s)
 
     def _later(self, mean_s: float, act: Any) -> None:
         def again() -> None:
@@ -215,6 +231,8 @@ class Chaos(World):
 
     def _open(self) -> None:
         vips = [vip for vip in self.consumer.served() if vip.key.protocol is Protocol.TCP and vip.pods]
+        if sum(one.key.prefix == LASTING for one in self.connections) >= MOST_LASTING:
+            vips = [vip for vip in vips if vip.key.prefix != LASTING]
         if not vips:
             return
         vip = vips[self.dice.randrange(len(vips))]
@@ -283,7 +301,7 @@ def live_through(seed: int, directory: Path) -> Chaos:
     clock.time = lambda: world.wall_s + world.now
     patch.setattr(kubernetes, "time", clock)
     try:
-        world.run(UNTIL_S)
+        world.run()
     except BaseException:
         print(f"seed {seed}, second {world.now:.3f}, tick {world.tick}; so far: {world.faults}")
         print(f'again: make chaos ARGS="--seed {seed}"')
