@@ -61,6 +61,7 @@ class Config:
     all_node_addresses: tuple[Address, ...] = ()
     workers: int = 1
     flow_key: bytes = b""
+    second_chance: bool = False
 
 
 TUNNEL_SOURCES = (ip_address("40.0.0.250"), ip_address("4000::fa"))
@@ -106,8 +107,41 @@ configs = st.builds(
     own_addresses=st.sampled_from([{}, dict(zip((Family.IPV4, Family.IPV6), NODE_ADDRESSES, strict=True))]),
     workers=st.sampled_from([1, 1, 2, 3]),
     flow_key=st.sampled_from(FLOW_KEYS),
+    second_chance=st.sampled_from([True, True, False]),
 )
 start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
+
+# --------------------------------------------------------------------------------------------------------- TCP
+
+
+def _with_flags(data: bytes, flags: int) -> bytes:
+    """A TCP segment with other flags, and the checksum that goes with them (RFC 1624); anything else as it is."""
+    try:
+        _, l4, protocol, later = packets.headers(data)
+    except (struct.error, IndexError):
+        return data
+    if protocol != packets.TCP or later or len(data) < l4 + 20:
+        return data
+    changed = bytearray(data)
+    [old], [checksum] = (struct.unpack_from(">H", data, l4 + at) for at in (12, 16))
+    new = old & 0xFF00 | flags
+    total = (checksum ^ 0xFFFF) + (old ^ 0xFFFF) + new
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    struct.pack_into(">H", changed, l4 + 12, new)
+    struct.pack_into(">H", changed, l4 + 16, total ^ 0xFFFF)
+    return bytes(changed)
+
+
+def in_the_midst(packet: RefPacket) -> RefPacket:
+    """The same as a segment of a connection that began before."""
+    return replace(packet, data=_with_flags(packet.data, packets.ACK))
+
+
+def refusal_of(data: bytes) -> bytes:
+    """What a receiver answers that knows no such connection."""
+    return _with_flags(packets.reply_to(data), packets.RST)
+
 
 # --------------------------------------------------------------------------------------------------------- VIPs
 

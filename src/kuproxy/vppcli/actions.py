@@ -87,6 +87,7 @@ class SetConf(Action):
     nat64_ports: tuple[int, int] | None = None
     translation_mtu: int | None = None
     flow_hash: FlowHash | None = None
+    second_chance_s: float | None = None
 
     def applied_to(self, settings: Settings) -> Settings:
         """Raises ConfigError."""
