@@ -109,6 +109,9 @@ def test_flows_and_explanations_tell_of_it() -> None:
     assert second_chance(balancer) == (None, None)
     balancer.set(other)
     assert second_chance(balancer) == ("10.0.0.1:8080", None)
+    what_if = balancer.explain(SEGMENT, with_pods=["10.0.0.3"], without_pods=["10.0.0.2"]).what_if
+    assert what_if is not None and what_if.ring is not None
+    assert (what_if.pod, what_if.ring.second_chance) == ("10.0.0.3:8080", "10.0.0.2:8080")
     [sent] = balancer.process([SEGMENT])
     assert str(sent.pod) == "10.0.0.2:8080"
     assert second_chance(balancer) == ("10.0.0.1:8080", "10.0.0.1:8080")

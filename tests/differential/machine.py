@@ -173,11 +173,10 @@ class ForwardingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.known)
     @rule(data=st.data())
     def change_pods(self, data: st.DataObject) -> None:
-        self._change_pods(data)
+        self._change_pods(data, data.draw(st.sampled_from(list(self.known.values()))))
         self._receive(self.sent[-12:])  # whose flows drain now, or move
 
-    def _change_pods(self, data: st.DataObject) -> None:
-        vip = data.draw(st.sampled_from(list(self.known.values())))
+    def _change_pods(self, data: st.DataObject, vip: Vip) -> None:
         version = 4 if vip.type.pod_family == Family.IPV4 else 6
         change = data.draw(st.sampled_from(["remove one", "remove all", "others", "weigh", "split"]))
         drawn = strategies.pods[version, bool(vip.key.port) and vip.encap is Encap.NAT]
@@ -329,22 +328,20 @@ class ForwardingMachine(RuleBasedStateMachine):
         self._receive([strategies.make_complaint(rng, each) for each in about])
 
     @precondition(lambda self: self.known)
-    @rule(data=st.data(), burst=strategies.bursts, again=st.booleans())
-    def lose_memory(self, data: st.DataObject, burst: list[RefPacket], again: bool) -> None:
-        """Connections that began elsewhere come, while pods change; whoever does not know one says so."""
-        if data.draw(st.booleans()):
-            self._change_pods(data)
-        self.forwarded.clear()
-        self._receive([strategies.in_the_midst(packet) for packet in burst])
-        refusals = [RefPacket(strategies.refusal_of(one), INSIDE) for one in self.forwarded]
-        if refusals:
-            chosen = data.draw(st.lists(st.sampled_from(refusals), min_size=1, max_size=12))
-            self._receive(refusals + chosen)
-        if again:
-            self.forwarded.clear()
-            self._receive([strategies.in_the_midst(packet) for packet in burst])
-            if self.forwarded:
-                self._receive([RefPacket(packets.reply_to(one), INSIDE) for one in self.forwarded])
+    @rule(data=st.data(), seed=st.integers(0, 2**48 - 1), turns=st.integers(1, 3))
+    def come_from_elsewhere(self, data: st.DataObject, seed: int, turns: int) -> None:
+        """Connections that began elsewhere come just after a change; pods that do not know them refuse them."""
+        rng = Random(seed)
+        vip = data.draw(st.sampled_from(list(self.known.values())))
+        for _ in range(turns):
+            self._change_pods(data, vip)
+            vip = self.known[vip.key]
+            segments = strategies.make_segments(rng, vip)
+            for _ in range(2):
+                self.forwarded.clear()
+                self._receive(segments)
+                if self.forwarded:
+                    self._receive([RefPacket(strategies.make_answer(rng, one), INSIDE) for one in self.forwarded])
 
     # ------------------------------------------------------------------------------------------------- time
 

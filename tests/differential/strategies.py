@@ -133,14 +133,27 @@ def _with_flags(data: bytes, flags: int) -> bytes:
     return bytes(changed)
 
 
-def in_the_midst(packet: RefPacket) -> RefPacket:
-    """The same as a segment of a connection that began before."""
-    return replace(packet, data=_with_flags(packet.data, packets.ACK))
+def make_segments(rng: Random, vip: Vip) -> list[RefPacket]:
+    """To this VIP, mostly from the midst of connections that no node here has seen begin."""
+    version = vip.key.prefix.version
+    addressed = [str(vip.key.prefix.network_address), *ADDRESSED[version]]
+    within = [each for each in addressed if ip_address(each) in vip.key.prefix]
+    made = []
+    for _ in range(rng.choice([4, 24])):
+        address, port = rng.choice(within), vip.key.port or 80
+        if vip.node_port and one_in(rng, 4):
+            address, port = NODE[version], vip.node_port
+        flags = rng.choice([packets.ACK] * 6 + [packets.ACK | packets.FIN, packets.SYN, packets.RST])
+        client, client_port = rng.choice(CLIENTS[version]), 1024 + rng.randrange(40)
+        segment = packets.tcp(client, address, client_port, port, b"data", flags=flags)
+        made.append(RefPacket(packets.frame(segment), OUTSIDE, one_in(rng, 10)))
+    return made
 
 
-def refusal_of(data: bytes) -> bytes:
-    """What a receiver answers that knows no such connection."""
-    return _with_flags(packets.reply_to(data), packets.RST)
+def make_answer(rng: Random, data: bytes) -> bytes:
+    """A receiver's, who mostly knows no such connection."""
+    answers = [packets.RST] * 6 + [packets.RST | packets.ACK, packets.ACK, packets.ACK]
+    return _with_flags(packets.reply_to(data), rng.choice(answers))
 
 
 # --------------------------------------------------------------------------------------------------------- VIPs

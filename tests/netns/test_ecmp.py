@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from netns.routed import PORT, VIPS, Node, Routed, routed, until
+from netns.routed import PORT, VIPS, Between, Node, Routed, routed, until
 from netns.test_hot_restart import kill, replaced
 from netns.world import _warm, connect
 
@@ -65,8 +65,8 @@ class Connections:
 
 
 @contextmanager
-def connections(made: Routed) -> Iterator[Connections]:
-    many = Connections(made)
+def connections(made: Routed, count: int = CONNECTIONS) -> Iterator[Connections]:
+    many = Connections(made, count)
     try:
         yield many
     finally:
@@ -108,6 +108,51 @@ def test_nodes_come_and_go_under_live_connections() -> None:
             many.check()
             total = one.flows() + three.flows()
             assert total >= CONNECTIONS, total
+
+
+def lost(many: Connections) -> int:
+    """How many connections have ended; the others are where they were."""
+    ended = 0
+    for opened, pod in many.sockets:
+        try:
+            assert many._ask(opened) == pod
+        except ConnectionResetError:
+            ended += 1
+    return ended
+
+
+@pytest.mark.parametrize(
+    ("seconds", "few", "most"), [(60, 0, 0), pytest.param(0, 4, 60, marks=pytest.mark.long)], ids=["with", "without"]
+)
+def test_a_node_is_lost_while_pods_change(seconds: int, few: int, most: int) -> None:
+    """One of three nodes dies, one of five pods drains. With second chances no connection ends; without, some do.
+
+    A third of 240 connections moves, and of those whose pod has gone, a fifth, none would find its pod again.
+    """
+    with routed(kind=Between) as made:
+        one, two, three = made.nodes
+        _warm()
+        for node in made.nodes:
+            node.start()
+            node.serve(made.pod_numbers, translated=True)
+            if seconds:
+                node.daemon.ku(f"conf second-chance {seconds}")
+            node.announce()
+        made.wait_for_hops(*made.nodes)
+        made.lead_back(*(made.nodes[number - 1] for number in made.order(VIPS[0])))
+        with connections(made, 4 * CONNECTIONS) as many:
+            assert len(many.pods) == 5 and min(node.flows() for node in made.nodes) > CONNECTIONS
+
+            two.kill()
+            for node in (one, three):
+                node.serve([*made.pod_numbers[:2], *made.pod_numbers[3:]], translated=True)
+            made.wait_for_hops(one, three)
+            made.lead_back(*(made.nodes[number - 1] for number in made.order(VIPS[0])))
+            ended = lost(many)
+            assert few <= ended <= most, ended
+            for node in (one, three):
+                counted = node.client.request("GET", "/v1/counters")["nodes"]
+                assert ("SECOND_CHANCE" in {each["reason"] for each in counted if each["count"]}) == bool(seconds)
 
 
 @pytest.mark.long
