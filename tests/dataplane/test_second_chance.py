@@ -10,12 +10,14 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dataplane.second_chances import INSIDE, KINDS, NOW, OUTSIDE, PODS, Bed, segment_back
 from differential.machine import ReferencePlane
 from differential.plane import SECOND_CHANCE_S, CompiledPlane
-from kuproxy.codes import Encap, FlowState, HashMode, Node, Outcome, Reason
+from kuproxy.codes import Encap, FlowFlag, FlowState, HashMode, Node, Outcome, Reason
+from kuproxy.engine.cached import Book, Found
 from kuproxy.model.vip import Pod
 from packets import ACK, FIN, RST, SYN, frame, tcp, udp
 
@@ -380,6 +382,34 @@ def test_a_worker_that_reads_foreign_slots_gives_no_flow_to_another_vips_pod() -
     assert ring is not None and ring.former
     bed.two.engine.tables.rings[ring.offset + 256 : ring.offset + 512] = next(iter(second.pods.values()))
     assert bed.talk(bed.two, number) == "reset"
+    bed.close()
+
+
+def test_the_flow_cache_carries_none_that_is_tentative() -> None:
+    """And one that has moved is another flow to it: with a pod, ports and a reply of its own."""
+    bed = Bed(CompiledPlane)
+    number = one_moved(bed)
+    state, tables = bed.two.engine.state, bed.two.engine.tables
+    bed.to_pod(bed.two, number)
+    [slot] = np.flatnonzero(state.entries["pod"])
+    state.flows["state"][slot] = FlowState.TCP_ESTABLISHED  # which it is not before its pod has spoken
+
+    def candidates() -> Found:
+        return Book(4).candidates(0, tables, state, 0, np.zeros(len(state.entries), np.int32), NOW, 10, 0, 0)
+
+    assert not len(candidates().slots)
+    state.flows["flags"][slot] ^= int(FlowFlag.TENTATIVE)
+    found = candidates()
+    assert found.slots.tolist() == [slot]
+    book, pairs = Book(4), np.array([1])
+    book.note(pairs, found, np.zeros(1, bool), tables, 1)
+    assert book.held(pairs, [state], NOW).all()
+    state.flows["flags"][slot] ^= int(FlowFlag.TENTATIVE)
+    assert not book.held(pairs, [state], NOW).any()
+    state.flows["state"][slot] = FlowState.TCP_HALF_OPEN
+    assert [bed.talk(bed.two, number) for _ in range(2)] == ["", bed.where[number]]
+    assert state.flows["state"][slot] == FlowState.TCP_ESTABLISHED
+    assert not book.held(pairs, [state], NOW).any()
     bed.close()
 
 

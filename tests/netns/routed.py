@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -184,16 +185,21 @@ class Node:
         self.daemon.process.wait()
 
 
-def _answer(name: str) -> Callable[[socket.socket, str], None]:
-    """Each byte is answered with the pod's name, for as long as the client likes."""
+def _answer(name: str, over: threading.Event) -> Callable[[socket.socket, str], None]:
+    """Each byte is answered with the pod's name, for as long as the client likes: of some the end is never heard."""
 
     def serve(connection: socket.socket, _peer: str) -> None:
-        connection.settimeout(None)
-        try:
-            while data := connection.recv(4096):
+        connection.settimeout(1)
+        while not over.is_set():
+            try:
+                data = connection.recv(4096)
                 connection.sendall(f"{name} ".encode() * len(data))
-        except OSError:
-            return  # the client has ended
+            except TimeoutError:
+                continue
+            except OSError:
+                return  # the client has ended
+            if not data:
+                return
 
     return serve
 
@@ -222,16 +228,18 @@ class Routed:
             each.sysctl("ipv6/conf/all/forwarding", "1")
         for each in self.hosts:
             for name in ("all", "default", "eth0"):
-                if each is not host or name != "eth0":
+                if each not in (host, self.behind) or name != "eth0":
                     each.sysctl(f"ipv4/conf/{name}/rp_filter", "0")
         for number in (*range(1, nodes + 1), _CLIENT):
             host.sysctl(f"ipv4/conf/if{number}/rp_filter", "0")
         for index in range(pods):
             self.behind.sysctl(f"ipv4/conf/if{_FIRST_POD + index}/rp_filter", "0")
         self._spread(host)
+        over = threading.Event()
         for number, pod in enumerate(self.pods, _FIRST_POD):
             self._prepare_pod(pod, number)
-            stack.enter_context(listener(pod, PORT, _answer(f"pod{number - _FIRST_POD + 1}")))
+            stack.enter_context(listener(pod, PORT, _answer(f"pod{number - _FIRST_POD + 1}", over)))
+        stack.callback(over.set)
         self.router = Router(host, directory, nodes)
         stack.callback(self.router.close)
 
@@ -305,7 +313,7 @@ class Between(Routed):
         for node in self.nodes:
             number = _BEHIND + node.number
             name = f"if{number}"
-            words = ("link", "add", name, "type", "veth", "peer", "eth1", "netns", node.node.name)
+            words = ("link", "add", name, "type", "veth", "peer", "name", "eth1", "netns", node.node.name)
             ip(behind, *words)
             for host, interface, end in ((behind, name, 1), (node.node, "eth1", 2)):
                 ip(host, "addr", "add", f"10.{number}.0.{end}/24", "dev", interface)
@@ -327,15 +335,13 @@ class Between(Routed):
             ip(node.node, "route", "add", f"10.{number}.0.0/24", "via", f"10.{behind}.0.1")
             ip(node.node, "route", "add", f"fd09:{number}::/64", "via", f"fd09:{behind}::1")
 
-    def lead_back(self, *nodes: Node) -> None:
-        """Replies to the client go by these nodes, in the order of the router's next hops."""
-        for client, way in ((f"10.{_CLIENT}.0.0/24", "10.{}.0.2"), (f"fd09:{_CLIENT}::/64", "fd09:{}::2")):
-            hops = [("nexthop", "via", way.format(_BEHIND + node.number)) for node in nodes]
+    def lead_back(self) -> None:
+        """Replies to the client go by the nodes by which its packets come, in the same order of next hops."""
+        clients = (f"10.{_CLIENT}.0.0/24", "10.{}.0.2"), (f"fd09:{_CLIENT}::/64", "fd09:{}::2")
+        for vip, (client, way) in zip(VIPS, clients, strict=True):
+            numbers = [int(hop.replace(":", ".").split(".")[1]) for hop in self.router.hops(vip)]
+            hops = [("nexthop", "via", way.format(_BEHIND + number)) for number in numbers]
             ip(self.behind, "route", "replace", client, *(word for hop in hops for word in hop))
-
-    def order(self, vip: str) -> list[int]:
-        """Numbers of the nodes to which the router sends a VIP's packets, in the order of its next hops."""
-        return [int(hop.replace("fd09", "10").replace(":", ".").split(".")[1]) for hop in self.router.hops(vip)]
 
 
 def ip(host: Host, *words: str) -> None:
