@@ -48,6 +48,7 @@ def make_config(rng: Random) -> Config:
         pod_ranges=pod_ranges,
         all_node_addresses=node_addresses,
         own_addresses=both if one_in(rng, 2) else {},
+        second_chance=True,
     )
 
 

@@ -197,15 +197,18 @@ class Balancer:
         buckets: int | None = None,
         masquerade: Iterable[AnyAddress] = (),
         tunnel_sources: Iterable[AnyAddress] = (),
+        second_chance_s: float | None = None,
     ) -> None:
-        """`buckets`: of four flows each, a power of two; `masquerade` and `tunnel_sources`: at most one of each family.
+        """`buckets`: of four flows each, a power of two; `masquerade` and `tunnel_sources`: at most one of each family;
+        `second_chance_s`: for so long after a change of a service's pods a TCP connection that began elsewhere, and
+        that the new pod of its slot refuses, goes to the slot's former pod.
 
         Raises KuError: ConflictError for two services with one key, ConfigError for what cannot be.
         """
         base = config or Config()
         self.config = replace(base, vips=(*base.vips, *services), settings=base.settings)
         self.config = replace(
-            self.config, settings=_settings(base.settings, buckets, masquerade, tunnel_sources)
+            self.config, settings=_settings(base.settings, buckets, masquerade, tunnel_sources, second_chance_s)
         )
         marks = [mark for mark in self.config.interfaces if mark.name != _PODS]
         self.config = replace(self.config, interfaces=(InterfaceMark(_PODS, True, True), *marks))
@@ -377,9 +380,14 @@ class Balancer:
 
 
 def _settings(
-    base: Settings, buckets: int | None, masquerade: Iterable[AnyAddress], tunnels: Iterable[AnyAddress]
+    base: Settings,
+    buckets: int | None,
+    masquerade: Iterable[AnyAddress],
+    tunnels: Iterable[AnyAddress],
+    second_chance_s: float | None,
 ) -> Settings:
-    changes: dict[str, Any] = {} if buckets is None else {"buckets": buckets}
+    given = {"buckets": buckets, "second_chance_s": second_chance_s}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     said = tuple(_address("masquerade", each) for each in masquerade)
     if said:
         changes["masquerade"] = said

@@ -126,12 +126,13 @@ class FlowState(IntEnum):
 
 
 class FlowFlag(IntFlag):
-    """What a TCP flow's two sides have said so far."""
+    """What is known of a TCP flow: what its two sides have said so far, and whether its pod is sure."""
 
     CLIENT = 1  # the client acknowledged something, without SYN
     POD = 2  # the pod answered, other than with a reset
     CLIENT_FIN = 4
     POD_FIN = 8
+    TENTATIVE = 16  # began in the middle, at a pod that has said nothing yet and may not know it (docs/adr/036)
 
 
 class InterfaceFlag(IntFlag):
@@ -294,6 +295,9 @@ class Reason(IntEnum):
     NO_MASQUERADE_ADDRESS = 89
     SOURCE_RANGE = 91
     SESSION_CAP = 92
+    # --- second chance: an event at kp-balance, then an end in DROP where replies are restored ------------
+    TENTATIVE = 85
+    SECOND_CHANCE = 93
 
 
 N_REASONS = 128
@@ -352,6 +356,8 @@ REASON_TEXT = {
     Reason.NO_MASQUERADE_ADDRESS: "source must be masqueraded, but there is no address to do it with",
     Reason.SOURCE_RANGE: "client outside the source ranges of the VIP",
     Reason.SESSION_CAP: "the VIP has as many flows as it may have",
+    Reason.TENTATIVE: "segments of connections begun elsewhere, given on trial to the new pod of a slot",
+    Reason.SECOND_CHANCE: "refusals of such a pod kept from the client, whose flow goes to the slot's former pod now",
     Reason.ICMP_BAD_CHECKSUM: "ICMP error with a wrong checksum",
     Reason.ICMP_ERROR_TRANSLATED: "ICMP errors translated, with the packet that they embed",
     Reason.TIME_EXCEEDED_SENT: "time exceeded sent",
@@ -387,6 +393,7 @@ _ENDS = (
             Reason.NO_MASQUERADE_ADDRESS,
             Reason.SOURCE_RANGE,
             Reason.SESSION_CAP,
+            Reason.SECOND_CHANCE,
             Reason.TUNNEL_NO_SOURCE,
             Reason.TUNNEL_GSO,
             Reason.TUNNEL_TOO_LONG,

@@ -20,6 +20,7 @@ from kuproxy.engine.flows import flow_rows
 from kuproxy.engine.memory import (
     Totals,
     flows_by_state,
+    last_tick,
     many_pod_counters,
     pod_counters,
     pod_flows,
@@ -121,6 +122,7 @@ class Plane:
         self.compiler.set_timeouts(config.settings.timeouts)
         self._set_addresses()
         self.compiler.set_tunnel_sources(config.settings.ip4_src_address, config.settings.ip6_src_address)
+        self.compiler.set_second_chance(config.settings.second_chance_s)
         self._set_translation(config.settings)
         self.compiler.apply(changes)
         self._note_pods()
@@ -151,6 +153,7 @@ class Plane:
             self.store.update(source, *former)
             raise
         self.compiler.apply(changes)
+        self._end_second_chances()
         self._note_pods()
         records = [
             self.compiler.record(vip.key) for vip in (*changes.added, *(new for _, new in changes.changed))
@@ -232,8 +235,14 @@ class Plane:
         return gone
 
     def collect(self) -> int:
-        """Free removed pods that no flow refers to; returns how many."""
+        """End second chances whose time is over, and free removed pods that no flow refers to; returns how many."""
+        self._end_second_chances()
         return self.compiler.collect(self.engine.acknowledged(), self._pod_flows)
+
+    def _end_second_chances(self) -> None:
+        """Those whose time is over; that of others begins. Until all sources have spoken a predecessor's stand."""
+        if not self._adopting:
+            self.compiler.end_second_chances(last_tick(self.engine.states))
 
     def beside(self) -> list[Counts]:
         """Whose packets count beside those of the workers, as of the last `refresh`."""
@@ -324,6 +333,8 @@ class Plane:
                 return FlowList(tuple(found), (found[-1].worker, found[-1].slot))
             record = self.compiler.record_at(row.pop("vip_index"))
             del row["pod_index"]
+            former = row.pop("otherwise_index")
+            row["otherwise"] = None if record is None else record.pod_at(former)
             if self.kernel is not None:
                 carried = self.kernel.carried(row["worker"], row["slot"])
                 if carried is not None:

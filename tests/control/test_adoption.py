@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kuproxy.codes import PROTOCOLS_WITH_PORTS, Encap, Origin, Protocol, VipType
-from kuproxy.control.compile import Compiler, entries, pods, vips
+from kuproxy.control.compile import Compiler, entries, pods, ring_rows, vips
 from kuproxy.control.compile.recover import pod_at
 from kuproxy.control.store import Store
 from kuproxy.dataplane.layout import (
@@ -181,7 +181,8 @@ def dying_at(step: int) -> Iterator[None]:
 
     for owner, name in (
         (MatchWriter, "put"), (MatchWriter, "delete"), (Arena, "allocate"), (IndexPool, "allocate"),
-        (pods, "fill"), (vips.VipRows, "_set_way"), (entries.MatchEntries, "_count_length"),
+        (ring_rows, "fill"), (ring_rows.RingRows, "_note_former"),
+        (vips.VipRows, "_set_way"), (entries.MatchEntries, "_count_length"),
         (pods.PodRows, "_drain"), (pods.PodRows, "_join_chain"), (MatchWriter, "put_many"), (vips.VipRows, "_set_pods"),
     ):  # fmt: skip
         patch.setattr(owner, name, dying(getattr(owner, name)))
@@ -199,6 +200,8 @@ def test_whatever_a_control_process_died_over_its_successor_gets_right(seed: int
     compiler, store = compiler_over(engine), Store()
     compiler.apply(store.replace("a", []))
     references = engine.state.pod_refs
+    seconds = rng.choice((0, 10))
+    compiler.set_second_chance(seconds)
     for _ in range(rng.randrange(1, 6)):
         wanted = some_vips(rng)
         with dying_at(rng.randrange(80)), suppress(Killed):
@@ -209,13 +212,16 @@ def test_whatever_a_control_process_died_over_its_successor_gets_right(seed: int
         # The successor.  It hears of other VIPs than the one before, in two steps.
         compiler, store = compiler_over(engine), Store()
         compiler.adopt(references)
+        compiler.set_second_chance(seconds)
         wanted = some_vips(rng)
         first = {vip.key: vip for vip in wanted if rng.random() < 0.7}
         compiler.apply(store.update("a", first.values()))
         compiler.apply(store.update("a", [vip for vip in wanted if vip.key not in first]))
         compiler.finish_adoption()
         references[:] = 0
-        compiler.collect(compiler.generation, lambda index: 0)
+        for now in (0, 101):
+            compiler.end_second_chances(now)
+            compiler.collect(compiler.generation, lambda index: 0)
         compiler.collect(compiler.generation, lambda index: 0)
         for name, expected in fresh(wanted).items():
             found = meaning(compiler)[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, ip_address, ip_network
 
 import pytest
@@ -14,7 +14,7 @@ from differential.strategies import Config
 from kuproxy.codes import Node, Outcome, Reason, end_of
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
-from kuproxy.model.vip import Vip
+from kuproxy.model.vip import Pod, Vip
 from kuproxy.plane import Plane
 from kuproxy.reference import RefPacket, Result
 from kuproxy.vppcli.apply import Desired
@@ -117,6 +117,15 @@ DROPS = {
     Reason.ERROR_RATE_LIMITED: Drop(
         [frame(udp(CLIENT, ADDRESS, 7000, 80), ttl=1)], config=Config(reject_rate=0)
     ),
+    Reason.SECOND_CHANCE: Drop(
+        [
+            frame(tcp(CLIENT, ADDRESS, 7000, 80, flags=packets.ACK)),
+            RefPacket(frame(tcp("10.0.0.2", CLIENT, 8080, 7000, flags=packets.RST)), INSIDE),
+        ],
+        (PLAIN, replace(PLAIN, pods=(Pod(ip_address("10.0.0.2")),))),
+        Config(second_chance=True),
+        inside=True,
+    ),
     Reason.FLOW_TABLE_FULL: Drop(_clients(1, 2, 3, 4, 5), (TO6,), Config(buckets=1)),
     Reason.PORTS_EXHAUSTED: Drop(
         [frame(udp("4000::1", "9000::1", port, 80)) for port in (1, 2)],
@@ -151,7 +160,7 @@ NO_DROPS = {
     Reason.ICMP_ERROR_TRANSLATED, Reason.TIME_EXCEEDED_SENT, Reason.ECHO_ANSWERED, Reason.SOURCE_ROUTE_SENT,
     Reason.PARAMETER_PROBLEM_SENT, Reason.PACKET_TOO_BIG_SENT, Reason.FRAGMENTED, Reason.HALF_OPEN_EVICTED,
     Reason.CHOSEN_AFRESH, Reason.MASQUERADED, Reason.PORT_TRANSLATED, Reason.AFFINITY,
-    Reason.ENCAPSULATED,
+    Reason.ENCAPSULATED, Reason.TENTATIVE,
 }  # fmt: skip
 
 

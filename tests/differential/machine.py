@@ -47,6 +47,9 @@ class Plane(Protocol):
     def flush(self, key: VipKey, address: Address, port: int = 0) -> None:
         """End the flows of removed pods with this address."""
 
+    def end_second_chances(self) -> None:
+        """The time after the last changes of pods is over."""
+
     def set_buckets(self, buckets: int, now: int) -> None:
         """Raises ValueError if the live flows do not fit."""
 
@@ -93,6 +96,7 @@ class ReferencePlane:
         self.set_masquerade = self.reference.set_masquerade
         self.set_origins = self.reference.set_origins
         self.flush = self.reference.flush
+        self.end_second_chances = self.reference.end_second_chances
         self.set_buckets = self.reference.set_buckets
         self.set_flow_key = self.reference.set_flow_key
         self.receive = self.reference.receive
@@ -169,7 +173,10 @@ class ForwardingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.known)
     @rule(data=st.data())
     def change_pods(self, data: st.DataObject) -> None:
-        vip = data.draw(st.sampled_from(list(self.known.values())))
+        self._change_pods(data, data.draw(st.sampled_from(list(self.known.values()))))
+        self._receive(self.sent[-12:])  # whose flows drain now, or move
+
+    def _change_pods(self, data: st.DataObject, vip: Vip) -> None:
         version = 4 if vip.type.pod_family == Family.IPV4 else 6
         change = data.draw(st.sampled_from(["remove one", "remove all", "others", "weigh", "split"]))
         drawn = strategies.pods[version, bool(vip.key.port) and vip.encap is Encap.NAT]
@@ -197,7 +204,6 @@ class ForwardingMachine(RuleBasedStateMachine):
             gone = data.draw(st.sampled_from(vip.all_pods))
             for each in (self.reference, self.plane):
                 each.flush(vip.key, gone.address)
-        self._receive(self.sent[-12:])  # whose flows drain now, or move
 
     @precondition(lambda self: self.known)
     @rule(data=st.data(), again=st.booleans())
@@ -321,17 +327,35 @@ class ForwardingMachine(RuleBasedStateMachine):
         about = [rng.choice(self.forwarded + self.restored) for _ in range(rng.choice([1, 4]))]
         self._receive([strategies.make_complaint(rng, each) for each in about])
 
+    @precondition(lambda self: self.known)
+    @rule(data=st.data(), seed=st.integers(0, 2**48 - 1), turns=st.integers(1, 3))
+    def come_from_elsewhere(self, data: st.DataObject, seed: int, turns: int) -> None:
+        """Connections that began elsewhere come just after a change; pods that do not know them refuse them."""
+        rng = Random(seed)
+        vip = data.draw(st.sampled_from(list(self.known.values())))
+        for _ in range(turns):
+            self._change_pods(data, vip)
+            vip = self.known[vip.key]
+            segments = strategies.make_segments(rng, vip)
+            for _ in range(2):
+                self.forwarded.clear()
+                self._receive(segments)
+                if self.forwarded:
+                    self._receive([RefPacket(strategies.make_answer(rng, one), INSIDE) for one in self.forwarded])
+
     # ------------------------------------------------------------------------------------------------- time
 
     @rule(ticks=strategies.durations)
     def wait(self, ticks: int) -> None:
         self.now = (self.now + ticks) % 2**32
 
-    @rule(what=st.sampled_from(["sweep", "collect"]))
+    @rule(what=st.sampled_from(["sweep", "collect", "end second chances"]))
     def housework(self, what: str) -> None:
         for each in (self.reference, self.plane):
             if what == "sweep":
                 each.sweep(self.now)
+            elif what == "end second chances":
+                each.end_second_chances()
             else:
                 each.collect(self.now)
 

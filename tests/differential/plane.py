@@ -32,6 +32,7 @@ from kuproxy.model.config import NAT46_PREFIX
 from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey
 from kuproxy.reference import LiveFlow, RefPacket, Result
 
+SECOND_CHANCE_S = 10
 STRIDE = 16384  # a slot: vnet header, packet, and room behind it
 
 
@@ -57,6 +58,7 @@ class CompiledPlane:
         self.set_origins(config.pod_ranges, config.all_node_addresses)
         self.baselines = Baselines(*self.engine.baselines)
         self.engine.tables.header[T_REJECT_RATE] = config.reject_rate
+        self.compiler.set_second_chance(SECOND_CHANCE_S if config.second_chance else 0)
         self.set_timeout(config.timeout_ticks)
         self.set_masquerade(config.masquerade)
         self.compiler.set_translation(
@@ -111,6 +113,12 @@ class CompiledPlane:
 
     def flush(self, key: VipKey, address: Address, port: int = 0) -> None:
         self.compiler.flush(key, address, port)
+
+    def end_second_chances(self) -> None:
+        """Whenever they began."""
+        for now in (0, 20 * SECOND_CHANCE_S):
+            self.compiler.end_second_chances(now)
+        self.engine.acknowledge()
 
     def set_buckets(self, buckets: int, now: int) -> None:
         try:

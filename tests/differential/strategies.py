@@ -61,6 +61,7 @@ class Config:
     all_node_addresses: tuple[Address, ...] = ()
     workers: int = 1
     flow_key: bytes = b""
+    second_chance: bool = False
 
 
 TUNNEL_SOURCES = (ip_address("40.0.0.250"), ip_address("4000::fa"))
@@ -106,8 +107,54 @@ configs = st.builds(
     own_addresses=st.sampled_from([{}, dict(zip((Family.IPV4, Family.IPV6), NODE_ADDRESSES, strict=True))]),
     workers=st.sampled_from([1, 1, 2, 3]),
     flow_key=st.sampled_from(FLOW_KEYS),
+    second_chance=st.sampled_from([True, True, False]),
 )
 start_times = st.sampled_from([100, 2**31 - 60, 2**32 - 60, 2**32 - 1])
+
+# --------------------------------------------------------------------------------------------------------- TCP
+
+
+def _with_flags(data: bytes, flags: int) -> bytes:
+    """A TCP segment with other flags, and the checksum that goes with them (RFC 1624); anything else as it is."""
+    try:
+        _, l4, protocol, later = packets.headers(data)
+    except (struct.error, IndexError):
+        return data
+    if protocol != packets.TCP or later or len(data) < l4 + 20:
+        return data
+    changed = bytearray(data)
+    [old], [checksum] = (struct.unpack_from(">H", data, l4 + at) for at in (12, 16))
+    new = old & 0xFF00 | flags
+    total = (checksum ^ 0xFFFF) + (old ^ 0xFFFF) + new
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    struct.pack_into(">H", changed, l4 + 12, new)
+    struct.pack_into(">H", changed, l4 + 16, total ^ 0xFFFF)
+    return bytes(changed)
+
+
+def make_segments(rng: Random, vip: Vip) -> list[RefPacket]:
+    """To this VIP, mostly from the midst of connections that no node here has seen begin."""
+    version = vip.key.prefix.version
+    addressed = [str(vip.key.prefix.network_address), *ADDRESSED[version]]
+    within = [each for each in addressed if ip_address(each) in vip.key.prefix]
+    made = []
+    for _ in range(rng.choice([4, 24])):
+        address, port = rng.choice(within), vip.key.port or 80
+        if vip.node_port and one_in(rng, 4):
+            address, port = NODE[version], vip.node_port
+        flags = rng.choice([packets.ACK] * 6 + [packets.ACK | packets.FIN, packets.SYN, packets.RST])
+        client, client_port = rng.choice(CLIENTS[version]), 1024 + rng.randrange(40)
+        segment = packets.tcp(client, address, client_port, port, b"data", flags=flags)
+        made.append(RefPacket(packets.frame(segment), OUTSIDE, one_in(rng, 10)))
+    return made
+
+
+def make_answer(rng: Random, data: bytes) -> bytes:
+    """A receiver's, who mostly knows no such connection."""
+    answers = [packets.RST] * 6 + [packets.RST | packets.ACK, packets.ACK, packets.ACK]
+    return _with_flags(packets.reply_to(data), rng.choice(answers))
+
 
 # --------------------------------------------------------------------------------------------------------- VIPs
 

@@ -12,7 +12,7 @@ import pytest
 
 import packets
 from engine.soundness import check
-from kuproxy.codes import Node, Reason
+from kuproxy.codes import InterfaceFlag, Node, Reason
 from kuproxy.drivers.memory import MemoryDriver
 from kuproxy.engine.local import LocalEngine
 from kuproxy.engine.repair import repair
@@ -20,26 +20,38 @@ from kuproxy.plane import Plane
 from kuproxy.vppcli.apply import Desired
 
 SCRIPT = """\
-ku conf ip4-src-address 192.0.2.1
+ku conf ip4-src-address 192.0.2.1 second-chance 60
 ku vip 90.0.0.0/24 new_len 64
 ku pod 90.0.0.0/24 10.0.0.1 10.0.0.2 10.0.0.3
 ku vip 91.0.0.0/24 encap gre4 new_len 64
 ku pod 91.0.0.0/24 10.1.0.1 10.1.0.2
 """
+CHANGE = """\
+ku pod 90.0.0.0/24 10.0.0.1 del
+ku pod 90.0.0.0/24 10.0.0.4
+"""
+PODS = [f"10.0.0.{n}" for n in range(1, 5)]
 
 
 def engine_with_services() -> LocalEngine:
     engine = LocalEngine(6)
-    desired = Desired()
-    desired.run(SCRIPT)
-    Plane(engine, decrement_ttl=True, any_node_address=True).apply(desired.config())
+    desired, plane = Desired(), Plane(engine, decrement_ttl=True, any_node_address=True)
+    for script in (SCRIPT, CHANGE):
+        desired.run(script)
+        plane.apply(desired.config())
+    plane.compiler.set_interface(0, int(InterfaceFlag.NAT4_IN))
     return engine
 
 
 def some_packet(rng: Random) -> bytes:
-    client, port = f"40.0.0.{rng.randrange(1, 200)}", rng.randrange(1024, 1040)
-    make = rng.choice((packets.tcp, packets.udp))
-    return packets.frame(make(client, f"9{rng.randrange(2)}.0.0.{rng.randrange(1, 9)}", port, 80))
+    """A client's, some of connections that began elsewhere, or a pod's refusal of one."""
+    client, port = f"40.0.0.{rng.randrange(1, 9)}", rng.randrange(1024, 1028)
+    if rng.random() < 0.4:
+        return packets.frame(packets.tcp(rng.choice(PODS), client, 80, port, flags=packets.RST))
+    address = f"9{rng.randrange(2)}.0.0.{rng.randrange(1, 9)}"
+    if rng.random() < 0.3:
+        return packets.frame(packets.udp(client, address, port, 80))
+    return packets.frame(packets.tcp(client, address, port, 80, flags=rng.choice((packets.SYN, packets.ACK))))
 
 
 def forward(engine: LocalEngine, rng: Random, tick: int) -> None:
@@ -73,6 +85,16 @@ def test_killed_at_any_moment(rounds: int) -> None:
         forward(engine, rng, 10 * number + 9)
         check(engine.tables, engine.state)
     assert lost <= 64 * rounds, "no more than what the processes had in their hands"
+
+
+def test_flows_move_in_what_is_forwarded() -> None:
+    """Otherwise nobody would be killed over it."""
+    engine = engine_with_services()
+    rng = Random(3)
+    for tick in range(1, 40):
+        forward(engine, rng, tick)
+    assert engine.state.counters[Node.NAT4_IN2OUT, Reason.SECOND_CHANCE] > 10
+    check(engine.tables, engine.state)
 
 
 def test_nothing_is_lost_of_what_is_whole() -> None:

@@ -19,11 +19,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kuproxy.client import Client
 from kuproxy.demo.topology import Host, Pair, remove_stale, stop
@@ -36,8 +37,10 @@ PORT = 80
 DSCP = 46
 ROUTER_ASN, NODE_ASN = 64513, 64512
 SETTLED_WITHIN_S = 30.0
-_CLIENT, _FIRST_POD = 9, 21
+_CLIENT, _FIRST_POD, _BEHIND = 9, 21, 100
+_SOURCE, _DESTINATION = "17", "34"  # FIB_MULTIPATH_HASH_FIELD_*: an address and a port (Linux, net/ip_fib.h)
 _numbers = itertools.count(1)
+Network = TypeVar("Network", bound="Routed")
 
 
 def ends(number: int) -> list[tuple[str, str]]:
@@ -82,13 +85,15 @@ class Router:
 
     def next_hops(self, vip: str) -> set[str]:
         """Where the router's kernel sends a VIP's packets."""
+        return set(self.hops(vip))
+
+    def hops(self, vip: str) -> list[str]:
+        """The same, in the kernel's order."""
         length = 128 if ":" in vip else 32
         words = ["ip", "-n", self.host.name, "-j", *(["-6"] if ":" in vip else []), "route", "show", f"{vip}/{length}"]
         text = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout
-        found = set()
-        for route in json.loads(text or "[]"):
-            found |= {each["gateway"] for each in route.get("nexthops", [route])}
-        return found
+        routes = json.loads(text or "[]")
+        return [each["gateway"] for route in routes for each in route.get("nexthops", [route])]
 
     def withdrawals(self, number: int) -> int:
         """Routes that a node has withdrawn in its present session, over both families; -1 without a session."""
@@ -142,19 +147,15 @@ class Node:
             self.daemon.settings.write_text(f"workers = 1\n{text}")
         self.daemon.start()
 
-    def serve(self, pods: list[str], vips: tuple[str, ...] = VIPS) -> None:
+    def serve(self, pods: list[str], vips: tuple[str, ...] = VIPS, *, translated: bool = False) -> None:
         """Let these pods stand behind the VIPs: numbers of the second byte, by family."""
         for vip in vips:
             six = ":" in vip
             length = 128 if six else 32
             name = f"{vip}/{length}"
             addresses = [f"fd09:{pod}::2" if six else f"10.{pod}.0.2" for pod in pods]
-            body = {
-                "prefix": name,
-                "encap": "l3dsr",
-                "dscp": DSCP,
-                "pods": [{"address": each} for each in addresses],
-            }
+            body: dict[str, Any] = {"prefix": name, "pods": [{"address": each} for each in addresses]}
+            body |= {"protocol": "tcp", "port": PORT} if translated else {"encap": "l3dsr", "dscp": DSCP}
             self.client.request("PUT", "/v1/vips", body)
 
     def announce(self) -> None:
@@ -184,16 +185,21 @@ class Node:
         self.daemon.process.wait()
 
 
-def _answer(name: str) -> Callable[[socket.socket, str], None]:
-    """Each byte is answered with the pod's name, for as long as the client likes."""
+def _answer(name: str, over: threading.Event) -> Callable[[socket.socket, str], None]:
+    """Each byte is answered with the pod's name, for as long as the client likes: of some the end is never heard."""
 
     def serve(connection: socket.socket, _peer: str) -> None:
-        connection.settimeout(None)
-        try:
-            while data := connection.recv(4096):
+        connection.settimeout(1)
+        while not over.is_set():
+            try:
+                data = connection.recv(4096)
                 connection.sendall(f"{name} ".encode() * len(data))
-        except OSError:
-            return  # the client has ended
+            except TimeoutError:
+                continue
+            except OSError:
+                return  # the client has ended
+            if not data:
+                return
 
     return serve
 
@@ -212,22 +218,28 @@ class Routed:
             Node(number, self._attach(host, f"node{number}", number), directory / f"node{number}")
             for number in range(1, nodes + 1)
         ]
-        self.pods = [self._attach(host, f"pod{number}", _FIRST_POD + number - 1) for number in range(1, pods + 1)]
+        self.behind = self._behind_nodes(host)
+        self.pods = [
+            self._attach(self.behind, f"pod{number}", _FIRST_POD + number - 1) for number in range(1, pods + 1)
+        ]
         self.pod_numbers = [str(_FIRST_POD + index) for index in range(pods)]
         for each in (host, *(node.node for node in self.nodes)):
             each.sysctl("ipv4/ip_forward", "1")
             each.sysctl("ipv6/conf/all/forwarding", "1")
         for each in self.hosts:
             for name in ("all", "default", "eth0"):
-                if each is not host or name != "eth0":
+                if each not in (host, self.behind) or name != "eth0":
                     each.sysctl(f"ipv4/conf/{name}/rp_filter", "0")
-        for number in (*range(1, nodes + 1), _CLIENT, *(_FIRST_POD + index for index in range(pods))):
+        for number in (*range(1, nodes + 1), _CLIENT):
             host.sysctl(f"ipv4/conf/if{number}/rp_filter", "0")
-        for family in ("ipv4", "ipv6"):
-            host.sysctl(f"{family}/fib_multipath_hash_policy", "1")
+        for index in range(pods):
+            self.behind.sysctl(f"ipv4/conf/if{_FIRST_POD + index}/rp_filter", "0")
+        self._spread(host)
+        over = threading.Event()
         for number, pod in enumerate(self.pods, _FIRST_POD):
-            self._direct_return(pod, number)
-            stack.enter_context(listener(pod, PORT, _answer(f"pod{number - _FIRST_POD + 1}")))
+            self._prepare_pod(pod, number)
+            stack.enter_context(listener(pod, PORT, _answer(f"pod{number - _FIRST_POD + 1}", over)))
+        stack.callback(over.set)
         self.router = Router(host, directory, nodes)
         stack.callback(self.router.close)
 
@@ -241,8 +253,17 @@ class Routed:
         Pair(host, router, f"if{number}", ends(number))
         return host
 
-    @staticmethod
-    def _direct_return(pod: Host, number: int) -> None:
+    def _behind_nodes(self, router: Host) -> Host:
+        """To what the pods are attached."""
+        return router
+
+    def _spread(self, router: Host) -> None:
+        """How the router chooses a node for each packet."""
+        for family in ("ipv4", "ipv6"):
+            router.sysctl(f"{family}/fib_multipath_hash_policy", "1")
+
+    def _prepare_pod(self, pod: Host, number: int) -> None:
+        """Direct return: it has the VIPs' addresses."""
         for vip in VIPS:
             length = 128 if ":" in vip else 32
             words = ["ip", "-n", pod.name, "addr", "add", f"{vip}/{length}", "dev", "lo"]
@@ -275,8 +296,61 @@ class Routed:
             host.close()
 
 
+class Between(Routed):
+    """The nodes lie between two routers: addresses are translated, and the way back leads by the same node.
+
+        client ── router ══ nodes ══ router behind them ── pods
+
+    The router behind chooses a node for a pod's reply by the client's address and port alone, as the one in front does
+    for the client's packets: each side's hash is over these, and the kernel's does not tell source from destination.
+    Their next hops are in the same order.
+    """
+
+    def _behind_nodes(self, router: Host) -> Host:
+        behind = self._add("behind")
+        for family in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            behind.sysctl(family, "1")
+        for node in self.nodes:
+            number = _BEHIND + node.number
+            name = f"if{number}"
+            words = ("link", "add", name, "type", "veth", "peer", "name", "eth1", "netns", node.node.name)
+            ip(behind, *words)
+            for host, interface, end in ((behind, name, 1), (node.node, "eth1", 2)):
+                ip(host, "addr", "add", f"10.{number}.0.{end}/24", "dev", interface)
+                ip(host, "addr", "add", f"fd09:{number}::{end}/64", "dev", interface, "nodad")
+                ip(host, "link", "set", interface, "up")
+                host.sysctl(f"ipv4/conf/{interface}/rp_filter", "0")
+        return behind
+
+    def _spread(self, router: Host) -> None:
+        for host, fields in ((router, _SOURCE), (self.behind, _DESTINATION)):
+            for family in ("ipv4", "ipv6"):
+                host.sysctl(f"{family}/fib_multipath_hash_policy", "3")
+                host.sysctl(f"{family}/fib_multipath_hash_fields", fields)
+
+    def _prepare_pod(self, pod: Host, number: int) -> None:
+        """Its replies go by way of the nodes, whose packets come from behind."""
+        for node in self.nodes:
+            behind = _BEHIND + node.number
+            ip(node.node, "route", "add", f"10.{number}.0.0/24", "via", f"10.{behind}.0.1")
+            ip(node.node, "route", "add", f"fd09:{number}::/64", "via", f"fd09:{behind}::1")
+
+    def lead_back(self) -> None:
+        """Replies to the client go by the nodes by which its packets come, in the same order of next hops."""
+        clients = (f"10.{_CLIENT}.0.0/24", "10.{}.0.2"), (f"fd09:{_CLIENT}::/64", "fd09:{}::2")
+        for vip, (client, way) in zip(VIPS, clients, strict=True):
+            numbers = [int(hop.replace(":", ".").split(".")[1]) for hop in self.router.hops(vip)]
+            hops = [("nexthop", "via", way.format(_BEHIND + number)) for number in numbers]
+            ip(self.behind, "route", "replace", client, *(word for hop in hops for word in hop))
+
+
+def ip(host: Host, *words: str) -> None:
+    """`ip` in this host."""
+    subprocess.run(["ip", "-n", host.name, *words], check=True, timeout=10)
+
+
 @contextmanager
-def routed(nodes: int = 3, pods: int = 5) -> Iterator[Routed]:
+def routed(nodes: int = 3, pods: int = 5, kind: type[Network] = Routed) -> Iterator[Network]:  # type: ignore[assignment]
     remove_stale(PREFIX)
     with tempfile.TemporaryDirectory(prefix=f"{PREFIX}-") as directory, ExitStack() as stack:
-        yield Routed(Path(directory), nodes, pods, stack)
+        yield kind(Path(directory), nodes, pods, stack)

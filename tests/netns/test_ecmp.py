@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from netns.routed import PORT, VIPS, Node, Routed, routed, until
+from netns.routed import PORT, VIPS, Between, Node, Routed, routed, until
 from netns.test_hot_restart import kill, replaced
 from netns.world import _warm, connect
 
@@ -39,9 +39,13 @@ class Connections:
             self.sockets.append((opened, ""))
         self.sockets = [(opened, self._ask(opened)) for opened, _ in self.sockets]
 
-    @staticmethod
-    def _ask(opened: socket.socket) -> str:
+    @classmethod
+    def _ask(cls, opened: socket.socket) -> str:
         opened.sendall(b"?")
+        return cls._answer(opened)
+
+    @staticmethod
+    def _answer(opened: socket.socket) -> str:
         answer = b""
         while not answer.endswith(b" "):
             more = opened.recv(100)
@@ -59,14 +63,26 @@ class Connections:
         for opened, pod in self.sockets:
             assert self._ask(opened) == pod
 
+    def lost(self) -> int:
+        """How many have ended; the others are where they were. All are asked at once, as some must be asked twice."""
+        for opened, _ in self.sockets:
+            opened.sendall(b"?")
+        ended = 0
+        for opened, pod in self.sockets:
+            try:
+                assert self._answer(opened) == pod
+            except ConnectionResetError:
+                ended += 1
+        return ended
+
     def close(self) -> None:
         for opened, _ in self.sockets:
             opened.close()
 
 
 @contextmanager
-def connections(made: Routed) -> Iterator[Connections]:
-    many = Connections(made)
+def connections(made: Routed, count: int = CONNECTIONS) -> Iterator[Connections]:
+    many = Connections(made, count)
     try:
         yield many
     finally:
@@ -108,6 +124,40 @@ def test_nodes_come_and_go_under_live_connections() -> None:
             many.check()
             total = one.flows() + three.flows()
             assert total >= CONNECTIONS, total
+
+
+@pytest.mark.parametrize(
+    ("seconds", "few", "most"), [(60, 0, 0), pytest.param(0, 4, 60, marks=pytest.mark.long)], ids=["with", "without"]
+)
+def test_a_node_is_lost_while_pods_change(seconds: int, few: int, most: int) -> None:
+    """One of three nodes dies, one of five pods drains. With second chances no connection ends; without, some do.
+
+    A third of 240 connections moves, and of those whose pod has gone, a fifth, none would find its pod again.
+    """
+    with routed(kind=Between) as made:
+        one, two, three = made.nodes
+        _warm()
+        for node in made.nodes:
+            node.start()
+            node.serve(made.pod_numbers, translated=True)
+            if seconds:
+                node.client.run(f"ku conf second-chance {seconds}")
+            node.announce()
+        made.wait_for_hops(*made.nodes)
+        made.lead_back()
+        with connections(made, 4 * CONNECTIONS) as many:
+            assert len(many.pods) == 5 and min(node.flows() for node in made.nodes) > CONNECTIONS / 2
+
+            two.kill()
+            for node in (one, three):
+                node.serve([*made.pod_numbers[:2], *made.pod_numbers[3:]], translated=True)
+            made.wait_for_hops(one, three)
+            made.lead_back()
+            ended = many.lost()
+            assert few <= ended <= most, ended
+            for node in (one, three):
+                counted = node.client.request("GET", "/v1/counters")["nodes"]
+                assert ("SECOND_CHANCE" in {each["reason"] for each in counted if each["count"]}) == bool(seconds)
 
 
 @pytest.mark.long

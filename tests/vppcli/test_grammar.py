@@ -97,6 +97,8 @@ EXAMPLES = [
     ("ku conf flow-hash vpp", SetConf(flow_hash=FlowHash())),
     ("ku conf flow-hash keyed buckets 8", SetConf(8, flow_hash=FlowHash(True))),
     ("ku conf flow-hash " + "0f" * 16, SetConf(flow_hash=FlowHash(True, b"\x0f" * 16))),
+    ("ku conf second-chance 60", SetConf(second_chance_s=60.0)),
+    ("ku conf second-chance 0 timeout 9", SetConf(timeout_s=9.0, second_chance_s=0.0)),
     ("ku vip 90.0.0.0/8 encap gre4", vip("90.0.0.0/8", VipType.IP4_NAT44, encap=Encap.GRE)),
     ("ku vip 90.0.0.0/8 encap gre6 new_len 1024", vip("90.0.0.0/8", VipType.IP4_NAT46, encap=Encap.GRE)),
     ("ku vip 2003::/16 encap gre4", vip("2003::/16", VipType.IP6_NAT64, encap=Encap.GRE)),
@@ -195,7 +197,16 @@ def test_abbreviations(line, action) -> None:
         (
             "ku conf",
             "nothing to set; say one of buckets, buckets-log2, timeout, masquerade, pod-ranges, ip4-src-address, "
-            "ip6-src-address, nat46-prefix, nat64-pool, nat64-ports, nat-mtu, flow-hash, reply-path",
+            "ip6-src-address, nat46-prefix, nat64-pool, nat64-ports, nat-mtu, flow-hash, reply-path, second-chance",
+        ),
+        (
+            "ku conf second-chance 7200",
+            "second-chance: 7200 is not a time for second chances; "
+            "it is a number of seconds, at most 3600, or 0 for none",
+        ),
+        (
+            "ku conf second-chance soon",
+            "second-chance: 'soon' is not a number of seconds; write for example 40 or 0.5",
         ),
         ("ku conf flow-hash 0f0f", "flow-hash: not a flow hash; say vpp, keyed, or the 32 hexadecimal digits of a key"),
         ("ku conf reply-path loose", "reply-path: 'loose' is not known here; possible: any or strict"),

@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from kuproxy.codes import Encap, Family, FlowState, HashMode, Origin, Protocol, VipType
 from kuproxy.errors import ConfigError, Problem
-from kuproxy.model.config import Config, FlowHash, InterfaceMark, ReplyPath, Settings
+from kuproxy.model.config import MAX_SECOND_CHANCE_S, Config, FlowHash, InterfaceMark, ReplyPath, Settings
 from kuproxy.model.vip import Pod, Prefix, Vip, VipKey, parse_address, parse_prefix, prefix_parser
 from kuproxy.vppcli.actions import SetConf
 
@@ -106,6 +106,7 @@ class Conf(Record, frozen=True):
     nat64_ports: PortRange | UnsetType = UNSET  # lowest and highest
     translation_mtu: Annotated[int, Meta(ge=0, le=65535)] | UnsetType = UNSET
     reply_path: Literal["strict", "any"] | UnsetType = UNSET
+    second_chance: Annotated[float, Meta(ge=0, le=MAX_SECOND_CHANCE_S)] | UnsetType = UNSET  # seconds
     flow_hash: Text | UnsetType = UNSET  # vpp, keyed, or a key; who asks is told "given" instead of a key
 
 
@@ -231,6 +232,8 @@ def conf_with(conf: Conf, action: SetConf) -> Conf:
         value = getattr(action, name)
         if value is not None:
             changes[name] = str(value)
+    if action.second_chance_s is not None:
+        changes["second_chance"] = action.second_chance_s
     if action.flow_hash is not None:
         changes["flow_hash"] = action.flow_hash.text
     if action.reply_path is not None:
@@ -288,6 +291,7 @@ def settings_over(base: Settings, conf: Conf) -> Settings:
         flow_hash=said_as("flow_hash", FlowHash.parse),  # type: ignore[arg-type]
         reply_path=said_as("reply_path", ReplyPath),  # type: ignore[arg-type]
         translation_mtu=base.translation_mtu if conf.translation_mtu is UNSET else conf.translation_mtu,
+        second_chance_s=base.second_chance_s if conf.second_chance is UNSET else conf.second_chance,
     )
 
 

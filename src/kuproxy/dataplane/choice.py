@@ -6,12 +6,13 @@ from kuproxy.codes import HashMode, Origin, PodFlag, VipFlag
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.affinity import pod_of
 from kuproxy.dataplane.hash import flow_hash
-from kuproxy.dataplane.layout import RING_INSIDE, RING_LOG2, RING_OUTSIDE, RING_SPLIT
+from kuproxy.dataplane.layout import RING_FORMER, RING_INSIDE, RING_LOG2, RING_OUTSIDE, RING_SPLIT
 
 _ZERO = np.uint64(0)
 _SOURCE = int(HashMode.SOURCE)
 _OUTSIDE = int(Origin.OUTSIDE)
 _USED = int(PodFlag.USED)
+_FLUSHED = int(PodFlag.FLUSHED)
 _NOT_INSIDE = int(PodFlag.NOT_INSIDE)
 _NOT_OUTSIDE = int(PodFlag.NOT_OUTSIDE)
 _MASQUERADE_SHIFT = int(VipFlag.MASQUERADE_POD).bit_length() - 1
@@ -31,9 +32,8 @@ def ring_hash(state, vip, own_hash, family, client_hi, client_lo):
 
 
 @helper
-def ring_of(vip, origin):
-    """(offset, size - 1) of the ring for clients of this origin; offset 0: it has no pods."""
-    word = np.int64(vip["ring"])
+def _ring_at(word, origin):
+    """`ring_of`, of the word VIP["ring"]."""
     size = np.int64(1) << (word & RING_LOG2)
     offset = word >> 8
     kind = word & RING_SPLIT
@@ -43,6 +43,12 @@ def ring_of(vip, origin):
         elif kind == RING_SPLIT and origin == _OUTSIDE:
             offset += size
     return offset, size - 1
+
+
+@helper
+def ring_of(vip, origin):
+    """(offset, size - 1) of the ring for clients of this origin; offset 0: it has no pods."""
+    return _ring_at(np.int64(vip["ring"]), origin)
 
 
 @helper
@@ -85,3 +91,23 @@ def candidate(tables, state, vip_index, origin, own_hash, family, client_hi, cli
     offset, mask = ring_of(vip, origin)
     slot = ring_hash(state, vip, own_hash, family, client_hi, client_lo) & mask
     return np.int64(tables.rings[offset + slot]), False
+
+
+@kernel
+def former_owner(tables, state, vip_index, origin, own_hash, family, client_hi, client_lo):
+    """Index of the pod that this slot had before the VIP's last change; 0: nobody, or nobody tells any more."""
+    vip = tables.vips[vip_index]
+    word = np.int64(vip["ring"])  # once: control may change it meanwhile
+    if word & RING_FORMER == 0:
+        return np.int64(0)
+    offset, mask = _ring_at(word, origin)
+    if offset == 0:
+        return np.int64(0)
+    offset += (mask + 1) << np.int64(word & RING_SPLIT == RING_SPLIT)
+    slot = ring_hash(state, vip, own_hash, family, client_hi, client_lo) & mask
+    index = np.int64(tables.rings[offset + slot])
+    pod = tables.pods[index]
+    # Whoever wrote the tables: never a pod of another VIP.
+    if index == 0 or pod["vip"] != vip_index or np.int64(pod["flags"]) & _FLUSHED:
+        return np.int64(0)
+    return index

@@ -19,6 +19,7 @@ _BOTH = _CLIENT | _POD
 _CLIENT_FIN = int(FlowFlag.CLIENT_FIN)
 _POD_FIN = int(FlowFlag.POD_FIN)
 _BOTH_FIN = _CLIENT_FIN | _POD_FIN
+_TENTATIVE = int(FlowFlag.TENTATIVE)
 _HALF_OPEN = int(FlowState.TCP_HALF_OPEN)
 _ESTABLISHED = int(FlowState.TCP_ESTABLISHED)
 _CLOSING = int(FlowState.TCP_CLOSING)
@@ -41,8 +42,26 @@ def begins(bits):
 
 
 @helper
+def goes_on(bits):
+    """Is it a segment in the midst of a connection: ACK, and neither SYN nor RST?"""
+    return bits >= 0 and bits & (l4.TCP_SYN | l4.TCP_RST | l4.TCP_ACK) == l4.TCP_ACK
+
+
+@helper
+def refuses(bits):
+    """Is it what a pod that knows no such connection answers such a segment with: RST without ACK?
+
+    RFC 9293 section 3.10.7.1. Who ends a connection that he knows says ACK as well (section 3.10.5), and so does who
+    refuses a new one.
+    """
+    return bits & (l4.TCP_RST | l4.TCP_ACK) == l4.TCP_RST
+
+
+@helper
 def _after(flags, bits, from_client):
     """FlowFlag bits after a segment."""
+    if not from_client:
+        flags &= ~_TENTATIVE
     if bits & l4.TCP_RST:
         return flags & ~_BOTH
     if from_client:

@@ -118,7 +118,7 @@ VIP = np.dtype(
     [
         ("hi", "<u8"),  # network address
         ("lo", "<u8"),
-        ("ring", "<u8"),  # offset into Tables.rings << 8 | RING_SPLIT bits | log2(entries); 0 = no pods
+        ("ring", "<u8"),  # offset into Tables.rings << 8 | RING_* bits | log2(entries); 0 = no pods
         ("generation", "<u4"),  # of the index: a flow of an earlier use never matches
         ("flags", "<u4"),  # VipFlag
         ("port", "<u2"),  # 0 = any
@@ -144,6 +144,7 @@ VIP = np.dtype(
 RING_INSIDE = 1 << 6  # for pods and the node
 RING_OUTSIDE = 1 << 7
 RING_SPLIT = RING_INSIDE | RING_OUTSIDE
+RING_FORMER = 1 << 5  # behind it, or behind both, lie as many slots with the owners before the last change; 0 = nobody
 RING_LOG2 = (1 << 5) - 1
 WAY_GUARDED = (
     0x80  # in VIP["way"]: it has source ranges, or pods of the other family; the rest of its row says which

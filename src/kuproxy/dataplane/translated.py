@@ -191,20 +191,18 @@ def find_flow(
 
 
 @kernel
-def allocate_source(tables, state, packet, pod, pod_port, now):
+def allocate_source(tables, state, own_hash, protocol, pod, pod_port, now):
     """An address and port of the pool towards this pod that no live flow has: (address, port, line hash, line entry).
 
-    The search starts where the flow's hash says. Line entry -1: none was free.
+    The search starts where the flow's hash (int64) says. Line entry -1: none was free.
     """
     low = np.int64(tables.header[T_NAT64_PORTS]) >> 16
     ports = np.int64(tables.header[T_NAT64_PORTS]) & 0xFFFF
     space = np.int64(tables.header[T_NAT64_COUNT]) * ports
     base = np.int64(tables.header[T_NAT64_BASE])
-    first = np.int64(packet["hash"])
-    protocol = np.int64(packet["protocol"])
     workers = max(np.int64(1), np.int64(tables.header[T_WORKERS]))
     for step in range(min(space, _PORT_TRIES * workers)):
-        index = (first + step) % space
+        index = (own_hash + step) % space
         address = swap32(base + index // ports)
         port = low + index % ports
         far_lo = np.uint64(address) << np.uint64(32)

@@ -14,6 +14,7 @@ from kuproxy.dataplane.hash import flow_hash, ports_word
 from kuproxy.dataplane.layout import KIND_POD, T_MATCH
 from kuproxy.dataplane.match import HOST, match_find, match_key
 from kuproxy.dataplane.origin import origin_for
+from kuproxy.dataplane.translated import find_flow
 from kuproxy.wire import l4
 
 _UNTRACKED = int(VipCounter.UNTRACKED_PACKET)
@@ -37,6 +38,25 @@ def _would_choose(tables, state, packet, vip_index, pod_index, client_hi, client
         vip_port = np.int64(packet["src_port"])
     word = ports_word(np.int64(packet["dst_port"]), vip_port) if ported else _ZERO
     its_hash = np.int64(flow_hash(state, family, client_hi, client_lo, vip["hi"], vip["lo"], word))
+    # A client with a flow of its own there has no untracked one: another pod's answer is about something else.
+    if (
+        find_flow(
+            tables,
+            state,
+            its_hash,
+            client_hi,
+            client_lo,
+            np.int64(packet["dst_port"]) if ported else np.int64(0),
+            vip["hi"],
+            vip["lo"],
+            vip_port if ported else np.int64(0),
+            np.int64(packet["protocol"]),
+            vip_index,
+            now,
+        )
+        >= 0
+    ):
+        return False, np.int64(0)
     owner, _ = candidate(tables, state, vip_index, origin, its_hash, family, client_hi, client_lo, now)
     chosen = tables.pods[owner]
     same = chosen["hi"] == pod["hi"] and chosen["lo"] == pod["lo"] and chosen["port"] == pod["port"]

@@ -70,7 +70,7 @@ _OFTEN = (
 _SPEC_OF_COUNTS = (("vip_counters", "<u8", (MAX_VIPS, 8)), ("pod_counters", "<u8", (MAX_PODS, 8)))
 
 _STATES = (int(FlowState.TCP_ESTABLISHED), int(FlowState.UDP))
-_FINS = int(FlowFlag.CLIENT_FIN | FlowFlag.POD_FIN)
+_UNSTEADY = int(FlowFlag.CLIENT_FIN | FlowFlag.POD_FIN | FlowFlag.TENTATIVE)
 _FLUSHED = int(PodFlag.FLUSHED)
 _CHUNK = 1 << 18  # entries looked at together
 
@@ -427,9 +427,9 @@ def precedence(tables: Tables, found: Found) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_steady(flows: np.ndarray) -> np.ndarray:
-    """UDP, or TCP that is established and that neither side has begun to end."""
+    """UDP, or TCP that is established with a pod that has spoken, and that neither side has begun to end."""
     udp = (flows["state"] == int(FlowState.UDP)) & (flows["protocol"] == int(Protocol.UDP))
-    tcp = (flows["state"] == int(FlowState.TCP_ESTABLISHED)) & (flows["flags"] & _FINS == 0)
+    tcp = (flows["state"] == int(FlowState.TCP_ESTABLISHED)) & (flows["flags"] & _UNSTEADY == 0)
     return np.asarray(udp | (tcp & (flows["protocol"] == int(Protocol.TCP))))
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from kuproxy.codes import FlowState
+from kuproxy.codes import FlowFlag, FlowState
+from kuproxy.dataplane.choice import former_owner
 from kuproxy.dataplane.layout import TICK_MASK, TICKS_PER_SECOND, W_NOW, Tables, WorkerState
+from kuproxy.dataplane.origin import origin_for
 from kuproxy.engine.trace import address_of
 
-__all__ = ["flow_rows"]
+__all__ = ["flow_rows", "former_of"]
 
 Address = IPv4Address | IPv6Address
 
@@ -74,6 +76,17 @@ def flow_rows(
                     yield {"worker": number, "slot": int(place), **row}
 
 
+def former_of(tables: Tables, state: WorkerState, entry: np.void, flow: np.void) -> int:
+    """Index of the pod that the flow moves to if its pod refuses it; 0: it is not tentative, or there is none."""
+    if not int(flow["flags"]) & FlowFlag.TENTATIVE:
+        return 0
+    vip, family = np.int64(entry["vip"]), np.int64(flow["family"])
+    client = flow["client_hi"], flow["client_lo"]
+    origin = origin_for(tables, tables.vips[vip], family, *client)
+    index = int(former_owner(tables, state, vip, origin, np.int64(entry["hash"]), family, *client))
+    return 0 if index == int(entry["pod"]) else index
+
+
 def _row(tables: Tables, state: WorkerState, slot: int) -> dict[str, Any] | None:
     entry = state.entries[slot].copy()
     flow = state.flows[slot].copy()
@@ -101,6 +114,7 @@ def _row(tables: Tables, state: WorkerState, slot: int) -> dict[str, Any] | None
         "pod": address_of(int(pod["family"]), pod["hi"], pod["lo"]),
         "pod_port": int(flow["pod_port"]),
         "state": FlowState(int(flow["state"])),
+        "otherwise_index": former_of(tables, state, entry, flow),
         "source_port": int(flow["source_port"]),
         "age_s": ((now - int(flow["created"])) & TICK_MASK) / TICKS_PER_SECOND,
         "expires_in_s": left / TICKS_PER_SECOND,

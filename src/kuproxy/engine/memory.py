@@ -21,6 +21,7 @@ from kuproxy.dataplane.layout import (
     W_FLOWS,
     W_IDLE_NS,
     W_LOG2_BUCKETS,
+    W_NOW,
     W_NUMBER,
     W_OUTCOMES,
     W_POLLS,
@@ -77,6 +78,16 @@ class BaselinesMemory:
     def __init__(self, fd: int | None = None):
         self.region = Region(BASELINES_SPEC, fd, name="baselines")
         self.baselines = Baselines(**self.region.arrays)
+
+
+def last_tick(states: Sequence[WorkerState]) -> int:
+    """The latest time that any of the workers has seen: theirs is the only clock of packets, live or from a capture."""
+    latest = int(states[0].header[W_NOW])
+    for state in states[1:]:
+        now = int(state.header[W_NOW])
+        if (now - latest) & TICK_MASK <= TICK_MASK >> 1:
+            latest = now
+    return latest
 
 
 class SharedMemory:

@@ -11,6 +11,7 @@ import numpy as np
 from kuproxy.codes import PROTOCOLS_WITH_PORTS, REASON_TEXT, HashMode, Node, Origin, Outcome, Protocol, Reason
 from kuproxy.control.compile import VipRecord
 from kuproxy.control.trace import build_trace
+from kuproxy.engine.flows import former_of
 from kuproxy.engine.packets import PacketIn
 from kuproxy.engine.shadow import (
     Run,
@@ -241,9 +242,18 @@ def _flow(subject: _Subject) -> FlowFacts | None:
         ways=ways,
         pod=address_text(found["pod"], found["pod_port"]),
         state=found["state"].label,
+        otherwise=_otherwise(subject, own),
         age_s=found["age_s"],
         expires_in_s=found["expires_in_s"],
     )
+
+
+def _otherwise(subject: _Subject, slot: int) -> str | None:
+    engine, record = subject.plane.engine, subject.record
+    state = engine.states[subject.number]
+    index = former_of(engine.tables, state, state.entries[slot], state.flows[slot])
+    pod = record.pod_at(index) if record is not None else None
+    return None if pod is None else str(pod)
 
 
 def _is_own(subject: _Subject, row: dict[str, Any]) -> bool:
@@ -328,6 +338,7 @@ def _ring(subject: _Subject) -> RingFacts | None:
     before = former.pods.get(int(former.owners[slot])) if former is not None and compared else None
     names = _names(record)
     owner = names.get(int(owners[slot]))
+    second = names.get(compiler.former_pod(record, subject.origin, slot))
     return RingFacts(
         slots=len(owners),
         slot=slot,
@@ -336,6 +347,7 @@ def _ring(subject: _Subject) -> RingFacts | None:
         origin=_ORIGIN_WORDS[subject.origin],
         before=None if before is None else str(before),
         compared=compared,
+        second_chance=None if second is None or second == owner else str(second),
     )
 
 

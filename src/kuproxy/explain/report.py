@@ -70,6 +70,7 @@ class FlowFacts(Told):
     ways: list[Way]
     pod: str | None = None  # of the packet's own flow
     state: str | None = None
+    otherwise: str | None = None  # the pod that the flow moves to if `pod`, which may not know it, refuses it
     age_s: float = 0.0
     expires_in_s: float = 0.0
 
@@ -84,6 +85,8 @@ class RingFacts(Told):
     origin: str  # whose ring: "pod", "node", "outside"
     before: str | None  # owner before the last change of the VIP's pods; null: not known
     compared: bool  # whether there is a former ring of this size
+    # The pod that a TCP connection from elsewhere gets if the owner refuses it; null: no other than the owner.
+    second_chance: str | None = None
 
 
 class Affinity(Told):

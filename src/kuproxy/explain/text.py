@@ -116,8 +116,10 @@ def _endpoints(endpoints: list[EndpointVerdict], service: str | None) -> Iterato
 def _flow(flow: FlowFacts, event: str) -> Iterator[str]:
     yield ""
     if flow.known:
+        otherwise = f" (tentative; {flow.otherwise} if refused)" if flow.otherwise else ""
         yield (
-            f"Flow: known, {flow.state}, {flow.age_s:g} s old, for {flow.expires_in_s:g} s more, at {flow.pod}"
+            f"Flow: known, {flow.state}, {flow.age_s:g} s old, for {flow.expires_in_s:g} s more, "
+            f"at {flow.pod}{otherwise}"
         )
     else:
         yield f"Flow: not known; {_EVENTS.get(event, 'none was begun')}"
@@ -137,6 +139,8 @@ def _ring(ring: RingFacts, event: str, pod: str | None) -> Iterator[str]:
     by = "the client's address" if ring.by == "source" else "the flow's hash"
     yield from ("", f"New-flow table: slot {ring.slot} of {ring.slots}, by {by}; it {decides}")
     yield f"  owner now: {ring.owner}"
+    if ring.second_chance is not None:
+        yield f"  a TCP connection that began elsewhere, and that it refuses, goes to: {ring.second_chance}"
     if ring.before is not None:
         same = " (the same)" if ring.before == ring.owner else ""
         yield f"  owner before the last change: {ring.before}{same}"

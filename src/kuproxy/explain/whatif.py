@@ -111,6 +111,7 @@ def _hypothetical(plane: Plane) -> Plane:
     engine = ShadowEngine(plane.engine)
     other = Plane(engine, decrement_ttl=engine.decrement_ttl, any_node_address=engine.any_node_address)
     engine.keep_settings()
+    other.compiler.set_second_chance(plane.settings.second_chance_s)
     return other
 
 

@@ -20,6 +20,7 @@ from kuproxy.model.vip import Address, Pod, Prefix, Vip, VipKey, is_power_of_two
 __all__ = [
     "DEFAULT_TIMEOUTS_S",
     "MAX_BUCKETS",
+    "MAX_SECOND_CHANCE_S",
     "MAX_TIMEOUT_S",
     "MAX_TRACED",
     "NAT46_PREFIX",
@@ -44,6 +45,7 @@ NAT64_PORTS = (1024, 65535)
 
 MAX_BUCKETS = 1 << 24  # of 4 entries and one 64-byte line each: 1 GiB per worker
 MAX_TRACED = 1000  # packets at once that a worker's trace ring holds with all their nodes
+MAX_SECOND_CHANCE_S = 3600.0  # removed pods are kept for so long
 MAX_TIMEOUT_S = 1_000_000.0  # 11.6 days: below half the period of a 32-bit clock in milliseconds, 24.8 days
 
 DEFAULT_TIMEOUTS_S: dict[FlowState, float] = {
@@ -131,6 +133,7 @@ class Settings:
     nat64_ports: tuple[int, int] = NAT64_PORTS  # lowest and highest
     flow_hash: FlowHash = FlowHash()
     reply_path: ReplyPath = ReplyPath.STRICT
+    second_chance_s: float = 0.0  # how long after a change of pods a connection may be its slot's former pod's; 0: off
     translation_mtu: int = 0  # longest packet that translation may make; 0: the routing behind us knows
 
     def __post_init__(self) -> None:
@@ -153,6 +156,14 @@ class Settings:
                         hint=f"it is a number of seconds above 0, at most {MAX_TIMEOUT_S:.0f}",
                     )
                 )
+        if not (math.isfinite(self.second_chance_s) and 0 <= self.second_chance_s <= MAX_SECOND_CHANCE_S):
+            problems.append(
+                Problem(
+                    f"{self.second_chance_s:g} is not a time for second chances",
+                    field="second-chance",
+                    hint=f"it is a number of seconds, at most {MAX_SECOND_CHANCE_S:.0f}, or 0 for none",
+                )
+            )
         for field, version in (("ip4-src-address", 4), ("ip6-src-address", 6)):
             address = getattr(self, field.replace("-", "_"))
             if address is not None and address.version != version:

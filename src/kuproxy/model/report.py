@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from kuproxy.codes import FlowState, Node, Outcome, PodCounter, Reason, VipCounter
 from kuproxy.model.config import InterfaceMark, Settings
-from kuproxy.model.vip import DEFAULT_WEIGHT, Address, Vip, VipKey
+from kuproxy.model.vip import DEFAULT_WEIGHT, Address, Pod, Vip, VipKey
 
 __all__ = [
     "KERNEL", "WORKER", "CacheReport", "Carried", "FlowList", "FlowReport", "NodeCount", "PodReport", "ReplyReport",
@@ -112,6 +112,8 @@ class FlowReport:
     state: FlowState
     age_s: float
     expires_in_s: float
+    # The pod that gets the flow if `pod`, which may not know the connection, refuses it; None: `pod` it is.
+    otherwise: Pod | None = None
     tier: str = WORKER  # who rewrites its packets
     # Where they go then, to the pod and to the client: route, neighbour or peer (steering.cache_layout.Way).
     ways: tuple[str, str] = ("route", "route")

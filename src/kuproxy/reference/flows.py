@@ -44,6 +44,7 @@ class Flow:
     life: Life = field(default_factory=Life)
     masqueraded: bool = False  # the source is the masquerade address, even if the client has just that
     flushed: bool = False  # its pod was removed, and shall not serve its flows any longer
+    tentative: bool = False  # its pod may not know the connection, and has said nothing yet
     reply: Endpoints = field(init=False)  # as the pod writes it
 
     def __post_init__(self) -> None:
@@ -145,6 +146,13 @@ class FlowTable:
         self._bucket(flow.forward, now).remove(flow)
         if not flow.is_direct:
             self._line(flow.reply, now).remove(flow)
+
+    def move(self, flow: Flow, pod: Pod, pod_port: int, source: Address, source_port: int, now: int) -> None:
+        """Let it be a flow to another pod. There must be room in the line of its reply, which no live flow has."""
+        self._line(flow.reply, now).remove(flow)
+        flow.pod, flow.pod_port, flow.source, flow.source_port = pod, pod_port, source, source_port
+        flow.reply = reply_of(flow.forward, pod, pod_port, source, source_port)
+        self._line(flow.reply, now).append(flow)
 
     def flush(self, pod: Pod, vip: VipState) -> None:
         """The flows of this pod of this VIP end with their next packet."""

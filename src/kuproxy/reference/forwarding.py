@@ -31,7 +31,7 @@ from kuproxy.reference import direct, icmp, ports, reject, rewrite, translate
 from kuproxy.reference.crossing import CROSSING, Crossing, crosses
 from kuproxy.reference.flows import TICK_MASK, Flow, FlowTable, reply_of
 from kuproxy.reference.fragments import FRAGMENT_TICKS, HOLD_BYTES, Fragments
-from kuproxy.reference.life import Life, begins, state_of, tcp_flags
+from kuproxy.reference.life import Life, begins, goes_on, refuses, state_of, tcp_flags
 from kuproxy.reference.numbers import Numbers
 from kuproxy.reference.origins import Origins
 from kuproxy.reference.packet import Endpoints, Packet, Refused, parse
@@ -66,6 +66,7 @@ class Reference(Crossing):
     translation_mtu: int = 0  # 0: the routing behind us knows
     own_addresses: dict[Family, Address] = field(default_factory=dict)  # sources of our ICMP errors
     flow_key: bytes = b""  # 16 bytes: flows are hashed with this key
+    second_chance: bool = False  # until `end_second_chances` a change of pods leaves the former rings
     workers: int = 1  # among which this is the one of that number
     number: int = 0
 
@@ -79,7 +80,7 @@ class Reference(Crossing):
         self.far = translate.Far(self.nat46_prefix, self.nat64_pool, self.nat64_ports)
         self._origins = Origins()
         self._origins.set(self.pod_ranges, self.all_node_addresses)
-        self._vips = Vips(self._origins, self.flow_key)
+        self._vips = Vips(self._origins, self.flow_key, self.second_chance)
         self._flows = FlowTable(self.buckets, self.flow_key)
         self._interfaces: dict[int, InterfaceFlag] = {}
         self._fragments = Fragments()
@@ -135,6 +136,10 @@ class Reference(Crossing):
     def set_origins(self, pod_ranges: Iterable[Prefix], node_addresses: Iterable[Address]) -> None:
         """Who is a pod, and which addresses are the node's own."""
         self._origins.set(pod_ranges, node_addresses)
+
+    def end_second_chances(self) -> None:
+        """The time after the last changes of pods is over."""
+        self._vips.end_second_chances()
 
     def set_buckets(self, buckets: int, now: int) -> None:
         """All live flows are kept.  Raises ValueError, and nothing changes, if they do not fit."""
@@ -213,9 +218,10 @@ class Reference(Crossing):
         everywhere = self.used_pods(now) | used
         for key, state in self._vips.by_key.items():
             with_flows = {pod for of, pod in everywhere if of == key}
-            for pod in state.pod_counters.keys() - (state.serving | with_flows):
+            kept = with_flows | state.former_pods
+            for pod in state.pod_counters.keys() - (state.serving | kept):
                 del state.pod_counters[pod]
-            state.removed_pods &= {pod.address for pod in with_flows}
+            state.removed_pods &= {pod.address for pod in kept}
 
     # ---------------------------------------------------------------------------------------------- the graph
 
@@ -446,6 +452,8 @@ class Reference(Crossing):
     def _touch(self, flow: Flow, flags: int | None, *, from_client: bool) -> None:
         """A packet of a known flow. The end of a closing one stays where it is."""
         before = flow.life.state
+        if flags is not None and not from_client:
+            flow.tentative = False
         if flags is not None:
             flow.life.turn(flags, from_client=from_client)
         if not before == flow.life.state == FlowState.TCP_CLOSING:
@@ -492,7 +500,47 @@ class Reference(Crossing):
         state.pod_counters[pod][PodCounter.FLOWS] += 1
         state.counters[VipCounter.FIRST_PACKET] += 1
         self._count(Node.BALANCE, Reason.FIRST_PACKET)
+        if not flow.is_direct and goes_on(flags) and state.former_owner(forward) not in (None, pod):
+            flow.tentative = True
+            self._count(Node.BALANCE, Reason.TENTATIVE)
         self._follow(passage, flow)
+
+    def _second_chance(self, flow: Flow, flags: int | None) -> bool:
+        """A tentative flow's pod refuses it: may it go to the slot's former pod, as if it had begun there?"""
+        state, forward = flow.vip, flow.forward
+        pod = state.former_owner(forward)
+        if not (refuses(flags) and flow.tentative) or pod is None or pod == flow.pod:
+            return False
+        pod_port = state.pod_port(pod, forward.destination_port, forward.protocol)
+        way = self._way_to(state, forward, pod)
+        if way is None:
+            return False
+        reply = reply_of(forward, pod, pod_port, *way)
+        crossing = crosses(state.vip)
+        taken = self._flows.find_reply(reply, self._now, crossing=crossing) is not None
+        if taken or self._flows.line_is_full(reply, self._now):
+            return False
+        self._flows.move(flow, pod, pod_port, *way, self._now)
+        flow.masqueraded = not crossing and state.must_masquerade(pod, forward.source)
+        flow.tentative = False
+        if flow.life.state != FlowState.TCP_CLOSING:
+            flow.expires = self._after(self.timeout_of(flow.life.state))
+        if state.gets_new_flows(pod, forward.source):
+            state.remember(forward.source, pod, self._after(state.affinity_ticks))
+        return True
+
+    def _way_to(self, state: VipState, forward: Endpoints, pod: Pod) -> tuple[Address, int] | None:
+        """The source that this pod knows the client by, if any flow to it had begun like others."""
+        if state.vip.type == VipType.IP4_NAT46:
+            return self.far.mapped(forward.source), forward.source_port
+        if state.vip.type == VipType.IP6_NAT64:
+            chosen = self._source_for_ipv6(state, forward, pod)
+            return None if isinstance(chosen, Reason) else chosen[1:]
+        if state.must_masquerade(pod, forward.source):
+            own = next((a for a in self.masquerade if a.version == forward.source.version), None)
+            port = None if own is None else self._allocate(state, forward, pod, own)
+            return None if own is None or port is None else (own, port)
+        return forward.source, forward.source_port
 
     def _choose(self, state: VipState, forward: Endpoints) -> tuple[Pod, Address, int] | Reason:
         """Pod, and the source that it is to see; or why there is none."""
@@ -636,6 +684,9 @@ class Reference(Crossing):
         if packet.ttl <= 1:
             self._expire(passage, node)
             return
+        if flow is not None and self._second_chance(flow, tcp_flags(packet)):
+            self._end(passage, node, Outcome.DROP, Reason.SECOND_CHANCE)
+            return
         if flow is not None:
             self._touch(flow, tcp_flags(packet), from_client=False)
         else:
@@ -666,7 +717,7 @@ class Reference(Crossing):
         for state in self._vips.by_key.values():
             addressed = state.addressed_by_client(reply, self._now)
             counted = state.counters[VipCounter.UNTRACKED_PACKET] + state.counters[VipCounter.EVICTED]
-            if addressed is not None and counted:
+            if addressed is not None and counted and self._flows.find(addressed, state, self._now) is None:
                 found.append((state, addressed))
         return found
 

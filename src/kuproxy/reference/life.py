@@ -23,6 +23,16 @@ def begins(flags: int | None) -> bool:
     return flags is not None and flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN
 
 
+def goes_on(flags: int | None) -> bool:
+    """A segment in the midst of a connection."""
+    return flags is not None and flags & (TCP_SYN | TCP_RST | TCP_ACK) == TCP_ACK
+
+
+def refuses(flags: int | None) -> bool:
+    """What answers such a segment where nobody knows the connection (RFC 9293 section 3.10.7.1)."""
+    return flags is not None and flags & (TCP_RST | TCP_ACK) == TCP_RST
+
+
 def state_of(protocol: int, family: Family) -> FlowState:
     """Of a flow that begins."""
     if protocol == (Protocol.ICMP if family == Family.IPV4 else Protocol.ICMP6):

@@ -37,15 +37,17 @@ class Kept:
 class VipState:
     """One life of a VIP. Changed in place; deleted and made again under the same key, it is another object."""
 
-    def __init__(self, vip: Vip, origins: Origins, key: bytes = b""):
+    def __init__(self, vip: Vip, origins: Origins, key: bytes = b"", keeps_former: bool = False):
         self.origins = origins
         self.flow_key = key
+        self.keeps_former = keeps_former  # for second chances
         self.deleted = False
         self.counters: Counter[VipCounter] = Counter()
         self.pod_counters: defaultdict[Pod, Counter[PodCounter]] = defaultdict(Counter)  # drained pods' too
         self.removed_pods: set[Address] = set()  # and perhaps serving flows still
         self.vip = vip
         self.rings: dict[Origin, list[Pod]] = {}  # for clients of each origin, one pod a slot
+        self.former_rings: dict[Origin, list[Pod | None]] = {}  # those before the last change, while they count
         self.getting_new_flows: dict[Origin, frozenset[Pod]] = {}
         self.pods: dict[Pod, int] = {}  # as flows name them, and their weights
         self.drained: set[Pod] = set()  # removed, with flows of their own
@@ -61,8 +63,10 @@ class VipState:
         self.drained -= set(weights)
         self.pods = weights
         self.serving = set(weights)
+        before = dict(self.rings)
         for origin in ORIGINS:
             self._fill(origin, vip)
+        self._note_former(before, vip)
         for client in [client for client, kept in self.affinity.items() if kept.pod not in weights]:
             del self.affinity[client]  # in place: workers share it
         self.vip = vip
@@ -74,10 +78,37 @@ class VipState:
         self.rings[origin] = [ordered[position] for position in slots]
         self.getting_new_flows[origin] = frozenset(ordered)  # also those that a small ring has no slot for
 
+    def _note_former(self, before: dict[Origin, list[Pod]], vip: Vip) -> None:
+        """Owners before and now can be compared where there are both, in rings of one size and of one kind."""
+        tells_apart = vip.outside_pods is not None
+        if before == self.rings and tells_apart == (self.vip.outside_pods is not None):
+            return  # whatever has changed, it was not who owns what
+        comparable = vip.new_len == self.vip.new_len and tells_apart == (self.vip.outside_pods is not None)
+        self.former_rings = {}
+        for origin, ring in self.rings.items():
+            if self.keeps_former and comparable and ring:
+                self.former_rings[origin] = list(before.get(origin, ()))
+
+    def end_second_chances(self) -> None:
+        """The time is over."""
+        self.former_rings = {}
+
+    @property
+    def former_pods(self) -> set[Pod]:
+        """Removed or not, they may still be given flows."""
+        return {pod for ring in self.former_rings.values() for pod in ring if pod is not None}
+
+    def former_owner(self, forward: Endpoints) -> Pod | None:
+        """Of the client's slot, before the last change."""
+        ring = self.former_rings.get(self.origins.of(forward.source))
+        return ring[self._hash(forward) % len(ring)] if ring else None
+
     def flush(self, address: Address, port: int) -> list[Pod]:
         """The removed pods that are meant; if they come back, they are others."""
         meant = [pod for pod in self.drained if pod.address == address and port in (0, pod.port)]
         self.drained -= set(meant)
+        for origin, ring in self.former_rings.items():
+            self.former_rings[origin] = [None if pod in meant else pod for pod in ring]
         return meant
 
     def gets_new_flows(self, pod: Pod, client: Address) -> bool:
@@ -118,10 +149,10 @@ class VipState:
         return address in self.removed_pods or any(pod.address == address for pod in self.vip.all_pods)
 
     def pod_port(self, pod: Pod, packet_port: int, protocol: int) -> int:
-        """The pod's own port, else the target port, else the packet's; 0 for protocols without ports."""
+        """The pod's, which is its own or the target port when it came; else the packet's; 0 for protocols without."""
         if protocol not in PROTOCOLS_WITH_PORTS:
             return 0
-        return pod.port or self.vip.target_port or packet_port
+        return pod.port or packet_port
 
     def candidate(self, forward: Endpoints, now: int) -> Pod:
         """The client's pod by affinity, else that of its slot."""
@@ -129,10 +160,14 @@ class VipState:
         if kept is not None:
             return kept
         ring = self.ring_for(forward.source)
+        return ring[self._hash(forward) % len(ring)]
+
+    def _hash(self, forward: Endpoints) -> int:
+        """That the slot follows from."""
         if self.vip.hash_mode == HashMode.SOURCE:
             nobody = type(forward.source)(0)
-            return ring[flow_hash(forward.source, nobody, key=self.flow_key) % len(ring)]
-        return ring[forward.hash(self.flow_key) % len(ring)]
+            return flow_hash(forward.source, nobody, key=self.flow_key)
+        return forward.hash(self.flow_key)
 
     def further_candidates(self, forward: Endpoints) -> Iterator[Pod]:
         """The pods of the following slots, not beyond once around; none if the client's address alone decides."""
@@ -196,9 +231,10 @@ def preference(key: VipKey) -> tuple[int, bool, bool]:
 class Vips:
     """All VIPs that exist."""
 
-    def __init__(self, origins: Origins, key: bytes = b"") -> None:
+    def __init__(self, origins: Origins, key: bytes = b"", keep_former: bool = False) -> None:
         self.origins = origins
         self._key = key
+        self._keep_former = keep_former
         self.by_key: dict[VipKey, VipState] = {}
 
     def set_flow_key(self, key: bytes) -> None:
@@ -217,7 +253,11 @@ class Vips:
         if vip.key in self.by_key:
             self.by_key[vip.key].change(vip)
         else:
-            self.by_key[vip.key] = VipState(vip, self.origins, self._key)
+            self.by_key[vip.key] = VipState(vip, self.origins, self._key, self._keep_former)
+
+    def end_second_chances(self) -> None:
+        for state in self.by_key.values():
+            state.end_second_chances()
 
     def delete(self, key: VipKey) -> None:
         self.by_key.pop(key).deleted = True

@@ -56,6 +56,10 @@ class Workers:
         for each in self.workers:
             each.set_origins(pods, node)
 
+    def end_second_chances(self) -> None:
+        for each in self.workers:
+            each.end_second_chances()
+
     def set_buckets(self, buckets: int, now: int) -> None:
         """Of every worker's table, or of none.  Raises ValueError."""
         for each in self.workers:

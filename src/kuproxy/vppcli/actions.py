@@ -88,6 +88,7 @@ class SetConf(Action):
     translation_mtu: int | None = None
     flow_hash: FlowHash | None = None
     reply_path: ReplyPath | None = None
+    second_chance_s: float | None = None
 
     def applied_to(self, settings: Settings) -> Settings:
         """Raises ConfigError."""

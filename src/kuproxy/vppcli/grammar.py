@@ -107,8 +107,12 @@ _ADDRESSING: dict[str, Callable[[str], object]] = {
     "nat-mtu": to_int,
     "flow-hash": FlowHash.parse,
     "reply-path": _to_reply_path,
+    "second-chance": to_seconds,
 }
-_ATTRIBUTES = {name: name.replace("-", "_") for name in _ADDRESSING} | {"nat-mtu": "translation_mtu"}
+_ATTRIBUTES = {name: name.replace("-", "_") for name in _ADDRESSING} | {
+    "nat-mtu": "translation_mtu",
+    "second-chance": "second_chance_s",
+}
 
 
 def _read_conf(_path: tuple[str, ...], options: OptionReader, where: Where) -> Action | None:
@@ -379,14 +383,16 @@ def _table() -> tuple[Command, ...]:
             "[pod-ranges <prefix>[,<prefix>...]] "
             "[ip4-src-address <addr>] [ip6-src-address <addr>] "
             "[nat46-prefix <prefix>] [nat64-pool <prefix>] [nat64-ports <low>-<high>] [nat-mtu <n>] "
-            "[flow-hash vpp|keyed|<key>] [reply-path strict|any]",
+            "[flow-hash vpp|keyed|<key>] [reply-path strict|any] [second-chance <s>]",
             "size of the established-flow table of each worker, how long a silent flow is remembered (in any "
             f"state, or in one of {', '.join(TIMEOUT_WORDS)}), the source of masqueraded packets, where pods have "
             "their addresses (for VIPs that treat pods and others unlike), the outer source addresses of tunnels, "
             "what clients are called at pods of the other family, by which hash flows are found: VPP's, or one "
-            "that nobody can foresee (under a key of its own, or one that several nodes are given), and where replies "
+            "that nobody can foresee (under a key of its own, or one that several nodes are given), where replies "
             "of pods may come in, as long as no interface is marked: by the interface through which this node sends "
-            "to the pod, or by any",
+            "to the pod, or by any, and for how many "
+            "seconds after a change of a VIP's pods a TCP connection that began elsewhere, and that a slot's new pod "
+            "refuses, goes to the slot's former pod (0: it does not)",
             _read_conf,
         ),
         Command(

@@ -52,6 +52,8 @@ def show_general(report: Report) -> str:
     ]
     if report.settings.flow_hash.keyed:
         lines.append(f" flow hash: {_flow_hash(report.settings)}")
+    if report.settings.second_chance_s:
+        lines.append(f" second chance: {report.settings.second_chance_s:g} s")
     if report.driver:
         lines.append(f" driver: {report.driver}")
     if report.cache is not None:
@@ -203,6 +205,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "pod_ranges": [str(prefix) for prefix in report.settings.pod_ranges],
             "flow_hash": str(report.settings.flow_hash),
             "reply_path": str(report.settings.reply_path),
+            "second_chance": report.settings.second_chance_s,
         }
         | {
             f"ip{version}_src_address": str(address)

@@ -8,7 +8,7 @@ generation.
 A pod is known by address and port: when a VIP's target port changes, pods that took it are replaced by others.
 
 `Compiler` is one class in layers, a file each: `state` (generations), `settings` (the header), `entries` (match
-tables), `pods` (pods and rings), `vips`, and `adoption` (tables that another process wrote; `recover` reads them).
+tables), `ring_rows`, `pods`, `vips`, and `adoption` (tables that another process wrote; `recover` reads them).
 """
 
 from kuproxy.control.compile.adoption import Compiler

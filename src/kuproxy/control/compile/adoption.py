@@ -98,6 +98,7 @@ class Compiler(VipRows):
             if not used and not held:
                 continue
             ring = ring_of(row) if used else None
+            former = self._former_pods(index, ring)
             inside, outside = self._members(ring)
             pods = inside | (outside or {})
             # It has a node port and no entry of its own: nothing else leads to it.
@@ -114,8 +115,11 @@ class Compiler(VipRows):
             record = VipRecord(index, vip, ring=ring, removed=not used)
             record.ranges = ranges_at(tables, int(row["ranges"]), int(row["family"]))[0] if used else None
             record.pods = Places(pods)
+            record.former_pods = former
+            if ring is not None and ring.former:
+                self._ends[index] = None
             self._by_index[index] = record
-            self._drain_holders(record, held)
+            self._drain_holders(record, sorted(former.union(held)))
             if used:
                 self._records[vip.key] = record
         return len(self._records)
@@ -130,6 +134,14 @@ class Compiler(VipRows):
             return {pod_at(self.tables, each): each for each in found if 0 < each < MAX_PODS}
 
         return owners(RING_INSIDE), owners(RING_OUTSIDE) if ring is not None and ring.kind else None
+
+    def _former_pods(self, index: int, ring: Ring | None) -> frozenset[int]:
+        """Whom the VIP's ring named before the last change, if that is still told."""
+        if ring is None or not ring.former:
+            return frozenset()
+        found = np.unique(self._former_block(ring))
+        found = found[(found > 0) & (found < MAX_PODS)]
+        return frozenset(found[self.tables.pods["vip"][found] == index].tolist())
 
     def _adopt_origins(self) -> list[Block]:
         """Who is a pod and who is the node."""

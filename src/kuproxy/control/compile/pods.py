@@ -1,33 +1,29 @@
-"""Pods and rings: who gets new flows, whose old flows still run, and when an index is free again."""
+"""Pods: who gets new flows, whose old flows still run, and when an index is free again."""
 
 from collections.abc import Callable, Sequence
 from itertools import chain, compress, repeat
-from operator import attrgetter, lt
+from operator import lt
 
 import numpy as np
 
-from kuproxy.codes import Origin, PodFlag
-from kuproxy.control.compile.entries import MatchEntries, reference_place
+from kuproxy.codes import PodFlag
+from kuproxy.control.compile.entries import reference_place
 from kuproxy.control.compile.members import FROM, Members, difference
 from kuproxy.control.compile.records import Draining, Ring, VipRecord
-from kuproxy.control.compile.rings import fill, fill_columns, fill_equal
+from kuproxy.control.compile.ring_rows import RingRows
+from kuproxy.control.compile.rings import fill_columns, fill_equal
 from kuproxy.control.compile.words import HOST, Words, address_words, key_word, number_columns
 from kuproxy.control.places import place_of, places_of, pod_of
-from kuproxy.control.rings import RingHistory
 from kuproxy.dataplane.layout import (
     KIND_POD,
     KIND_POD_ADDRESS,
     MAX_PODS,
-    RING_ARENA,
     RING_INSIDE,
-    RING_OUTSIDE,
-    RING_SPLIT,
     Tables,
 )
-from kuproxy.dataplane.writer import Arena, IndexPool
+from kuproxy.dataplane.writer import IndexPool
 from kuproxy.model.vip import DEFAULT_WEIGHT, Address, Pod, Vip, VipKey
 
-_POD_ID = attrgetter("id")
 _USED = int(PodFlag.USED)
 
 
@@ -49,18 +45,15 @@ def pod_flags(vip: Vip) -> list[int]:
     return flags
 
 
-class PodRows(MatchEntries):
+class PodRows(RingRows):
     """Gives pods their indices and keeps them as long as flows need them."""
 
     def __init__(self, tables: Tables, *, decrement_ttl: bool, any_node_address: bool):
         super().__init__(tables, decrement_ttl=decrement_ttl, any_node_address=any_node_address)
-        self._rings = Arena(RING_ARENA, "ring slots")
         self._pod_indices = IndexPool(MAX_PODS, "pods")
-        self._draining: dict[int, Draining] = {}  # by pod index
         # Pods with the same replies by `place_of`: mostly one, and a list where they are several, the newest last.
         self._chains: dict[int, int | list[int]] = {}
         self._new_pods: list[int] = []
-        self.former_rings = RingHistory()
         self._in_bulk = False
         self._waiting_pods: list[tuple[int, int, int, int]] = []  # index, VIP's index, the pod's place, flags
         self._waiting_rings: list[tuple[int, Ring, list[int]]] = []  # VIP's index, ring, owners in its order
@@ -74,7 +67,9 @@ class PodRows(MatchEntries):
         gone = [
             index
             for index, draining in self._draining.items()
-            if draining.generation <= acknowledged and references(index) == 0
+            if draining.generation <= acknowledged
+            and index not in draining.record.former_pods
+            and references(index) == 0
         ]
         for index in gone:
             draining = self._draining.pop(index)
@@ -87,38 +82,6 @@ class PodRows(MatchEntries):
         """Indices that were given to pods since the last call: their counters may hold an earlier pod's counts."""
         taken, self._new_pods = self._new_pods, []
         return taken
-
-    def slots_of(self, record: VipRecord) -> dict[int, int]:
-        """Ring slots by pod index; with two rings, those of the inside's."""
-        return self._slots(record, RING_INSIDE)
-
-    def outside_slots_of(self, record: VipRecord) -> dict[int, int] | None:
-        """The same of the ring for clients from outside; None where they share the one ring."""
-        if record.vip.outside_pods is None:
-            return None
-        return self._slots(record, RING_OUTSIDE)
-
-    def _slots(self, record: VipRecord, which: int) -> dict[int, int]:
-        ring = record.ring
-        if ring is None or (ring.kind and not ring.kind & which):
-            return {}
-        owners, counts = np.unique(self._ring_view(ring, which), return_counts=True)
-        return dict(zip(owners.tolist(), counts.tolist(), strict=True))
-
-    def owners_of(self, record: VipRecord) -> np.ndarray:
-        """uint32[slots]: the pod index of each slot of the new-flow table, of the inside's with two; 0 without pods."""
-        ring = record.ring
-        if ring is None or ring.kind == RING_OUTSIDE:
-            return np.zeros(record.vip.new_len, np.uint32)
-        return self._ring_view(ring, RING_INSIDE).copy()
-
-    def ring_for(self, record: VipRecord, origin: Origin) -> np.ndarray | None:
-        """uint32[slots]: the same of the ring for clients of this origin; None: it has no pods."""
-        ring = record.ring
-        which = RING_OUTSIDE if origin is Origin.OUTSIDE else RING_INSIDE
-        if ring is None or (ring.kind and not ring.kind & which):
-            return None
-        return self._ring_view(ring, which)
 
     def bounds(self) -> tuple[int, int]:
         """One more than the highest index of a VIP, and of a pod, that was ever given out."""
@@ -157,7 +120,7 @@ class PodRows(MatchEntries):
             members.leave(pod)
         self._note_ring(record)
         former, ring = record.ring, Ring(0, record.vip.new_len.bit_length() - 1)
-        ring.offset = self._rings.allocate(ring.block_log2)
+        self._place(ring, former)
         fill_columns(members.hi, members.lo, members.owners, self._ring_view(ring, RING_INSIDE))
         self._go_live(record, ring, former)
         for pod in left:
@@ -267,6 +230,7 @@ class PodRows(MatchEntries):
                     del record.draining[pod]  # if the pod comes back, it is another one
                     record.flushed[index] = pod
                     self.tables.pods[index]["flags"] = int(PodFlag.FLUSHED)
+                    self._forget_former(record, index)
         return self._publish()
 
     def _free_pod(self, record: VipRecord, pod: Pod, index: int) -> None:
@@ -303,45 +267,6 @@ class PodRows(MatchEntries):
             self._match.put(hi, lo, word, before)
         self._chains[place] = chain if len(chain) > 1 else chain[0]
 
-    # ------------------------------------------------------------------------------------------------- rings
-
-    def _ring_view(self, ring: Ring, which: int) -> np.ndarray:
-        """`which`: RING_INSIDE or RING_OUTSIDE, where there are two."""
-        start = ring.offset
-        if ring.kind == RING_SPLIT and which == RING_OUTSIDE:
-            start += 1 << ring.log2
-        return self.tables.rings[start : start + (1 << ring.log2)]
-
-    @staticmethod
-    def _in_order(record: VipRecord, pods: Sequence[Pod]) -> tuple[list[Pod], list[int]]:
-        """Those of a VIP's pods that get slots, in the ring's order, with their ports and indices."""
-        port = record.vip.target_port
-        placed = [Pod(pod.address, pod.port or port, pod.weight) for pod in pods if pod.weight]
-        placed.sort(key=_POD_ID)
-        return placed, [record.pods[pod] for pod in placed]
-
-    def _set_rings(self, record: VipRecord, vip: Vip | None) -> None:
-        """The ring for everybody, or that of pods and the node and that of clients from outside: one word.
-
-        The pods of `vip` (None: there are none) are all in record.pods; those of weight 0 get no slot.
-        """
-        old = record.ring
-        self._note_ring(record)
-        record.ring = record.members = None
-        outside = vip.outside_pods if vip is not None else None
-        groups = {RING_INSIDE: vip.pods if vip is not None else (), RING_OUTSIDE: outside or ()}
-        placed = {which: self._in_order(record, each) for which, each in groups.items()}
-        members = {which: each for which, each in placed.items() if each[0]}
-        if members:
-            log2 = record.vip.new_len.bit_length() - 1
-            ring = record.ring = Ring(0, log2, 0 if outside is None else sum(members))
-            ring.offset = self._rings.allocate(ring.block_log2)
-            pods, owners = placed[RING_INSIDE]
-            record.members = Members.of(pods, owners) if outside is None else None
-            for which, (pods, owners) in members.items():
-                fill(pods, np.array(owners, np.uint32), self._ring_view(ring, which))
-        self._go_live(record, record.ring, old)
-
     def _wait_for_ring(self, record: VipRecord, vip: Vip, places: list[int], owners: list[int]) -> bool:
         """Let a new VIP's ring be filled with others, at the end.  False, and nothing is done, if its pods differ."""
         is_alike = vip.outside_pods is None and all(pod.weight == DEFAULT_WEIGHT for pod in vip.pods)
@@ -352,19 +277,6 @@ class PodRows(MatchEntries):
         record.members = Members.of(list(map(pod_of, places)), owners) if len(places) >= FROM else None
         self._waiting_rings.append((record.index, ring, owners))
         return True
-
-    def _note_ring(self, record: VipRecord) -> None:
-        """Keep what is about to be replaced."""
-        ring = record.ring
-        former = None if ring is None or ring.kind == RING_OUTSIDE else self._ring_view(ring, RING_INSIDE)
-        self.former_rings.note(record.vip.key, former, record.pods)
-
-    def _go_live(self, record: VipRecord, ring: Ring | None, old: Ring | None) -> None:
-        """One word; the old ring is free when nobody can see it any more."""
-        record.ring = ring
-        self.tables.vips[record.index]["ring"] = ring.word if ring else 0
-        if old is not None:
-            self._retire(lambda: self._rings.free(old.offset, old.block_log2))
 
     # -------------------------------------------------------------------------------------------------- bulk
 

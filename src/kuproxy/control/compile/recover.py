@@ -15,7 +15,7 @@ import numpy as np
 from kuproxy.codes import Encap, HashMode, Origin, Protocol, VipFlag, VipType
 from kuproxy.control.compile.records import Block, Ring
 from kuproxy.control.compile.words import words_address
-from kuproxy.dataplane.layout import RING_LOG2, RING_SPLIT, TICKS_PER_SECOND, Tables
+from kuproxy.dataplane.layout import RING_FORMER, RING_LOG2, RING_SPLIT, TICKS_PER_SECOND, Tables
 from kuproxy.errors import KuError
 from kuproxy.model.vip import Pod, Prefix, Vip, VipKey
 
@@ -32,7 +32,9 @@ def vip_rows(tables: Tables) -> Iterator[int]:
 
 def ring_of(row: np.void) -> Ring | None:
     word = int(row["ring"])
-    return Ring(word >> 8, word & RING_LOG2, word & RING_SPLIT) if word else None
+    if not word:
+        return None
+    return Ring(word >> 8, word & RING_LOG2, word & RING_SPLIT, bool(word & RING_FORMER))
 
 
 def ranges_at(tables: Tables, offset: int, family: int) -> tuple[Block | None, tuple[Prefix, ...]]:

@@ -69,7 +69,7 @@ class VipRows(PodRows):
         needs = (
             (len(changes.added), self._vip_indices.room, "VIPs"),
             (pods, self._pod_indices.room, "pods"),
-            (sum(_slots_needed(vip) for vip in touched), self._rings.room, "ring slots"),
+            (sum(map(_slots_needed, touched)) << bool(self._second_chance), self._rings.room, "ring slots"),
             (8 * len(touched) + 2 * pods, self._match.room, "match entries"),
             (2 * sum(len(vip.source_ranges) + 1 for vip in touched), self._ranges.room, "source ranges"),
         )

@@ -165,6 +165,7 @@ class FlowView(View):
     pod_port: int
     source_port: int
     state: str
+    otherwise: str | None  # the pod that the flow moves to if `pod` refuses it
     age_s: float
     expires_in_s: float
     tier: str
@@ -322,6 +323,7 @@ def effective_conf(controller: Controller) -> Conf:
         translation_mtu=settings.translation_mtu,
         flow_hash=str(settings.flow_hash),
         reply_path=settings.reply_path.value,
+        second_chance=settings.second_chance_s,
         **said,
     )
 
@@ -357,6 +359,7 @@ def flow_page(page: FlowList) -> FlowPage:
             pod_port=flow.pod_port,
             source_port=flow.source_port,
             state=flow.state.label,
+            otherwise=None if flow.otherwise is None else str(flow.otherwise),
             age_s=flow.age_s,
             expires_in_s=flow.expires_in_s,
             tier=flow.tier,

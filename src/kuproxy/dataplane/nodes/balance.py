@@ -23,6 +23,7 @@ from kuproxy.dataplane.flow_state import tcp_bits, touch
 from kuproxy.dataplane.graph_queue import SEND_TIME_EXCEEDED, answer, count, enqueue, finish
 from kuproxy.dataplane.layout import (
     REVERSE_WAYS,
+    RING_FORMER,
     RING_LOG2,
     T_MASQUERADE4,
     T_MASQUERADE6,
@@ -35,6 +36,7 @@ from kuproxy.dataplane.origin import origin_for
 from kuproxy.dataplane.over import is_over, may_be_over
 from kuproxy.dataplane.ports import allocate
 from kuproxy.dataplane.rewrite import port_is_fixed
+from kuproxy.dataplane.second_chance import try_out
 from kuproxy.dataplane.source_ranges import is_allowed
 from kuproxy.dataplane.tally import tally_to_pod
 from kuproxy.wire import l4
@@ -255,6 +257,8 @@ def _new_flow(tables, state, frame, packet, now):
         if back < 0:
             return _serve_untracked(tables, state, frame, packet, index, origin)
     enter(tables, state, frame, packet, slot, back, line_hash, index, source, port, now)
+    if np.int64(vip["ring"]) & RING_FORMER:
+        try_out(tables, state, frame, packet, slot, origin)
     if vip["affinity"] != 0:
         affinity.remember(tables, state, vip_index, client_hi, client_lo, index, now)
     return Reason.FIRST_PACKET.value

@@ -9,11 +9,12 @@ from kuproxy.codes import Node, Outcome, Reason
 from kuproxy.dataplane import flow_table
 from kuproxy.dataplane._jit import helper
 from kuproxy.dataplane.addresses import destination, source, ttl_of
-from kuproxy.dataplane.flow_state import tcp_bits, touch
+from kuproxy.dataplane.flow_state import refuses, tcp_bits, touch
 from kuproxy.dataplane.graph_queue import SEND_TIME_EXCEEDED, answer, count, finish
 from kuproxy.dataplane.layout import REVERSE_WAYS, T_DECREMENT_TTL, W_OUTCOMES
 from kuproxy.dataplane.memory import prefetch
 from kuproxy.dataplane.rewrite import port_is_fixed, rewrite_ipv4, rewrite_ipv6
+from kuproxy.dataplane.second_chance import second_chance
 from kuproxy.dataplane.source import restore_client
 from kuproxy.dataplane.tally import tally_from_pod
 from kuproxy.dataplane.untracked import find_untracked
@@ -85,7 +86,11 @@ def _in2out(frame, tables, state, now, node):
             continue
         fixed = False
         if slot >= 0:
-            touch(tables, state, slot, tcp_bits(frame.data, packet), False, now)
+            bits = tcp_bits(frame.data, packet)
+            if refuses(bits) and second_chance(tables, state, slot, now):
+                finish(packet, state, node, Outcome.DROP.value, Reason.SECOND_CHANCE.value)
+                continue
+            touch(tables, state, slot, bits, False, now)
             flow = state.flows[slot]
             if flow["source"] != 0 or flow["source_port"] != flow["client_port"]:
                 fixed = not restore_client(frame, packet, flow)

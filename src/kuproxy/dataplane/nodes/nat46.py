@@ -6,9 +6,10 @@ from kuproxy.codes import Node, Outcome, Protocol, Reason
 from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.addresses import destination, source, ttl_of
 from kuproxy.dataplane.crossing import cross_to_4, cross_to_6
-from kuproxy.dataplane.flow_state import tcp_bits, touch
+from kuproxy.dataplane.flow_state import refuses, tcp_bits, touch
 from kuproxy.dataplane.graph_queue import SEND_PARAMETER_PROBLEM, SEND_TIME_EXCEEDED, answer, count, finish
 from kuproxy.dataplane.layout import T_NAT46_HI
+from kuproxy.dataplane.second_chance import second_chance
 from kuproxy.dataplane.tally import tally_from_pod
 from kuproxy.dataplane.translated import (
     ROUTING_HEADER,
@@ -91,7 +92,11 @@ def kp_nat46_in2out(frame, tables, state, now):
         if refusal != 0:
             finish(packet, state, _BACK, Outcome.DROP.value, refusal)
             continue
-        touch(tables, state, slot, tcp_bits(frame.data, packet), False, now)
+        bits = tcp_bits(frame.data, packet)
+        if refuses(bits) and second_chance(tables, state, slot, now):
+            finish(packet, state, _BACK, Outcome.DROP.value, Reason.SECOND_CHANCE.value)
+            continue
+        touch(tables, state, slot, bits, False, now)
         tally_from_pod(state, packet)
         ported = packet["protocol"] != Protocol.ICMP6.value
         cross_to_4(

@@ -6,10 +6,11 @@ from kuproxy.codes import Node, Outcome, PacketFlag, Protocol, Reason
 from kuproxy.dataplane._jit import helper, kernel
 from kuproxy.dataplane.addresses import destination, source, ttl_of
 from kuproxy.dataplane.crossing import cross_to_4, cross_to_6
-from kuproxy.dataplane.flow_state import tcp_bits, touch
+from kuproxy.dataplane.flow_state import refuses, tcp_bits, touch
 from kuproxy.dataplane.flow_table import reply_hash
 from kuproxy.dataplane.graph_queue import SEND_SOURCE_ROUTE, SEND_TIME_EXCEEDED, answer, count, finish
 from kuproxy.dataplane.memory import load16, swap16
+from kuproxy.dataplane.second_chance import second_chance
 from kuproxy.dataplane.tally import tally_from_pod
 from kuproxy.dataplane.translated import SOURCE_ROUTE, find_reply, must_not_cross, other_protocol
 from kuproxy.wire import icmp
@@ -96,7 +97,11 @@ def kp_nat64_in2out(frame, tables, state, now):
         if refusal != 0:
             finish(packet, state, _BACK, Outcome.DROP.value, refusal)
             continue
-        touch(tables, state, slot, tcp_bits(frame.data, packet), False, now)
+        bits = tcp_bits(frame.data, packet)
+        if refuses(bits) and second_chance(tables, state, slot, now):
+            finish(packet, state, _BACK, Outcome.DROP.value, Reason.SECOND_CHANCE.value)
+            continue
+        touch(tables, state, slot, bits, False, now)
         tally_from_pod(state, packet)
         client_port = np.int64(flow["client_port"])
         cross_to_6(
