@@ -32,8 +32,9 @@ def ring_hash(state, vip, own_hash, family, client_hi, client_lo):
 
 
 @helper
-def _ring_at(word, origin):
-    """`ring_of`, of the word VIP["ring"]."""
+def ring_of(vip, origin):
+    """(offset, size - 1) of the ring for clients of this origin; offset 0: it has no pods."""
+    word = np.int64(vip["ring"])
     size = np.int64(1) << (word & RING_LOG2)
     offset = word >> 8
     kind = word & RING_SPLIT
@@ -43,12 +44,6 @@ def _ring_at(word, origin):
         elif kind == RING_SPLIT and origin == _OUTSIDE:
             offset += size
     return offset, size - 1
-
-
-@helper
-def ring_of(vip, origin):
-    """(offset, size - 1) of the ring for clients of this origin; offset 0: it has no pods."""
-    return _ring_at(np.int64(vip["ring"]), origin)
 
 
 @helper
@@ -98,14 +93,16 @@ def former_owner(tables, state, vip_index, origin, own_hash, family, client_hi, 
     """Index of the pod that this slot had before the VIP's last change; 0: nobody, or nobody tells any more."""
     vip = tables.vips[vip_index]
     word = np.int64(vip["ring"])  # once: control may change it meanwhile
-    if word & RING_FORMER == 0:
+    kind = word & RING_SPLIT
+    which = RING_OUTSIDE if origin == _OUTSIDE else RING_INSIDE
+    if word & RING_FORMER == 0 or (kind != 0 and kind & which == 0):
         return np.int64(0)
-    offset, mask = _ring_at(word, origin)
-    if offset == 0:
-        return np.int64(0)
-    offset += (mask + 1) << np.int64(word & RING_SPLIT == RING_SPLIT)
-    slot = ring_hash(state, vip, own_hash, family, client_hi, client_lo) & mask
-    index = np.int64(tables.rings[offset + slot])
+    size = np.int64(1) << (word & RING_LOG2)
+    behind = size  # what lies before this ring: those of the present, and of two former ones the inside's
+    if kind == RING_SPLIT:
+        behind = 3 * size if which == RING_OUTSIDE else 2 * size
+    slot = ring_hash(state, vip, own_hash, family, client_hi, client_lo) & (size - 1)
+    index = np.int64(tables.rings[(word >> 8) + behind + slot])
     pod = tables.pods[index]
     # Whoever wrote the tables: never a pod of another VIP.
     if index == 0 or pod["vip"] != vip_index or np.int64(pod["flags"]) & _FLUSHED:

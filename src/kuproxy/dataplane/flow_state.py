@@ -60,8 +60,6 @@ def refuses(bits):
 @helper
 def _after(flags, bits, from_client):
     """FlowFlag bits after a segment."""
-    if not from_client:
-        flags &= ~_TENTATIVE
     if bits & l4.TCP_RST:
         return flags & ~_BOTH
     if from_client:
@@ -114,6 +112,8 @@ def _turn(tables, state, slot, bits, from_client, now):
     flow = state.flows[slot]
     old = np.int64(flow["state"])
     flags = _after(np.int64(flow["flags"]), bits, from_client)
+    if not from_client:
+        flags &= ~_TENTATIVE
     flow["flags"] = flags
     kind = old
     if bits & l4.TCP_RST or flags & _BOTH_FIN == _BOTH_FIN:

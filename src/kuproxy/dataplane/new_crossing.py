@@ -8,9 +8,8 @@ from kuproxy.dataplane._jit import kernel
 from kuproxy.dataplane.addresses import source
 from kuproxy.dataplane.entry import enter, port_at_pod
 from kuproxy.dataplane.graph_queue import SEND_PARAMETER_PROBLEM, SEND_SOURCE_ROUTE, answer, count, finish
-from kuproxy.dataplane.layout import RING_FORMER, T_NAT46_HI
+from kuproxy.dataplane.layout import T_NAT46_HI
 from kuproxy.dataplane.origin import origin_for
-from kuproxy.dataplane.second_chance import try_out
 
 _NODE = int(Node.BALANCE)
 _DROP = int(Outcome.DROP)
@@ -112,8 +111,6 @@ def new_crossing_flow(tables, state, frame, packet, now):
         if back < 0:
             return Reason.PORTS_EXHAUSTED.value
     enter(tables, state, frame, packet, slot, back, line_hash, index, address, port, now)
-    if np.int64(vip["ring"]) & RING_FORMER:
-        try_out(tables, state, frame, packet, slot, origin)
     if vip["affinity"] != 0:
         affinity.remember(tables, state, vip_index, client_hi, client_lo, index, now)
     return Reason.FIRST_PACKET.value

@@ -14,7 +14,7 @@ import numpy as np
 from kuproxy.codes import FlowFlag, FlowState, Node, Reason
 from kuproxy.dataplane import addresses, affinity, choice, flow_table, translated
 from kuproxy.dataplane._jit import kernel
-from kuproxy.dataplane.flow_state import goes_on, tcp_bits
+from kuproxy.dataplane.flow_state import goes_on
 from kuproxy.dataplane.graph_queue import count
 from kuproxy.dataplane.layout import T_FLOW_TIMEOUT, T_MASQUERADE4, T_MASQUERADE6, T_NAT46_HI
 from kuproxy.dataplane.origin import origin_for
@@ -27,14 +27,16 @@ _ZERO = np.uint64(0)
 
 
 @kernel
-def try_out(tables, state, frame, packet, slot, origin):
+def try_out(tables, state, frame, packet, slot, bits):
     """The packet has begun the flow in `slot`: mark it as tentative if it may belong to the slot's former pod."""
     vip_index = np.int64(packet["vip"])
     # Direct return: no refusal would come by.
-    if tables.vips[vip_index]["encap"] != 0 or not goes_on(tcp_bits(frame.data, packet)):
+    vip = tables.vips[vip_index]
+    if vip["encap"] != 0 or not goes_on(bits):
         return
     hi, lo = addresses.source(frame.data, packet)
     family = np.int64(packet["family"])
+    origin = origin_for(tables, vip, family, hi, lo)
     former = choice.former_owner(tables, state, vip_index, origin, np.int64(packet["hash"]), family, hi, lo)
     if former != 0 and former != np.int64(packet["pod"]):
         state.flows[slot]["flags"] = np.int64(state.flows[slot]["flags"]) | _TENTATIVE

@@ -257,8 +257,6 @@ def _new_flow(tables, state, frame, packet, now):
         if back < 0:
             return _serve_untracked(tables, state, frame, packet, index, origin)
     enter(tables, state, frame, packet, slot, back, line_hash, index, source, port, now)
-    if np.int64(vip["ring"]) & RING_FORMER:
-        try_out(tables, state, frame, packet, slot, origin)
     if vip["affinity"] != 0:
         affinity.remember(tables, state, vip_index, client_hi, client_lo, index, now)
     return Reason.FIRST_PACKET.value
@@ -357,6 +355,8 @@ def kp_balance(frame, tables, state, now):
             if reason == Reason.FIRST_PACKET.value:
                 first += 1
                 slot = np.int64(packet["slot"])
+                if np.int64(tables.vips[vip_index]["ring"]) & RING_FORMER:
+                    try_out(tables, state, frame, packet, slot, bits)
             elif reason == Reason.UNTRACKED.value:
                 count(state, _NODE, reason, 1)
             elif reason == Reason.NO_POD.value and np.int64(tables.vips[vip_index]["flags"]) & _REJECT:
