@@ -78,20 +78,27 @@ class NodeWatch:
 
     def poll(self) -> bool:
         """Take in what has happened, without waiting. Returns whether anything has."""
-        happened = False
+        heard: list[bytes] = []
+        happened = lost = False
         while True:
             try:
-                data = self._events.recv(_BUFFER)
+                heard.append(self._events.recv(_BUFFER))
             except BlockingIOError:
-                return happened
+                break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                self._read_all()
-            else:
-                for message in MarshalRtnl().parse(data):
-                    self._take(message)
+                lost = True
             happened = True
+        if lost:
+            # Only now: until its queue is empty the kernel throws further events away without another word
+            # (NETLINK_S_CONGESTED), and what was queued is older than what is read.
+            self._read_all()
+            return True
+        for data in heard:
+            for message in MarshalRtnl().parse(data):
+                self._take(message)
+        return happened
 
     @property
     def addresses(self) -> frozenset[Address]:
