@@ -61,7 +61,7 @@ def must_masquerade(vip, pod, origin, client_hi, client_lo):
     return wished != 0 or (pod["lo"] == client_lo and pod["hi"] == client_hi)
 
 
-@kernel
+@helper
 def candidate(tables, state, vip_index, origin, own_hash, family, client_hi, client_lo, now):
     """(pod index, whether affinity chose it); there must be a ring for this origin."""
     vip = tables.vips[vip_index]
