@@ -298,6 +298,13 @@ def test_a_changed_configuration_ends_it_and_a_wrong_one_does_not(
         rig.file.write_text(good + "nonsense: 1\n")
         await asyncio.sleep(0.3)
         assert (await rig.get("/livez")).startswith(b"HTTP/1.1 200")
+        for away in (False, True):  # as it was when we started: nothing has changed
+            if away:
+                rig.file.unlink()
+                await asyncio.sleep(0.3)
+            rig.file.write_text(good)
+            await asyncio.sleep(0.3)
+            assert (await rig.get("/livez")).startswith(b"HTTP/1.1 200")
         rig.file.write_text(good + "bindAddressHardFail: true\n")
         await asyncio.sleep(10)
 

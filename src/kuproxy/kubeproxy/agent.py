@@ -151,13 +151,17 @@ class Agent:
             self._log.warning("node", name=self.node_name, text=text)
 
     async def _look_at_file(self) -> None:
-        """A configuration that has changed is taken over by a new start, as upstream does; a wrong one is not."""
+        """A configuration that has changed is taken over by a new start, as upstream does; a wrong one is not.
+
+        One that could not be read for a moment, or was wrong, and is again what it was when we started, has not changed.
+        """
+        seen = self._content
         while self._file is not None:
             await asyncio.sleep(LOOK_S)
-            content = _content(self._file)
-            if content == self._content:
+            content, before = _content(self._file), seen
+            seen = content
+            if content in (before, self._content):
                 continue
-            self._content = content
             try:
                 read_config(self._file)
             except KuError as error:
