@@ -153,7 +153,7 @@ class Agent:
     async def _look_at_file(self) -> None:
         """A configuration that has changed is taken over by a new start, as upstream does; a wrong one is not.
 
-        One that could not be read for a moment, or was wrong, and is again what it was when we started, has not changed.
+        One that could not be read for a moment, or was wrong, and is again what it was at the start, has not changed.
         """
         seen = self._content
         while self._file is not None:
