@@ -37,7 +37,7 @@ def test_the_same_seed_gives_the_same_night(tmp_path: Path) -> None:
 def test_the_rig_notices_a_worker_that_nobody_put_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated, "repair", lambda *_: None)
     with pytest.raises(AssertionError):
-        live_through(0, tmp_path)
+        live_through(1, tmp_path)  # in which workers die four times
 
 
 def test_the_rig_notices_forgotten_flows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
