@@ -1,4 +1,6 @@
-"""What second chances cost (docs/adr/036): `python -m bench.second_chance`; results in bench/results/second-chance.csv.
+"""What second chances cost (docs/adr/036): `python -m bench.second_chance`.
+
+Results in bench/results/nodes/second-chance.csv.
 
 In memory, one core, in turn with and without: segments that begin flows, all of them on trial; the pods' refusals, each
 of which moves a flow; and the publication of a change of one pod among a thousand.
@@ -27,7 +29,7 @@ FLOWS = 100_000
 LOG2 = 17
 SLOTS = 65536
 ROUNDS = 9
-RESULTS = Path(__file__).parent / "results/second-chance.csv"
+RESULTS = Path(__file__).parent / "results/nodes/second-chance.csv"
 _L4, _TCP = 34, 6
 
 
