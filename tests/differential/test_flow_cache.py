@@ -82,7 +82,7 @@ class Twins:
         workers = [SimpleNamespace(touch=lambda touches: touch_all(engine.states[0], touches))]
         shown = SimpleNamespace(tables=engine.tables, states=engine.states, workers=workers)
         node = frozenset(NODE)
-        steering = SimpleNamespace(addresses=node, node_addresses=node, stats=lambda: Stats(0, 0, 0))
+        steering = SimpleNamespace(addresses=node, node_addresses=node, stats=lambda: Stats(0, 0, 0, 0))
         choice = CacheChoice(flow_cache="on", flow_cache_entries=entries)
         self.cache = FlowCache(choice, shown, Vault(), steering)  # type: ignore[arg-type]
         stack.callback(self.cache.maps.close)
