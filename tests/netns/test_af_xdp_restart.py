@@ -50,6 +50,7 @@ def check(load: Load, daemon: Daemon, role: str, mode: str) -> None:
     assert f" driver: af_xdp, {mode} mode\n" in daemon.ku("show ku")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["native", pytest.param("generic", marks=pytest.mark.long)])
 def test_connections_outlive_every_process(mode: str) -> None:
     """A worker; control; then a worker again, by a control process that could open no socket in its namespace."""
@@ -66,6 +67,7 @@ def test_connections_outlive_every_process(mode: str) -> None:
         assert_unbroken(upgraded, CONNECTIONS)
 
 
+@pytest.mark.long
 def test_another_driver_waits_for_another_keeper() -> None:
     with loaded(100, settings("af_xdp", "native")) as (daemon, load):
         text = daemon.settings.read_text()

@@ -194,6 +194,7 @@ def test_a_drained_node_is_left_alone_before_it_stops() -> None:
             many.check()
 
 
+@pytest.mark.long
 def test_announcements_outlive_control_and_no_other_process() -> None:
     """Control is killed: nothing is withdrawn. ExaBGP, its process or the daemon end: the routes are gone."""
     with routed(nodes=2) as made:

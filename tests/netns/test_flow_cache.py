@@ -408,6 +408,7 @@ def test_cached_flows_outlive_control_and_are_taken_over() -> None:
         talk.socket.close()
 
 
+@pytest.mark.long
 def test_without_control_the_kernel_stops_after_its_lease_and_the_workers_go_on() -> None:
     with cached(lease=2) as daemon:
         talk = Talk(daemon.made.client, WEB[0])
