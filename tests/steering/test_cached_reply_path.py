@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
 
@@ -19,12 +18,6 @@ from steering.frames import TCP
 from steering.places import INTERFACES, MAC, Rig
 
 pytestmark = pytest.mark.netns  # loading a program needs the same privilege
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture(scope="module")

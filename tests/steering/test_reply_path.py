@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
@@ -24,12 +23,6 @@ from steering.model import decide
 from steering.places import CLIENTS, INTERFACES, MAC, PODS, TARGETS, Rig, all_kinds, is_place_of
 
 pytestmark = pytest.mark.netns  # loading a program needs the same privilege
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture(scope="module")
