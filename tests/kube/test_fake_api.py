@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from kube_api.errors import ApiError
 from kube_api.selectors import selector
+from kube_api.server import FakeApi
 from kube_api.store import Store
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "kubernetes-1.36"
@@ -181,3 +183,18 @@ def test_status_and_the_rest_are_written_apart() -> None:
 )  # fmt: skip
 def test_label_selectors(text: str, matches: bool) -> None:
     assert selector(text)({"metadata": {"labels": {"a": "1"}}}) == matches
+
+
+def test_a_server_that_stops_leaves_nobody_behind_who_does_not_read() -> None:
+    api = FakeApi()
+    for number in range(100):
+        notes = {"text": "." * 50_000}
+        api.store.create("namespaces", {"metadata": {"name": f"n{number}", "annotations": notes}})
+    api.start()
+    with socket.create_connection((api.address, api.port)) as silent:
+        silent.sendall(b"GET /api/v1/namespaces HTTP/1.1\r\nHost: api\r\n\r\n")
+        assert silent.recv(1)
+        api.stop()
+        silent.settimeout(5)
+        got = sum(iter(lambda: len(silent.recv(1 << 20)), 0))
+    assert got < 100 * 50_000, "the whole answer came, so that nothing was left to stop"

@@ -111,6 +111,7 @@ class FakeApi:
         # As Go's servers do; asyncio does it by itself only for sockets that it makes.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((self.address, self.port))
+        sock.listen()  # so that whoever comes before the loop accepts has to wait, and is not refused
         self.port = sock.getsockname()[1]
         routes = [Route("/{path:path}", self._serve, methods=METHODS)]
         config = uvicorn.Config(
@@ -130,6 +131,9 @@ class FakeApi:
             self.store.changed = lambda: self._loop.call_soon(lambda: self._loop.create_task(self._wake()))
             ready.set()
             await self._server.serve(sockets=[sock])
+            for connection in list(self._server.server_state.connections):  # have not gone in the time they got
+                connection.transport.abort()
+            await asyncio.sleep(0)
 
         self._thread = threading.Thread(
             target=lambda: asyncio.run(serve()), name="fake API server", daemon=True
