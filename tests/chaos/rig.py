@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chaos.evidence import evidence
 from chaos.faults import FAULTS, Fault
 from chaos.plan import Plan, Step
 from kuproxy.client import Client, Refusal
@@ -46,6 +47,7 @@ class Rig:
     counts: dict[str, int] = field(default_factory=dict)  # what was checked, for the report
     extra: list[str] = field(default_factory=list)  # addresses that the node has got in this seed
     refused: int = 0
+    evidence: str = ""  # of the last new connection that failed
 
     def __post_init__(self) -> None:
         self.workers = self._listed("worker")
@@ -203,7 +205,11 @@ class Rig:
     # ---------------------------------------------------------------------------------------------- checks
 
     def _new_connection(self, allowed: set[str], address: str = WEB[0], port: int = 80) -> str:
-        name = web(self.cluster.client, address, port)
+        try:
+            name = web(self.cluster.client, address, port)
+        except OSError:
+            self.evidence = evidence(self)
+            raise
         assert name in allowed, f"{name} answered at {address}:{port}, and not one of {sorted(allowed)}"
         self.counts["connections"] = self.counts.get("connections", 0) + 1
         return name

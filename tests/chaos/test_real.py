@@ -60,5 +60,6 @@ def test_chaos(bench: Bench, real_seed: int) -> None:
         print(plan)
         print(f'again: make chaos ARGS="--seed {real_seed}"')
         print(made.node.log[-6000:])
+        print(made.evidence)
         bench.close()
         raise
