@@ -19,7 +19,7 @@ from fuzz.target import Parts, Target
 from kuproxy.datagrams import pair, receive, send
 from kuproxy.dataplane.layout import T_COMMAND
 from kuproxy.engine.flow_key import VPP
-from kuproxy.engine.live import LiveWorker
+from kuproxy.engine.live_worker import LiveWorker
 from kuproxy.engine.memory import SharedMemory, TablesMemory
 from kuproxy.errors import KuError
 from kuproxy.keeper.process import Keeper

@@ -154,6 +154,35 @@ def test_connections_outlive_a_change_of_the_flow_hash() -> None:
         assert_unbroken(during(load, lambda: daemon.script("conf flow-hash vpp")), 1000)
 
 
+def workers_below(daemon: Daemon) -> list[int]:
+    """As the kernel lists them: children of the keeper that were forked by a nursery."""
+    found = []
+    for process_id in processes_below(daemon.process.pid):
+        words = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
+        status = Path(f"/proc/{process_id}/status").read_text()
+        if b"kuproxy.engine.nursery" in words and f"PPid:\t{daemon.process.pid}\n" in status:
+            found.append(process_id)
+    return found
+
+
+def test_a_worker_that_is_born_when_control_dies_is_alone_with_its_ring() -> None:
+    """The nursery carries out what a dead control process has asked for; its successor knows nothing of it."""
+    with loaded(100) as (daemon, load):
+        before = processes(daemon)
+        (nursery,), (control,), worker = before["nursery"], before["control"], before["worker"][0]
+
+        def act() -> None:
+            os.kill(nursery, signal.SIGSTOP)
+            kill(worker)
+            time.sleep(0.5)  # control asks for another
+            replaced(daemon, "control", lambda _: (kill(control), os.kill(nursery, signal.SIGCONT)))
+
+        report = during(load, act)
+        assert_unbroken(report, 100)
+        assert sorted(workers_below(daemon)) == sorted(processes(daemon)["worker"]), daemon.log
+        assert len(processes(daemon)["worker"]) == len(before["worker"])
+
+
 def test_ten_thousand_connections_outlive_every_process() -> None:
     """`kill -9` of control, its upgrade, `kill -9` of a worker: nothing breaks, and hardly anything is lost."""
     with loaded(CONNECTIONS) as (daemon, load):

@@ -21,7 +21,8 @@ from kuproxy.drivers.af_packet import open_for_worker
 from kuproxy.engine import handover
 from kuproxy.engine.cached import kept_counts
 from kuproxy.engine.contract import Engine
-from kuproxy.engine.live import Attachment, LiveEngine
+from kuproxy.engine.live import LiveEngine
+from kuproxy.engine.live_worker import Attachment
 from kuproxy.engine.wiring import AF_PACKET, DriverKind, Wiring
 from kuproxy.errors import HandoverError, SteeringError
 from kuproxy.keeper.vault import Vault

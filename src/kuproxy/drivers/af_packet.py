@@ -5,6 +5,10 @@ segments of up to 64 KiB stay whole and partial checksums are known as such; `se
 packets from where they lie.  No packet is copied in user space.  (V3's blocks cost latency, transmit rings
 and qdisc bypass gained nothing.)
 
+The kernel fills the frame at its head, and only that; it does not tell where that is.  So a cursor has to be exact,
+whenever its user dies: if it were one frame off, packets would wait for a whole lap, at every lap.  A frame that was
+taken is marked in the ring itself, by a length of zero, which the kernel never writes.
+
     frame of the ring: [tpacket2_hdr ... | headroom | virtio_net_hdr 10 | Ethernet ... packet ... | room ...]
                         ^ offsets[i]                          ^ + tp_mac
 
@@ -32,7 +36,7 @@ from kuproxy.dataplane.layout import (
     VNET_BYTES,
     make_frame,
 )
-from kuproxy.dataplane.memory import acquire32, load16, load32, release32
+from kuproxy.dataplane.memory import acquire32, load16, load32, release32, release64, store32
 from kuproxy.drivers import _libc
 from kuproxy.drivers._libc import now_ns
 from kuproxy.drivers._live import Kernels, LiveDriver, checked_macs
@@ -164,24 +168,37 @@ def _give_back(ring, frame):
 
 
 @kernel
+def _is_taken(data, base):
+    """Whether a user has taken what the kernel had put into the frame."""
+    return acquire32(data, base + TP_STATUS) & STATUS_USER != 0 and load32(data, base + TP_SNAPLEN) == 0
+
+
+@kernel
 def resume(ring, frame):
     """Take over a ring whose former user died between any two instructions.
 
-    What it had taken and not given back is given back unsent.  The next frame is the first full one from its cursor on:
-    if it died while it gave frames back, the kernel may have filled one of them again that it then gave back once more.
+    What it had taken is given back unsent.  Frames that it took before it had moved its cursor on lie from there on;
+    frames that it had given back, and that the kernel has filled again since, bear no mark.
     """
-    words = ring.words
+    data, words = frame.data, ring.words
     frames = len(ring.offsets)
-    if words[R_CURSOR] < 0 or words[R_CURSOR] >= frames or words[R_PENDING] < 0 or words[R_PENDING] > frames:
-        words[R_CURSOR] = words[R_PENDING] = 0
-    _give_back(ring, frame)
-    for ahead in range(frames):
-        position = words[R_CURSOR] + ahead
+    cursor = words[R_CURSOR]
+    if cursor < 0 or cursor >= frames:
+        cursor = 0
+    passed = 0
+    while passed < frames and _is_taken(data, ring.offsets[cursor]):
+        passed += 1
+        cursor += 1
+        if cursor == frames:
+            cursor = 0
+    words[R_PENDING] = 0
+    release64(words, R_CURSOR, np.uint64(cursor))
+    for ahead in range(frames):  # the oldest first
+        position = cursor + ahead
         if position >= frames:
             position -= frames
-        if acquire32(frame.data, ring.offsets[position] + TP_STATUS) & STATUS_USER:
-            words[R_CURSOR] = position
-            return
+        if _is_taken(data, ring.offsets[position]):
+            release32(data, ring.offsets[position] + TP_STATUS, STATUS_KERNEL)
 
 
 @kernel
@@ -205,6 +222,7 @@ def receive(ring, frame):
             cursor = 0
         mac = load16(data, base + TP_MAC)
         length = load32(data, base + TP_SNAPLEN)
+        store32(data, base + TP_SNAPLEN, 0)  # taken: see `resume`
         if mac < TPACKET2_BYTES + HEADROOM or length < 1 or mac + length > frame_bytes:
             stats[S_NONSENSE] += 1
             continue
@@ -223,7 +241,7 @@ def receive(ring, frame):
             flags &= ~_PARTIAL
         describe(frame.packets, n, start, length, frame_bytes - mac, words[R_INTERFACE], vnet, flags)
         n += 1
-    words[R_CURSOR] = cursor
+    release64(words, R_CURSOR, np.uint64(cursor))  # after the marks
     words[R_PENDING] = taken
     stats[S_RECEIVED] += n
     frame.meta[META_COUNT] = n

@@ -110,13 +110,18 @@ def main() -> int:
             return 0
         request, fds = call
         options = WorkerOptions.from_json(request["options"])
+        answer: dict[str, int | str]
         try:
             handed = dict(zip(options.handed, fds, strict=True))
-            send(connection, {"pid": _bear(connection, options, handed, guardian)})
+            answer = {"pid": _bear(connection, options, handed, guardian)}
         except OSError as error:
-            send(connection, {"error": f"fork: {error.strerror}"})
+            answer = {"error": f"fork: {error.strerror}"}
         for fd in fds:
             os.close(fd)
+        try:
+            send(connection, answer)
+        except OSError:
+            return 0  # control has died; its successor finds out who was born
 
 
 if __name__ == "__main__":

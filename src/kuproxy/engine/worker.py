@@ -22,6 +22,7 @@ from kuproxy.dataplane._jit import source_digest
 from kuproxy.dataplane.layout import COMMAND_RUN, COMMAND_STOP, W_KERNELS, W_PID, W_STARTS, Tables
 from kuproxy.drivers.contract import BROKEN
 from kuproxy.engine.flow_key import FlowKey
+from kuproxy.engine.hold import hold
 from kuproxy.engine.loop import tick_now
 from kuproxy.engine.memory import SharedMemory, TablesMemory, WorkerMemory
 from kuproxy.engine.repair import repair
@@ -113,8 +114,9 @@ class Worker:
         self._call = socket.socket(fileno=fds["call"])
         self._tables = TablesMemory(fds["tables"]).tables
         self._memory = WorkerMemory.of(fds["state"], fds["flows"], SharedMemory(fds["shared"]))
+        hold(self._memory.fixed.fd)
         self._header = self._memory.state.header
-        self._header[W_PID] = os.getpid()  # before what takes time: a control process that takes over asks this one
+        self._header[W_PID] = os.getpid()
         if self._header[W_STARTS]:
             repair(self._tables, self._memory.state)
         macs = bytes.fromhex(options.destination_mac), bytes.fromhex(options.source_mac)
