@@ -30,7 +30,7 @@ def test_what_the_kernel_threw_away_is_read_anew(namespace, monkeypatch: pytest.
         with IPRoute() as netlink:
             netlink.link("set", index=1, state="up")
             watch = NodeWatch(netlink)
-            watch._events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 2048)
+            watch._events._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 2048)
 
             def change(command: str, number: int) -> None:
                 netlink.addr(command, index=1, address=f"198.51.100.{number}", prefixlen=32)

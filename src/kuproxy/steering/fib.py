@@ -7,20 +7,17 @@ is not repeated here: `Fib.hop` says that it is so, and leaves it to the kernel.
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from . import netlink
+from . import netlink, rtnetlink
 
 __all__ = ["Fib", "Hop", "NoHop"]
 
 # include/uapi/linux/rtnetlink.h, fib_rules.h
-RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWRULE, RTM_GETRULE = 24, 26, 32, 34
+_HEAD = rtnetlink.ROUTE  # and struct fib_rule_hdr
 _DST, _OIF, _GATEWAY, _PRIORITY, _METRICS, _MULTIPATH, _TABLE, _VIA, _ENCAP, _NH_ID = 1, 4, 5, 6, 8, 9, 15, 18, 22, 30
 _METRIC_MTU = 2
-_UNICAST = 1
-_CLONED = 0x200
 _DEAD, _LINKDOWN = 1, 16
 _LOCAL, _MAIN, _DEFAULT = 255, 254, 253
 _RULE_PRIORITY, _RULE_SUPPRESS, _RULE_TABLE, _RULE_PROTOCOL = 6, 14, 15, 21
@@ -59,23 +56,23 @@ class Fib:
         # By table, by prefix length (the longest first), by prefix.
         self._tables: dict[int, dict[int, dict[int, _Route]]] = {}
         self._order: tuple[int, ...] = ()
-        request = struct.pack("=8BI", _AF[family], *[0] * 8)  # struct fib_rule_hdr, and struct rtmsg
-        self._read_rules(netlink.dump(socket.NETLINK_ROUTE, RTM_GETRULE, request))
+        request = _HEAD.pack(_AF[family], *[0] * 8)
+        self._read_rules(rtnetlink.dump(rtnetlink.GETRULE, request))
         if not self._odd:
-            self._read_routes(netlink.dump(socket.NETLINK_ROUTE, RTM_GETROUTE, request))
+            self._read_routes(rtnetlink.dump(rtnetlink.GETROUTE, request))
 
     def _read_rules(self, messages: Iterable[tuple[int, bytes]]) -> None:
         """The kernel's own are a look into the tables local, main and (IPv4's) default; others are policy."""
         order = []
         for kind, data in messages:
-            if kind != RTM_NEWRULE:
+            if kind != rtnetlink.NEWRULE:
                 continue
-            _, destination, source, tos, table, _, _, action, flags = struct.unpack_from("=8BI", data)
-            found = netlink.attributes(data, 12)
+            _, destination, source, tos, table, _, _, action, flags = _HEAD.unpack_from(data)
+            found = netlink.attributes(data, _HEAD.size)
             plain = not (destination or source or tos or flags) and action == _TO_TABLE
             plain &= found.keys() <= {_RULE_PRIORITY, _RULE_SUPPRESS, _RULE_TABLE, _RULE_PROTOCOL}
             plain &= found.get(_RULE_SUPPRESS, b"\xff" * 4) == b"\xff" * 4
-            order.append((_number(found, _RULE_PRIORITY), _number(found, _RULE_TABLE, table), plain))
+            order.append((netlink.number(found, _RULE_PRIORITY), netlink.number(found, _RULE_TABLE, table), plain))
         order.sort()
         self._order = tuple(table for _, table, _ in order)
         if not all(plain for *_, plain in order) or self._order not in ((_LOCAL, _MAIN, _DEFAULT), (_LOCAL, _MAIN)):
@@ -86,16 +83,16 @@ class Fib:
             self._odd = f"more than {MOST_ROUTES} routes"
             return
         for kind, data in messages:
-            if kind != RTM_NEWROUTE:
+            if kind != rtnetlink.NEWROUTE:
                 continue
-            _, length, from_length, tos, table, _, _, route_type, flags = struct.unpack_from("=8BI", data)
-            found = netlink.attributes(data, 12)
-            table = _number(found, _TABLE, table)
-            if flags & _CLONED or table not in self._order:
+            _, length, from_length, tos, table, _, _, route_type, flags = _HEAD.unpack_from(data)
+            found = netlink.attributes(data, _HEAD.size)
+            table = netlink.number(found, _TABLE, table)
+            if flags & rtnetlink.CLONED or table not in self._order:
                 continue
             prefix = int.from_bytes(found.get(_DST, b""), "big") >> (self._bits - length) if length else 0
             odd = "routes by source or type of service" if from_length or tos else ""
-            route = _Route(_number(found, _PRIORITY), _hop(found, route_type, flags, odd))
+            route = _Route(netlink.number(found, _PRIORITY), _hop(found, route_type, flags, odd))
             self._enter(self._tables.setdefault(table, {}).setdefault(length, {}), prefix, route)
         self._tables = {
             table: dict(sorted(lengths.items(), reverse=True)) for table, lengths in self._tables.items()
@@ -125,14 +122,10 @@ class Fib:
         return NoHop("no route")
 
 
-def _number(found: dict[int, bytes], kind: int, default: int = 0) -> int:
-    return int(struct.unpack("=I", found[kind][:4])[0]) if kind in found else default
-
-
 def _hop(found: dict[int, bytes], route_type: int, flags: int, odd: str) -> Hop | NoHop:
     if odd:
         return NoHop(odd)
-    if route_type != _UNICAST:
+    if route_type != rtnetlink.UNICAST:
         return NoHop("not forwarded")
     if _MULTIPATH in found or _NH_ID in found:
         return NoHop("several next hops")
@@ -140,5 +133,5 @@ def _hop(found: dict[int, bytes], route_type: int, flags: int, odd: str) -> Hop 
         return NoHop("encapsulation")
     if flags & (_DEAD | _LINKDOWN):
         return NoHop("the route's link is down")
-    mtu = _number(netlink.nested(found, _METRICS), _METRIC_MTU)
-    return Hop(_number(found, _OIF), found.get(_GATEWAY, b""), mtu)
+    mtu = netlink.number(netlink.nested(found, _METRICS), _METRIC_MTU)
+    return Hop(netlink.number(found, _OIF), found.get(_GATEWAY, b""), mtu)

@@ -3,7 +3,7 @@
 Only routes with several next hops count, in whatever table.  They are read once, and then followed by events, so that
 ten thousand routes with one next hop each (our own to VIPs among them) cost a look at each message and no more.
 
-Source: rtnetlink(7), struct rtmsg and struct rtnexthop in <linux/rtnetlink.h>, <linux/nexthop.h>.
+Source: rtnetlink(7), struct rtnexthop in <linux/rtnetlink.h>, <linux/nexthop.h>.
 """
 
 from __future__ import annotations
@@ -12,20 +12,15 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 
-from . import netlink
+from . import netlink, rtnetlink
+from .rtnetlink import DELLINK, DELROUTE, NEWNEXTHOP, NEWROUTE, ROUTE
 
 __all__ = ["Multipath", "grouped"]
 
-_DELLINK, _NEWROUTE, _DELROUTE, _GETROUTE = 17, 24, 25, 26
-_NEWNEXTHOP, _GETNEXTHOP = 104, 106
-_LINK, _ROUTE4, _ROUTE6, _NEXTHOP = (1 << n - 1 for n in (1, 7, 11, 32))
-_GROUPS = _LINK | _ROUTE4 | _ROUTE6 | _NEXTHOP
-_ROUTE = struct.Struct("=8BI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _HOP = struct.Struct("=HBBi")  # struct rtnexthop: length, flags, hops, interface
 _OBJECT = struct.Struct("=4BI")  # struct nhmsg
 _DST, _PRIORITY, _MULTIPATH, _TABLE = 1, 6, 9, 15
 _NHA_ID, _NHA_GROUP, _NHA_OIF = 1, 2, 5
-_CLONED = 0x200
 
 _Key = tuple[int, int, int, int, bytes, bytes]  # family, lengths, type of service, metric and table, destination
 
@@ -39,7 +34,8 @@ class Multipath:
         # Groups of nexthop objects, whether routes use them or not, and the numbers of these groups and their members.
         self._objects: list[frozenset[int]] = []
         self._members: frozenset[bytes] = frozenset()
-        self._events = netlink.Events(socket.NETLINK_ROUTE, _GROUPS)  # first, so that nothing is missed
+        # First, so that nothing is missed.
+        self._events = rtnetlink.events("link", "route4", "route6", "nexthop")
         try:
             self._read()
         except BaseException:
@@ -69,17 +65,17 @@ class Multipath:
 
     def _makes_stale(self, kind: int, data: bytes) -> bool:
         """Take in a message; whether everything has to be read anew."""
-        if kind == _DELLINK:
+        if kind == DELLINK:
             # Its routes go without a word (fib_sync_down_dev()).
-            family, _, index = struct.unpack_from("=BxHi", data)
-            return family == socket.AF_UNSPEC and any(index in each for each in self._all())
-        if kind >= _NEWNEXTHOP:
+            gone = rtnetlink.link(data)
+            return gone is not None and any(gone.ifindex in each for each in self._all())
+        if kind >= NEWNEXTHOP:
             found = netlink.attributes(data, _OBJECT.size)
             return _NHA_GROUP in found or found.get(_NHA_ID, b"") in self._members
-        if kind not in (_NEWROUTE, _DELROUTE):
+        if kind not in (NEWROUTE, DELROUTE):
             return False
         key, hops = _route(data)
-        if kind == _NEWROUTE and len(hops) > 1:
+        if kind == NEWROUTE and len(hops) > 1:
             self._routes[key] = hops
             return False
         # One of several next hops has gone (IPv6), the route, or what it was before.
@@ -93,11 +89,11 @@ class Multipath:
         self._routes.clear()
         for family in (socket.AF_INET, socket.AF_INET6):
             try:
-                found = netlink.dump(socket.NETLINK_ROUTE, _GETROUTE, _ROUTE.pack(family, *bytes(7), 0))
+                found = rtnetlink.dump(rtnetlink.GETROUTE, ROUTE.pack(family, *bytes(7), 0))
             except FileNotFoundError:  # a kernel without that family
                 continue
             for kind, data in found:
-                if kind == _NEWROUTE:
+                if kind == NEWROUTE:
                     key, hops = _route(data)
                     if len(hops) > 1:
                         self._routes[key] = hops
@@ -106,19 +102,19 @@ class Multipath:
 
 def _route(data: bytes) -> tuple[_Key, frozenset[int]]:
     """Whose it is, and the interfaces of its next hops if it has several."""
-    family, length, from_length, tos, table, _, _, _, flags = _ROUTE.unpack_from(data)
-    found = netlink.attributes(data, _ROUTE.size)
+    family, length, from_length, tos, table, _, _, _, flags = ROUTE.unpack_from(data)
+    found = netlink.attributes(data, ROUTE.size)
     key = (
         family,
         length << 8 | from_length,
         tos,
-        int.from_bytes(found.get(_PRIORITY, b""), "little"),
+        netlink.number(found, _PRIORITY),
         found.get(_TABLE, bytes([table])),
         found.get(_DST, b""),
     )
     hops = set()
     data, at = found.get(_MULTIPATH, b""), 0
-    while at + _HOP.size <= len(data) and not flags & _CLONED:
+    while at + _HOP.size <= len(data) and not flags & rtnetlink.CLONED:
         size, _, _, index = _HOP.unpack_from(data, at)
         if size < _HOP.size:
             break
@@ -130,10 +126,10 @@ def _route(data: bytes) -> tuple[_Key, frozenset[int]]:
 def _object_groups() -> tuple[list[frozenset[int]], frozenset[bytes]]:
     """Interfaces of groups of nexthop objects (ip-nexthop(8)), which routes may name by a number; their numbers."""
     try:
-        found = netlink.dump(socket.NETLINK_ROUTE, _GETNEXTHOP, _OBJECT.pack(0, 0, 0, 0, 0))
+        found = rtnetlink.dump(rtnetlink.GETNEXTHOP, _OBJECT.pack(0, 0, 0, 0, 0))
     except FileNotFoundError:
         return [], frozenset()
-    told = [netlink.attributes(data, _OBJECT.size) for kind, data in found if kind == _NEWNEXTHOP]
+    told = [netlink.attributes(data, _OBJECT.size) for kind, data in found if kind == NEWNEXTHOP]
     interfaces = {each.get(_NHA_ID, b""): each[_NHA_OIF] for each in told if _NHA_OIF in each}
     groups: list[frozenset[int]] = []
     numbers: set[bytes] = set()

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from ..errors import SteeringError
 
-__all__ = ["Events", "attributes", "dump", "nested", "text"]
+__all__ = ["Events", "attributes", "dump", "nested", "number", "text"]
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
@@ -86,6 +86,11 @@ def attributes(data: bytes, at: int = 0) -> dict[int, bytes]:
 def nested(found: dict[int, bytes], kind: int) -> dict[int, bytes]:
     """The attributes within an attribute, none where it is missing."""
     return attributes(found.get(kind, b""))
+
+
+def number(found: dict[int, bytes], kind: int, missing: int = 0) -> int:
+    """An attribute that is a number of four bytes, in the host's order."""
+    return int(struct.unpack_from("=I", found[kind])[0]) if kind in found else missing
 
 
 def text(value: bytes) -> str:

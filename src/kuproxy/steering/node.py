@@ -6,19 +6,17 @@ When the kernel had to throw events away (ENOBUFS), everything is read anew.
 
 from __future__ import annotations
 
-import errno
-import socket
 from collections.abc import Iterable
 from ipaddress import ip_address
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pyroute2 import IPRoute
-from pyroute2.netlink import rtnl
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
+from . import netlink, rtnetlink
 from .keys import Address
 from .links import KU0, read_sysctl
+from .rtnetlink import ADDRESS, DELADDR, DELLINK, GETADDR, GETLINK, LINK, NEWADDR, NEWLINK
 
 __all__ = ["Interface", "NodeWatch", "check_node"]
 
@@ -27,8 +25,8 @@ _IFF_UP = 0x1
 # Not yet, or never, usable: IFA_F_DADFAILED, IFA_F_TENTATIVE.
 _UNUSABLE = 0x08 | 0x40
 _SCOPE_UNIVERSE = 0
-_GROUPS = rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV6_IFADDR
-_BUFFER = 1 << 20
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _INFO_SLAVE_KIND = 3, 4, 10, 18, 4
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 # Documentation addresses (RFC 5737, RFC 3849): routed by the default route if by any.
 _ELSEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}
 
@@ -52,18 +50,13 @@ class _Owned(NamedTuple):
 class NodeWatch:
     """The interfaces and usable addresses of the calling thread's network namespace."""
 
-    def __init__(self, netlink: IPRoute) -> None:
-        self._netlink = netlink
+    def __init__(self, requests: IPRoute) -> None:
+        """Raises OSError or SteeringError."""
+        self._requests = requests
         self.interfaces: dict[int, Interface] = {}
         self._owned: dict[_Owned, None] = {}  # in the order in which the kernel tells them
-        self._events = socket.socket(
-            socket.AF_NETLINK,
-            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-            socket.NETLINK_ROUTE,
-        )
+        self._events = rtnetlink.events("link", "address4", "address6")  # first, so that nothing is missed
         try:
-            self._events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-            self._events.bind((0, _GROUPS))  # first, so that nothing is missed between the two
             self._read_all()
         except BaseException:
             self._events.close()
@@ -77,28 +70,13 @@ class NodeWatch:
         self._events.close()
 
     def poll(self) -> bool:
-        """Take in what has happened, without waiting. Returns whether anything has."""
-        heard: list[bytes] = []
-        happened = lost = False
-        while True:
-            try:
-                heard.append(self._events.recv(_BUFFER))
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                lost = True
-            happened = True
-        if lost:
-            # Only now: until its queue is empty the kernel throws further events away without another word
-            # (NETLINK_S_CONGESTED), and what was queued is older than what is read.
+        """Take in what has happened, without waiting. Returns whether anything has.  Raises SteeringError."""
+        messages = self._events.take()
+        if messages is None:
             self._read_all()
-            return True
-        for data in heard:
-            for message in MarshalRtnl().parse(data):
-                self._take(message)
-        return happened
+        for kind, data in messages or ():
+            self._take(kind, data)
+        return messages is None or bool(messages)
 
     @property
     def addresses(self) -> frozenset[Address]:
@@ -124,7 +102,7 @@ class NodeWatch:
             if each.universal and each.address.version == family and each.address in self.addresses
         ]
         try:
-            (route, *_) = self._netlink.route("get", dst=_ELSEWHERE[family])
+            (route, *_) = self._requests.route("get", dst=_ELSEWHERE[family])
             source = ip_address(route.get("prefsrc") or "::")
         except (NetlinkError, ValueError):
             source = None
@@ -135,41 +113,43 @@ class NodeWatch:
     def _read_all(self) -> None:
         self.interfaces.clear()
         self._owned.clear()
-        for message in self._netlink.link("dump"):
-            self._take(message)
-        for message in self._netlink.addr("dump"):
-            self._take(message)
+        for request, body in ((GETLINK, LINK.pack(*[0] * 5)), (GETADDR, ADDRESS.pack(*[0] * 5))):
+            for kind, data in rtnetlink.dump(request, body):
+                self._take(kind, data)
 
-    def _take(self, message: Any) -> None:
-        event = message.get("event")
-        if event in ("RTM_NEWLINK", "RTM_DELLINK"):
-            self._take_link(message, event == "RTM_DELLINK")
-        elif event in ("RTM_NEWADDR", "RTM_DELADDR"):
-            self._take_address(message, event == "RTM_DELADDR")
+    def _take(self, kind: int, data: bytes) -> None:
+        if kind in (NEWLINK, DELLINK):
+            link = rtnetlink.link(data)
+            if link is not None:
+                self._take_link(link, kind == DELLINK)
+        elif kind in (NEWADDR, DELADDR):
+            self._take_address(data, kind == DELADDR)
 
-    def _take_link(self, message: Any, gone: bool) -> None:
-        if message["family"] != socket.AF_UNSPEC:
-            return  # a bridge tells about its ports with the same message
-        index = message["index"]
+    def _take_link(self, link: rtnetlink.Link, gone: bool) -> None:
+        index, link_type, flags, found = link
         if gone:
             self.interfaces.pop(index, None)
             self._owned = {each: None for each in self._owned if each.ifindex != index}
             return
         self.interfaces[index] = Interface(
             ifindex=index,
-            name=message.get("ifname") or "",
-            ethernet=message["ifi_type"] in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK),
-            up=bool(message["flags"] & _IFF_UP),
-            mtu=message.get("mtu") or 0,
-            master=message.get("master") or 0,
-            member_of=message.get(("linkinfo", "slave_kind")) or "",
+            name=netlink.text(found.get(_IFLA_IFNAME, b"")),
+            ethernet=link_type in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK),
+            up=bool(flags & _IFF_UP),
+            mtu=netlink.number(found, _IFLA_MTU),
+            master=netlink.number(found, _IFLA_MASTER),
+            member_of=netlink.text(netlink.nested(found, _IFLA_LINKINFO).get(_INFO_SLAVE_KIND, b"")),
         )
 
-    def _take_address(self, message: Any, gone: bool) -> None:
+    def _take_address(self, data: bytes, gone: bool) -> None:
+        _, _, flags, scope, index = ADDRESS.unpack_from(data)
+        found = netlink.attributes(data, ADDRESS.size)
         # Of a point-to-point interface, IFA_ADDRESS is the other end.
-        text = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
-        owned = _Owned(message["index"], ip_address(text), message["scope"] == _SCOPE_UNIVERSE)
-        if gone or message["flags"] & _UNUSABLE:
+        packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS, b"")
+        if len(packed) not in (4, 16):
+            return  # of a family that we know nothing of
+        owned = _Owned(index, ip_address(packed), scope == _SCOPE_UNIVERSE)
+        if gone or flags & _UNUSABLE:
             self._owned.pop(owned, None)
         else:
             self._owned[owned] = None

@@ -6,7 +6,7 @@ The node's own addresses within such a prefix are the node's: what it sends come
 
 Events come over a socket of its own: ten thousand routes to VIPs are nothing that `NodeWatch` should have to read.
 
-Source: rtnetlink(7), struct rtmsg and struct rtattr in <linux/rtnetlink.h>.
+Source: rtnetlink(7).
 """
 
 from __future__ import annotations
@@ -19,18 +19,13 @@ from collections.abc import Callable, Iterable
 from ipaddress import collapse_addresses, ip_address, ip_network
 
 from ..errors import SteeringError
-from . import netlink
+from . import netlink, rtnetlink
 from .keys import Address, Network
+from .rtnetlink import DELLINK, DELROUTE, LINK, NEWLINK, NEWROUTE, ROUTE
 
 __all__ = ["PodRoutes", "without"]
 
-_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
-_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
-_GROUPS = 0x1 | 0x40 | 0x400  # RTMGRP_LINK, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
-_LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
-_ROUTE = struct.Struct("=8BI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _IFLA_IFNAME, _RTA_DST, _RTA_OIF = 3, 1, 4
-_UNICAST, _CLONED = 1, 0x200
 
 
 class PodRoutes:
@@ -41,7 +36,7 @@ class PodRoutes:
         self._is_pods = is_pods
         self._behind: dict[int, set[Network]] = {}  # by interface index
         self._stale: set[int] = set()  # interfaces whose routes are to be read anew
-        self._events = netlink.Events(socket.NETLINK_ROUTE, _GROUPS)  # first, so that nothing is missed
+        self._events = rtnetlink.events("link", "route4", "route6")  # first, so that nothing is missed
         try:
             self._read_all()
         except BaseException:
@@ -81,7 +76,7 @@ class PodRoutes:
 
     def _read_all(self) -> None:
         self._behind.clear()
-        for kind, data in netlink.dump(socket.NETLINK_ROUTE, _GETLINK, _LINK.pack(0, 0, 0, 0, 0)):
+        for kind, data in rtnetlink.dump(rtnetlink.GETLINK, LINK.pack(0, 0, 0, 0, 0)):
             self._take(kind, data)
         self._read_stale()
 
@@ -93,9 +88,9 @@ class PodRoutes:
             self._behind[index].clear()
             through = struct.pack("=HHi", 8, _RTA_OIF, index)
             for family in (socket.AF_INET, socket.AF_INET6):
-                body = _ROUTE.pack(family, *bytes(7), 0) + through
+                body = ROUTE.pack(family, *bytes(7), 0) + through
                 try:
-                    found = netlink.dump(socket.NETLINK_ROUTE, _GETROUTE, body, strict=True)
+                    found = rtnetlink.dump(rtnetlink.GETROUTE, body, strict=True)
                 except FileNotFoundError:  # a kernel without that family
                     continue
                 except SteeringError as error:
@@ -106,13 +101,13 @@ class PodRoutes:
                     self._take(kind, data)
 
     def _take(self, kind: int, data: bytes) -> None:
-        if kind in (_NEWROUTE, _DELROUTE):
-            self._take_route(data, kind == _DELROUTE)
-        elif kind in (_NEWLINK, _DELLINK):
-            family, _, index, _, _ = _LINK.unpack_from(data)
-            if family == socket.AF_UNSPEC:  # not what a bridge tells about its ports
-                name = netlink.text(netlink.attributes(data, _LINK.size).get(_IFLA_IFNAME, b""))
-                self._take_link(index, name, kind == _DELLINK)
+        if kind in (NEWROUTE, DELROUTE):
+            self._take_route(data, kind == DELROUTE)
+        elif kind in (NEWLINK, DELLINK):
+            told = rtnetlink.link(data)
+            if told is not None:
+                name = netlink.text(told.attributes.get(_IFLA_IFNAME, b""))
+                self._take_link(told.ifindex, name, kind == DELLINK)
 
     def _take_link(self, index: int, name: str, gone: bool) -> None:
         if gone or not self._is_pods(name):
@@ -123,10 +118,10 @@ class PodRoutes:
         self._stale.add(index)
 
     def _take_route(self, data: bytes, gone: bool) -> None:
-        family, length, _, _, _, _, _, kind, flags = _ROUTE.unpack_from(data)
-        found = netlink.attributes(data, _ROUTE.size)
-        index = int.from_bytes(found.get(_RTA_OIF, b""), "little")
-        if index not in self._behind or kind != _UNICAST or flags & _CLONED or not length:
+        family, length, _, _, _, _, _, kind, flags = ROUTE.unpack_from(data)
+        found = netlink.attributes(data, ROUTE.size)
+        index = netlink.number(found, _RTA_OIF)
+        if index not in self._behind or kind != rtnetlink.UNICAST or flags & rtnetlink.CLONED or not length:
             return  # somebody else's, or the default route, which says nothing
         if gone:
             self._stale.add(index)  # another one may say the same

@@ -7,27 +7,21 @@ IPVS, IPsec, programs at an egress) is looked at with every turn: `look`.
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from . import netlink
+from . import netlink, rtnetlink
 from .bpf import attached_programs
 from .fib import Fib
 from .filters import NETLINK_NETFILTER, NFT_GROUP, filters
 from .links import read_sysctl
+from .rtnetlink import DELLINK, DELNEIGH, GETLINK, GETNEIGH, GETQDISC, LINK, NEWLINK, NEWNEIGH, NEWQDISC
 
 __all__ = ["LinkView", "Surroundings"]
 
-# include/uapi/linux/rtnetlink.h
-_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
-_NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
-_NEWQDISC, _GETQDISC = 36, 38
-# Groups: link, neighbour, traffic control, IPv4 routes and rules, IPv6 routes and rules.
-_LINK, _NEIGH, _TC, _ROUTE4, _RULE4, _ROUTE6, _RULE6 = (1 << n - 1 for n in (1, 3, 4, 7, 8, 11, 19))
-_GROUPS = _LINK | _NEIGH | _TC | _ROUTE4 | _RULE4 | _ROUTE6 | _RULE6
+_GROUPS = ("link", "neighbour", "tc", "route4", "rule4", "route6", "rule6")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NETNSID = 1, 3, 4, 10, 18, 37
 _INFO_KIND = 1
 _NDA_DST, _NDA_LLADDR, _TCA_KIND = 1, 2, 1
@@ -63,7 +57,7 @@ class Surroundings:
         self.fibs: dict[int, Fib] = {}
         self.filters: tuple[str, ...] = ()
         self._programs: dict[int, int] = {}  # at the egress of interfaces that were asked about
-        self._events = netlink.Events(socket.NETLINK_ROUTE, _GROUPS)
+        self._events = rtnetlink.events(*_GROUPS)
         self._rules: netlink.Events | None = None
         with suppress(OSError):  # a kernel without netfilter
             self._rules = netlink.Events(NETLINK_NETFILTER, NFT_GROUP)
@@ -90,9 +84,9 @@ class Surroundings:
         changed = False
         messages = self._events.take()
         for kind, data in messages or ():
-            if kind in (_NEWLINK, _DELLINK):
+            if kind in (NEWLINK, DELLINK):
                 changed |= self._take_link(kind, data)
-            elif kind in (_NEWNEIGH, _DELNEIGH):
+            elif kind in (NEWNEIGH, DELNEIGH):
                 changed |= self._take_neighbour(kind, data)
             else:
                 changed = True
@@ -113,11 +107,11 @@ class Surroundings:
         """Everything anew.  Raises SteeringError."""
         self.links.clear()
         self.neighbours.clear()
-        for kind, data in netlink.dump(socket.NETLINK_ROUTE, _GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0)):
+        for kind, data in rtnetlink.dump(GETLINK, LINK.pack(0, 0, 0, 0, 0)):
             self._take_link(kind, data)
-        for kind, data in netlink.dump(socket.NETLINK_ROUTE, _GETNEIGH, struct.pack("=BxxxiHBB", 0, 0, 0, 0, 0)):
+        for kind, data in rtnetlink.dump(GETNEIGH, struct.pack("=BxxxiHBB", 0, 0, 0, 0, 0)):
             self._take_neighbour(kind, data)
-        self.queued = frozenset(_queued(netlink.dump(socket.NETLINK_ROUTE, _GETQDISC, struct.pack("=Bxxxi12x", 0, 0))))
+        self.queued = frozenset(_queued(rtnetlink.dump(GETQDISC, struct.pack("=Bxxxi12x", 0, 0))))
         self.fibs = {family: Fib(family) for family in _FAMILIES}
         self._programs = {}
         self.filters = tuple(filters())
@@ -129,12 +123,12 @@ class Surroundings:
         return self._programs[ifindex]
 
     def _take_link(self, kind: int, data: bytes) -> bool:
-        family, link_type, index, flags = struct.unpack_from("=BxHiI", data)
-        if family:  # a bridge's view of its ports
+        told = rtnetlink.link(data)
+        if told is None:
             return False
-        if kind == _DELLINK:
+        index, link_type, flags, found = told
+        if kind == DELLINK:
             return self.links.pop(index, None) is not None
-        found = netlink.attributes(data, 16)
         name = netlink.text(found.get(_IFLA_IFNAME, b""))
         view = LinkView(
             name,
@@ -142,9 +136,9 @@ class Surroundings:
             link_type == _ETHERNET,
             flags & (_IFF_UP | _IFF_LOWER_UP) == _IFF_UP | _IFF_LOWER_UP,
             not flags & _IFF_NOARP,
-            _u32(found, _IFLA_MTU),
+            netlink.number(found, _IFLA_MTU),
             int(read_sysctl(f"ipv6/conf/{name}/mtu") or 0),
-            _u32(found, _IFLA_MASTER),
+            netlink.number(found, _IFLA_MASTER),
             _IFLA_NETNSID in found,
             found.get(_IFLA_ADDRESS, b""),
         )
@@ -160,19 +154,15 @@ class Surroundings:
         found = netlink.attributes(data, 12)
         key = index, found.get(_NDA_DST, b"")
         before = self.neighbours.pop(key, None)
-        if kind == _NEWNEIGH and state & _NUD_VALID and len(found.get(_NDA_LLADDR, b"")) == 6:
+        if kind == NEWNEIGH and state & _NUD_VALID and len(found.get(_NDA_LLADDR, b"")) == 6:
             self.neighbours[key] = found[_NDA_LLADDR]
         return before != self.neighbours.get(key)
-
-
-def _u32(found: dict[int, bytes], kind: int) -> int:
-    return int(struct.unpack("=I", found[kind][:4])[0]) if kind in found else 0
 
 
 def _queued(messages: Iterable[tuple[int, bytes]]) -> Iterable[int]:
     """Interfaces that have another discipline than none, a filter's hook included."""
     for kind, data in messages:
-        if kind == _NEWQDISC:
+        if kind == NEWQDISC:
             (index,) = struct.unpack_from("=4xi", data)
             if netlink.text(netlink.attributes(data, 20).get(_TCA_KIND, b"")) != "noqueue":
                 yield index
