@@ -33,24 +33,32 @@ class Packets(Target):
         self.reached: Counter[tuple[Node, Reason]] = Counter()  # worlds in which it was counted
         self._log: SharedLog | None = None
 
-    def batch(self, seed: int) -> Batch:
+    def _prepared(self) -> SharedLog:
+        """Whatever must be compiled is, before there are children with little time."""
         if self._log is None:
             self._log = SharedLog()
-            run(0, 1, self._log.log)  # whatever must be compiled is, before there are children
-        self._log.clear()
-        answer = in_child(lambda: self._run(seed))
+            run(0, 1, self._log.log)
+        return self._log
+
+    def batch(self, seed: int) -> Batch:
+        log = self._prepared()
+        log.clear()
+        answer = in_child(lambda: self._run(seed, log))
         if answer[0] is not None and not isinstance(answer[0], int):
-            return Batch(0, Finding(self._log.parts(seed), *answer))
+            return Batch(0, Finding(log.parts(seed), *answer))
         done, reached = answer
         self.reached.update((Node(node), Reason(reason)) for node, reason in reached)
-        parts = self._log.parts(seed, self.twin * (10 if seed % MANY == 0 else 1))
+        parts = log.parts(seed, self.twin * (10 if seed % MANY == 0 else 1))
         self.compared += len(parts) - 1
         return Batch(done, self.judge(parts))
 
-    def _run(self, seed: int) -> tuple[object, object]:
-        assert self._log is not None
+    def judge(self, parts: Parts) -> Finding | None:
+        self._prepared()
+        return super().judge(parts)
+
+    def _run(self, seed: int, log: SharedLog) -> tuple[object, object]:
         try:
-            return run(seed, self.packets, self._log.log)
+            return run(seed, self.packets, log.log)
         except Exception as error:
             return described(error)
 
