@@ -463,7 +463,11 @@ def test_routes_follow_vips_and_addresses(rig: Rig) -> None:
     assert routes() == expected
     rig.node.sh("ip addr del 10.9.0.1/32 dev c0")
     rig.poll()
-    rig.node.sh("ip addr add 10.1.0.9/24 dev c0", "ip route replace default via 10.1.0.2 src 10.1.0.9")
+    rig.node.sh("ip addr add 10.1.0.9/24 dev c0")
+    rig.poll()
+    assert f"{VIP4} {NODE4}" in routes()
+    rig.node.sh("ip route replace default via 10.1.0.2 src 10.1.0.9")  # and no link or address changes
+    assert select.select(rig.steering.filenos(), [], [], 1)[0]
     rig.poll()
     assert routes() == sorted([each.replace(NODE4, "10.1.0.9") for each in [*expected, f"10.9.0.1 {NODE4}"]])
     rig.set_targets(Targets())

@@ -2,6 +2,7 @@
 
 Only routes with several next hops count, in whatever table.  They are read once, and then followed by events, so that
 ten thousand routes with one next hop each (our own to VIPs among them) cost a look at each message and no more.
+That a default route has changed, by which the node's own address is chosen, is noticed on the way.
 
 Source: rtnetlink(7), struct rtnexthop in <linux/rtnetlink.h>, <linux/nexthop.h>.
 """
@@ -50,11 +51,16 @@ class Multipath:
         self._events.close()
 
     def poll(self) -> bool:
-        """Take in what has happened, without waiting; whether the groups may be others.  Raises SteeringError."""
+        """Take in what has happened, without waiting.  Raises SteeringError.
+
+        Returns whether the groups, or where a default route leads, may be others.
+        """
         before, messages = dict(self._routes), self._events.take()
         objects = self._objects
         if messages is None or any([self._makes_stale(kind, data) for kind, data in messages]):
             self._read()
+        if messages is None or any(_moves_default(kind, data) for kind, data in messages):
+            return True
         return before != self._routes or objects != self._objects
 
     def groups(self) -> dict[int, int]:
@@ -98,6 +104,13 @@ class Multipath:
                     if len(hops) > 1:
                         self._routes[key] = hops
         self._objects, self._members = _object_groups()
+
+
+def _moves_default(kind: int, data: bytes) -> bool:
+    """Of whatever table; a next hop by number may be a default route's."""
+    if kind >= NEWNEXTHOP:
+        return True
+    return kind in (NEWROUTE, DELROUTE) and not ROUTE.unpack_from(data)[1]
 
 
 def _route(data: bytes) -> tuple[_Key, frozenset[int]]:

@@ -46,7 +46,7 @@ class Relations:
         return self._multipath.fileno()
 
     def poll(self) -> bool:
-        """Take in what has happened to routes; whether `sync` has something to do.  Raises SteeringError."""
+        """Take in what has happened to routes; see `Multipath.poll`.  Raises SteeringError."""
         return self._multipath.poll()
 
     def sync(self, interfaces: Iterable[Interface]) -> None:

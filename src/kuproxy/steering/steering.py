@@ -324,9 +324,8 @@ class Steering:
     def poll_events(self) -> list[str]:
         """Follow interfaces, addresses and routes, without waiting; returns a line for the log per change."""
         self._require_started()
-        if self._relations.poll():
-            self._relations.sync(self._node.interfaces.values())
-        return self._follow_node() if self._node.poll() else []
+        routes, node = self._relations.poll(), self._node.poll()
+        return self._follow_node() if routes or node else []
 
     def _follow_node(self) -> list[str]:
         wanted = [each for each in self._node.interfaces.values() if is_wanted(each, self._names)]
