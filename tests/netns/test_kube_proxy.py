@@ -309,6 +309,10 @@ def test_a_rolling_update_of_every_pod_breaks_nothing(two: Cluster) -> None:
         two.endpoints("rolling", serving, terminating=[leaving])  # ... the other one is told to end
         settle(two, "rolling", with_pods(*serving))
         more(8)
+        for _ in range(TRIES):  # until the new pod has one, too
+            if coming.name in {each.pod for each in keepers}:
+                break
+            more(1)
         time.sleep(0.3)
         for keeper in [each for each in keepers if each.pod == leaving.name]:  # it closes its connections
             assert keeper.fault == "", f"{keeper.pod}: {keeper.fault} before it ended"
