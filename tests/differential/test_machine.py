@@ -73,6 +73,7 @@ REACHABLE = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # 1,100 runs, each of many packets
 def test_reference_agrees_with_itself_and_every_rule_is_reached():
     reached: Counter[tuple[Node, Reason]] = Counter()
