@@ -18,8 +18,7 @@ from kuproxy.steering.maps import Stats, SteeringMaps
 from kuproxy.steering.namespace import PrivateNamespace
 from kuproxy.steering.node import Interface
 from kuproxy.steering.relations import Relations
-from kuproxy.steering.steering import _pod_keys, _translated_keys, _vip_keys
-from kuproxy.steering.targets import MapWriter, Targets
+from kuproxy.steering.targets import MapWriter, Targets, pod_keys, translated_keys, vip_keys
 from steering import frames
 from steering.frames import ICMP, ICMP6, TCP, UDP
 from steering.model import Packet, decide
@@ -118,7 +117,7 @@ class Rig:
         self.maps = SteeringMaps(workers)
         stack.callback(self.maps.close)
         self.writer = MapWriter(self.maps)
-        keys = (_vip_keys(targets.vips), _pod_keys(targets.pods), _translated_keys(targets.translated))
+        keys = (vip_keys(targets.vips), pod_keys(targets.pods), translated_keys(targets.translated))
         self.writer.apply([], itertools.chain(*keys))
         self.writer.set_config(ConfigBit.STRICT, targets.strict_replies)
         self.relations = self.run(lambda: Relations(self.maps.related))

@@ -19,8 +19,8 @@ from kuproxy.steering.emit import Program, i32
 from kuproxy.steering.flow import MAX_EXTENSIONS
 from kuproxy.steering.keys import ConfigBit
 from kuproxy.steering.maps import Stats, SteeringMaps
-from kuproxy.steering.steering import _node_port_keys, _pod_keys, _translated_keys, _u32, _vip_keys
-from kuproxy.steering.targets import MapWriter, Targets
+from kuproxy.steering.steering import _u32
+from kuproxy.steering.targets import MapWriter, Targets, node_port_keys, pod_keys, translated_keys, vip_keys
 from steering import frames
 from steering.frames import ICMP, ICMP6, SCTP, TCP, UDP
 from steering.model import decide
@@ -91,10 +91,10 @@ class Rig:
         self.writer.apply(
             [],
             [
-                *_vip_keys(targets.vips),
-                *_pod_keys(targets.pods),
-                *_node_port_keys(targets.node_ports, NODE),
-                *_translated_keys(targets.translated),
+                *vip_keys(targets.vips),
+                *pod_keys(targets.pods),
+                *node_port_keys(targets.node_ports, NODE),
+                *translated_keys(targets.translated),
             ],
         )
         if targets.marks is not None:

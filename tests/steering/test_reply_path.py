@@ -16,7 +16,8 @@ from kuproxy.steering.keys import ConfigBit
 from kuproxy.steering.multipath import Multipath, grouped
 from kuproxy.steering.node import Interface
 from kuproxy.steering.relations import relations
-from kuproxy.steering.steering import _pod_keys, _u32
+from kuproxy.steering.steering import _u32
+from kuproxy.steering.targets import pod_keys
 from steering import frames
 from steering.frames import ICMP, ICMP6, TCP, UDP
 from steering.model import decide
@@ -196,7 +197,7 @@ def test_a_link_that_goes_leaves_its_group(rig: Rig) -> None:
 def test_a_route_that_encapsulates_does_not_tell(rig: Rig) -> None:
     """The kernel says so, and the reply is taken; forging needs such a route, which is the node's owner's."""
     rig.ip("route add 10.11.0.0/24 encap ip id 7 dst 10.8.0.2 dev uplink")
-    keys = list(_pod_keys([(ip_address("10.11.0.2"), 0, 0)]))
+    keys = list(pod_keys([(ip_address("10.11.0.2"), 0, 0)]))
     rig.writer.apply([], keys)
     try:
         data, *_ = all_kinds("10.11.0.2", CLIENTS[4][0])

@@ -9,8 +9,7 @@ import pytest
 
 from kuproxy.errors import SteeringError
 from kuproxy.steering.keys import ConfigBit, endpoint_keys, is_return, network_keys
-from kuproxy.steering.steering import _pod_keys, _vip_keys
-from kuproxy.steering.targets import Entries, MapWriter, Targets
+from kuproxy.steering.targets import Entries, MapWriter, Targets, pod_keys, vip_keys
 
 
 class FakeMap:
@@ -46,8 +45,8 @@ def vips(*items: tuple[str, int, int]) -> frozenset:
     return frozenset((ip_network(network), protocol, port) for network, protocol, port in items)
 
 
-VIP = list(_vip_keys(vips(("10.96.0.10", 6, 80))))
-POD = list(_pod_keys([(ip_address("10.2.0.2"), 6, 8080)]))
+VIP = list(vip_keys(vips(("10.96.0.10", 6, 80))))
+POD = list(pod_keys([(ip_address("10.2.0.2"), 6, 8080)]))
 
 
 def test_shared_keys_stay_until_the_last_target_goes() -> None:
@@ -89,7 +88,7 @@ def test_replies_come_up_before_destinations_and_longer() -> None:
 def test_the_prefix_map_is_consulted_only_while_it_has_entries() -> None:
     maps = FakeMaps()
     writer = MapWriter(maps)
-    prefix = list(_vip_keys(vips(("90.0.0.0/8", 0, 0))))
+    prefix = list(vip_keys(vips(("90.0.0.0/8", 0, 0))))
     writer.apply([], prefix)
     writer.apply([], VIP)
     writer.apply(prefix, [])

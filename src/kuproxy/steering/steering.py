@@ -18,7 +18,6 @@ import struct
 from collections import Counter
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
-from ipaddress import ip_network
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -30,14 +29,25 @@ from .attach import LOOPBACK, Attachments, drop_left, is_wanted
 from .bpf import AttachType, LoadedProgram, has_tcx
 from .cache_maps import CacheMaps, has_ipv6_sums
 from .cache_program import cache as cache_program
-from .keys import Address, ConfigBit, Network, endpoint_keys, network_keys, prefix_key
+from .keys import Address, ConfigBit, endpoint_keys
 from .links import KU0, KU1, VethPair, is_left, read_sysctl
 from .maps import Stats, SteeringMaps
 from .namespace import PrivateNamespace
 from .node import NodeWatch, check_node
 from .relations import Relations
 from .routes import VipRoutes
-from .targets import Asked, MapWriter, NodePort, Pod, Targets, Vip
+from .targets import (
+    Asked,
+    MapWriter,
+    NodePort,
+    Targets,
+    decrement,
+    node_port_keys,
+    pod_keys,
+    translated_keys,
+    vip_keys,
+)
+from .wanted_routes import WantedRoutes
 from .xdp import Where, XdpGate
 
 __all__ = ["Steering"]
@@ -81,7 +91,6 @@ class Steering:
         self._pods = 0  # how often pods are asked for
         self._addresses: frozenset[Address] = frozenset()  # of the node
         self._served: frozenset[Address] = frozenset()  # those whose node ports are in the maps
-        self._networks: Counter[Network] = Counter()  # VIP networks, with the number of VIPs in each
         self._marks: dict[int, int] = {}  # interface index → marks, as in the map
 
     # --- life ----------------------------------------------------------------------------------------------
@@ -145,6 +154,7 @@ class Steering:
         own_close(self._egress.close)
         self._writer = MapWriter(self._maps)
         self._routes = VipRoutes(self._netlink, self._pair.ifindex, self._pair.next_hops())
+        self._wanted = WantedRoutes(self._routes, self._waiting)
         self._node = NodeWatch(self._netlink)
         own_close(self._node.close)
         self._relations = Relations(self._maps.related)
@@ -184,8 +194,7 @@ class Steering:
         self._egress.take_over()
         if self._cached is not None:
             self._cached.take_over()
-        routable = self._routable(self._networks)
-        self._change_routes(self._routes.networks - routable, routable - self._routes.networks)
+        self._wanted.take_over()
         return self._follow_node()
 
     def leave(self) -> None:
@@ -222,11 +231,7 @@ class Steering:
         Raises SteeringError, with the former targets in force, when the maps are too small.
         """
         old = self._targets
-        self.change(
-            _beyond(old, targets),
-            _beyond(targets, old),
-            targets,
-        )
+        self.change(old.beyond(targets), targets.beyond(old), targets)
 
     def change(self, remove: Asked, add: Asked, targets: Targets) -> None:
         """Steer what is added and no more what is removed; of `targets` only marks, networks and tunnels are looked at.
@@ -238,16 +243,16 @@ class Steering:
         if targets.tunnels and not old.tunnels:
             self._pair.split_segments(True)
         before = self._pods
-        pod_keys = list(_pod_keys(add.pods))
+        coming = list(pod_keys(add.pods))
         try:
             # All that brings replies up, except the entries, comes first; see `MapWriter`.
             self._pods += len(add.pods)
             if targets.marks != old.marks:
                 self._write_marks()
             self._writer.set_config(ConfigBit.STRICT, targets.strict_replies)
-            if pod_keys:
-                self._follow_pods(pod_keys)
-            self._change_entries(remove, add, pod_keys)
+            if coming:
+                self._follow_pods(coming)
+            self._change_entries(remove, add, coming)
         except BaseException:
             self._targets, self._pods = old, before
             self._write_marks()
@@ -259,60 +264,32 @@ class Steering:
             self._follow_pods()
         if old.tunnels and not targets.tunnels:
             self._pair.split_segments(False)
-        # Hashed once: networks are slow at it.
-        coming = Counter([*(network for network, _, _ in add.vips), *add.translated])
-        self._networks.update(coming)
-        going = (*(network for network, _, _ in remove.vips), *remove.translated)
-        gone = [network for network in going if _decrement(self._networks, network)]
-        self._change_routes(gone, coming)
+        self._wanted.change(remove, add)
 
-    def _change_entries(self, remove: Asked, add: Asked, pod_keys: Iterable[bytes] = ()) -> None:
+    def _change_entries(self, remove: Asked, add: Asked, pods: Iterable[bytes] = ()) -> None:
         served = frozenset(filter(self._targets.serves_at, self._addresses))
         moved = served != self._served  # where node ports are served that were there before, too
         # Those that stay, at the addresses that come and go; the others where they were, or are to be.
         staying = [each for each, count in self._node_ports.items() if moved for _ in range(count)]
         gone = [
-            *_vip_keys(remove.vips),
-            *_translated_keys(remove.translated),
-            *_pod_keys(remove.pods),
-            *_node_port_keys(remove.node_ports, served),
-            *_node_port_keys(staying, self._served - served),
+            *vip_keys(remove.vips),
+            *translated_keys(remove.translated),
+            *pod_keys(remove.pods),
+            *node_port_keys(remove.node_ports, served),
+            *node_port_keys(staying, self._served - served),
         ]
         new = [
-            *_vip_keys(add.vips),
-            *_translated_keys(add.translated),
-            *pod_keys,
-            *_node_port_keys(add.node_ports, served),
-            *_node_port_keys(staying, served - self._served),
+            *vip_keys(add.vips),
+            *translated_keys(add.translated),
+            *pods,
+            *node_port_keys(add.node_ports, served),
+            *node_port_keys(staying, served - self._served),
         ]
         self._writer.apply(gone, new)
         self._served = served
         self._node_ports.update(add.node_ports)
         for each in remove.node_ports:
-            _decrement(self._node_ports, each)
-
-    def _change_routes(self, remove: Iterable[Network], add: Iterable[Network]) -> None:
-        """Routes to what has come, none to what has gone; those within a wider one are not needed.
-
-        A predecessor's stay until `take_over`, when it is known which are wanted: without a route back the kernel
-        takes replies in the VIP's name for forged (`fib_validate_source()`).
-        """
-        add, remove = self._routable(add), set() if self._waiting else set(remove)
-        wide = {network for network in add | remove if network.prefixlen < network.max_prefixlen}
-        self._routes.change(remove=(), add=wide & add)
-        if wide:
-            add |= self._routable(self._networks)  # for others it may begin or end to be needed
-        covers = self._routes.wide - remove
-        covered = {network for network in add if _is_within(network, covers)}
-        # There is a way to each of them at any time.
-        self._routes.change(remove=(), add=add - covered)
-        if not self._waiting:
-            self._routes.change(remove=remove | covered, add=())
-
-    def _routable(self, networks: Iterable[Network]) -> set[Network]:
-        """Not the node's own addresses, which the kernel delivers anyhow; and never the default route."""
-        own = {ip_network(address) for address in self._addresses}
-        return {each for each in networks if each.prefixlen > 0 and each not in own}
+            decrement(self._node_ports, each)
 
     # --- what happens on the node ----------------------------------------------------------------------------
 
@@ -345,8 +322,7 @@ class Steering:
         """Node ports at the node's addresses; routes to VIPs that are none of them."""
         before, self._addresses = self._addresses, self._node.addresses
         self._change_entries(Asked(), Asked())
-        routable = self._routable(self._networks)
-        self._change_routes(self._routes.networks - routable, routable - self._routes.networks)
+        self._wanted.follow(self._addresses)
         return [
             *(f"node address {each} is gone" for each in before - self._addresses),
             *(f"node address {each} is new" for each in self._addresses - before),
@@ -409,7 +385,7 @@ class Steering:
     def warnings(self) -> list[str]:
         """What will not work as it should, one sentence each: settings of the node, interfaces, routes."""
         self._require_started()
-        families = {network.version for network in self._networks} | {each[0] for each in self._node_ports}
+        families = self._wanted.families | {each[0] for each in self._node_ports}
         lines = check_node(families)
         lines += self._untold(families)
         for each in (self._ingress, self._cached):
@@ -463,58 +439,6 @@ class Steering:
     def _require_started(self) -> None:
         if not self._started:
             raise SteeringError("steering is not running")
-
-
-def _vip_keys(vips: Iterable[Vip]) -> Iterable[bytes]:
-    for network, protocol, port in vips:
-        yield from network_keys(network, protocol, port)
-
-
-def _translated_keys(networks: Iterable[Network]) -> Iterable[bytes]:
-    return (prefix_key(network, translated=True) for network in networks)
-
-
-def _beyond(these: Targets, others: Targets) -> Asked:
-    """What these ask for and others do not."""
-    return Asked(
-        these.vips - others.vips,
-        these.node_ports - others.node_ports,
-        these.pods - others.pods,
-        these.translated - others.translated,
-    )
-
-
-def _pod_keys(pods: Iterable[Pod]) -> Iterable[bytes]:
-    for address, protocol, port in pods:
-        yield from endpoint_keys(address, protocol, port, returning=True)
-
-
-def _node_port_keys(node_ports: Iterable[NodePort], addresses: Iterable[Address]) -> Iterable[bytes]:
-    by_family: dict[int, list[Address]] = {4: [], 6: []}
-    for address in addresses:
-        by_family[address.version].append(address)
-    for family, protocol, port in node_ports:
-        for address in by_family[family]:
-            yield from endpoint_keys(address, protocol, port)
-
-
-def _decrement(counter: Counter, key: object) -> bool:
-    """Whether it was the last one."""
-    counter[key] -= 1
-    if counter[key]:
-        return False
-    del counter[key]
-    return True
-
-
-def _is_within(network: Network, covers: Iterable[Network]) -> bool:
-    """Whether a wider network of these has it."""
-    return any(
-        each.prefixlen < network.prefixlen
-        and each.version == network.version
-        and network.network_address in each
-        for each in covers
-    )
 
 
 def _u32(value: int) -> bytes:

@@ -16,10 +16,34 @@ from operator import not_
 from typing import NamedTuple
 
 from ..errors import SteeringError
-from .keys import STEER_KEY_SIZE, Address, ConfigBit, Network, is_return, is_translated
+from .keys import (
+    STEER_KEY_SIZE,
+    Address,
+    ConfigBit,
+    Network,
+    endpoint_keys,
+    is_return,
+    is_translated,
+    network_keys,
+    prefix_key,
+)
 from .maps import PRESENT, SteeringMaps
 
-__all__ = ["Asked", "Change", "Entries", "MapWriter", "Targets"]
+__all__ = [
+    "Asked",
+    "Change",
+    "Entries",
+    "MapWriter",
+    "NodePort",
+    "Pod",
+    "Targets",
+    "Vip",
+    "decrement",
+    "node_port_keys",
+    "pod_keys",
+    "translated_keys",
+    "vip_keys",
+]
 
 Vip = tuple[Network, int, int]
 NodePort = tuple[int, int, int]
@@ -58,6 +82,15 @@ class Targets:
         """Whether node ports are served at this address of the node."""
         return self.node_networks is None or any(address in network for network in self.node_networks)
 
+    def beyond(self, others: Targets) -> Asked:
+        """What these ask for and others do not."""
+        return Asked(
+            self.vips - others.vips,
+            self.node_ports - others.node_ports,
+            self.pods - others.pods,
+            self.translated - others.translated,
+        )
+
 
 class Asked(NamedTuple):
     """Some targets, any of them as often as somebody asks for it."""
@@ -73,11 +106,44 @@ class Asked(NamedTuple):
         return [*self.vips, *((network, 0, 0) for network in self.translated)]
 
 
+def vip_keys(vips: Iterable[Vip]) -> Iterable[bytes]:
+    for network, protocol, port in vips:
+        yield from network_keys(network, protocol, port)
+
+
+def translated_keys(networks: Iterable[Network]) -> Iterable[bytes]:
+    return (prefix_key(network, translated=True) for network in networks)
+
+
+def pod_keys(pods: Iterable[Pod]) -> Iterable[bytes]:
+    for address, protocol, port in pods:
+        yield from endpoint_keys(address, protocol, port, returning=True)
+
+
+def node_port_keys(node_ports: Iterable[NodePort], addresses: Iterable[Address]) -> Iterable[bytes]:
+    """At these addresses of the node."""
+    by_family: dict[int, list[Address]] = {4: [], 6: []}
+    for address in addresses:
+        by_family[address.version].append(address)
+    for family, protocol, port in node_ports:
+        for address in by_family[family]:
+            yield from endpoint_keys(address, protocol, port)
+
+
 class Change(NamedTuple):
     """The difference that a change of targets makes to the maps."""
 
     new: list[bytes]
     gone: list[bytes]
+
+
+def decrement(counter: Counter, key: object) -> bool:
+    """Whether it was the last one."""
+    counter[key] -= 1
+    if counter[key]:
+        return False
+    del counter[key]
+    return True
 
 
 class Entries:
