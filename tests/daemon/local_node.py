@@ -39,6 +39,9 @@ class LocalNode:
 
     def check(self) -> None: ...
 
+    def missing(self) -> list[int]:
+        return []
+
     def take_over(self) -> list[str]:
         return []
 

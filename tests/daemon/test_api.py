@@ -234,6 +234,16 @@ def test_health_metrics_and_description(client: Client) -> None:
     assert raw(client, b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").endswith("ready\n")
 
 
+def test_a_worker_without_a_process_is_told(
+    client: Client, made: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(made.forwarder, "missing", lambda: [1])
+    assert client.request("GET", "/v1/health")["ready"] is False
+    answer = raw(client, b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answer.startswith("HTTP/1.1 503") and answer.endswith("\r\n\r\nno process works as worker 1\n")
+    assert "kuproxy_ready 0.0" in raw(client, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+
+
 def raw(client: Client, data: bytes) -> str:
     """Everything that a connection answers."""
     with socket.socket(socket.AF_UNIX) as opened:

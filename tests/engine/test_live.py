@@ -24,6 +24,7 @@ def test_a_worker_is_born_as_soon_as_it_can_be(monkeypatch: pytest.MonkeyPatch) 
 
     def bear(nest: Nest) -> None:
         attempts.append(nest)
+        assert engine.missing() == [0]
         if len(attempts) < QUICK_DEATHS + 2:
             raise OSError(errno.EMFILE, "Too many open files")
         worker.process_id, worker._pidfd = os.getpid(), os.pidfd_open(os.getpid())
@@ -34,6 +35,7 @@ def test_a_worker_is_born_as_soon_as_it_can_be(monkeypatch: pytest.MonkeyPatch) 
     engine.watch()
     try:
         assert born.wait(10)
+        assert engine.missing() == []
         engine._wake()
     finally:
         engine._end_watch()

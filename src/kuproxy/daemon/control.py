@@ -203,6 +203,18 @@ class Controller:
         self.forwarder.check()
 
     @property
+    def not_ready(self) -> str:
+        """Why this node does not forward what was asked for; empty if it does."""
+        adopted = self.plane.engine.acknowledged()
+        if not self.ready:
+            return "nothing is forwarded"
+        if missing := self.forwarder.missing():
+            return f"no process works as worker {', '.join(map(str, missing))}"
+        if adopted < self.generation:
+            return f"generation {adopted} of {self.generation} is adopted"
+        return ""
+
+    @property
     def adopting(self) -> bool:
         """Whether some worker has not been seen yet to have adopted the last change."""
         return self._pending is not None

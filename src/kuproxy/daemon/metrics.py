@@ -94,7 +94,8 @@ class _Collector:
         build = GaugeMetricFamily("kuproxy_build_info", "Always 1", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
-        yield GaugeMetricFamily("kuproxy_ready", "Whether it forwards", value=int(controller.ready))
+        forwards = controller.ready and not controller.forwarder.missing()
+        yield GaugeMetricFamily("kuproxy_ready", "Whether it forwards", value=int(forwards))
         yield GaugeMetricFamily(
             "kuproxy_config_generation", "Generation of the tables as published", value=controller.generation
         )

@@ -71,6 +71,9 @@ class Forwarder(Protocol):
     def check(self) -> None:
         """Raises DriverError when something that must run has ended."""
 
+    def missing(self) -> list[int]:
+        """Workers without a process: it has ended, and no other could be born yet."""
+
     def take_over(self) -> list[str]:
         """All sources have spoken: from now on what they ask for is steered, and nothing else. Lines for the log."""
 
@@ -311,6 +314,9 @@ class LiveNode:
 
     def check(self) -> None:
         self.engine.check()
+
+    def missing(self) -> list[int]:
+        return self.engine.missing()
 
     def processes(self) -> list[tuple[str, int]]:
         above = [("keeper", os.getppid())] if self._vault.connected else []

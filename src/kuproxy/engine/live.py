@@ -208,6 +208,10 @@ class LiveEngine:
             if worker.failure is not None:
                 raise worker.failure
 
+    def missing(self) -> list[int]:
+        """Numbers of the workers whose process has ended, and that have no other yet."""
+        return [worker.number for worker in self.workers if worker.has_ended]
+
     def processes(self) -> list[tuple[str, int]]:
         """(role, process id) of all that run."""
         rows = [("worker", worker.process_id) for worker in self.workers]

@@ -201,9 +201,12 @@ class LiveWorker:
     @property
     def has_ended(self) -> bool:
         """Whether a process should run, and does not."""
-        if not self.wanted:
-            return False
-        return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])
+        pidfd = self._pidfd  # whoever asks in another thread may find it closed: that has ended, too
+        if not self.wanted or pidfd < 0:
+            return self.wanted
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def replace(self, nest: Nest) -> str:
         """Another process in place of one that has ended, a line for the log; "" if none has.

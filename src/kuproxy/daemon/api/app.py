@@ -32,7 +32,7 @@ BODY_LIMIT = 32 << 20  # a state of 100,000 VIPs with three pods each takes 29 M
 BODY_TIMEOUT_S = 10.0
 TEXTS = {
     "/healthz": "200 while the process and its workers run",
-    "/readyz": "200 when all workers have adopted what was published",
+    "/readyz": "200 when all workers run, and have adopted what was published",
     "/metrics": "Prometheus' exposition format",
 }
 
@@ -173,10 +173,8 @@ def _text_routes(controller: Controller, thread: ControlThread) -> list[Starlett
         return Response("ok\n", media_type="text/plain")
 
     async def readyz(_request: Request) -> Response:
-        adopted = controller.plane.engine.acknowledged()
-        ready = controller.ready and adopted >= controller.generation
-        text = "ready\n" if ready else f"generation {adopted} of {controller.generation} is adopted\n"
-        return Response(text, 200 if ready else 503, media_type="text/plain")
+        why_not = controller.not_ready
+        return Response(f"{why_not or 'ready'}\n", 503 if why_not else 200, media_type="text/plain")
 
     async def metrics(_request: Request) -> Response:
         content, media = await thread(exposition, controller)

@@ -208,7 +208,7 @@ class Upgrade(View):
 
 
 class Health(View):
-    """`ready`: forwarding, and every worker has adopted what was published."""
+    """`ready`: forwarding, and every worker runs and has adopted what was published."""
 
     ready: bool
     version: str
@@ -331,12 +331,11 @@ def effective_conf(controller: Controller) -> Conf:
 def health_view(controller: Controller, version: str) -> Health:
     controller.note_adoption()
     engine = controller.plane.engine
-    adopted = engine.acknowledged()
     return Health(
-        ready=controller.ready and adopted >= controller.generation,
+        ready=not controller.not_ready,
         version=version,
         generation=controller.generation,
-        adopted=adopted,
+        adopted=engine.acknowledged(),
         adoption_s=controller.adoption_s,
         vips=len(controller.plane.store),
         workers=len(engine.states),
