@@ -126,6 +126,8 @@ class Events:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
+                # And on: until its queue is empty the kernel throws further events away without another word
+                # (NETLINK_S_CONGESTED), and whoever reads anew must not do so before.
                 found = None
             else:
                 if found is not None:
