@@ -8,9 +8,14 @@ import threading
 
 import pytest
 
+from kuproxy.datagrams import pair, receive, send
+from kuproxy.dataplane.layout import W_PID
+from kuproxy.engine.flow_key import VPP
 from kuproxy.engine.live import LiveEngine
-from kuproxy.engine.live_worker import QUICK_DEATHS
+from kuproxy.engine.live_worker import QUICK_DEATHS, LiveWorker
+from kuproxy.engine.memory import SharedMemory, TablesMemory
 from kuproxy.engine.nest import Nest
+from kuproxy.keeper.vault import Vault
 
 
 def test_a_worker_is_born_as_soon_as_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +51,31 @@ def test_a_worker_is_born_as_soon_as_it_can_be(monkeypatch: pytest.MonkeyPatch) 
         f"worker 0: process {os.getpid()} goes on",
     ]
     assert worker.failure is None
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_worker_of_a_build_without_locks_is_adopted_if_it_answers(answers: bool) -> None:
+    tables, shared, vault = TablesMemory(), SharedMemory(), Vault()
+    memory = LiveWorker(0, tables, shared, 1, Vault(), lambda: VPP).memory
+    memory.state.header[W_PID] = os.getpid()
+    ours, theirs = pair()
+    for name, fd in (
+        ("state", os.dup(memory.fixed.fd)), ("flows", os.dup(memory.flows.fd)), ("call", ours.detach())
+    ):  # fmt: skip
+        vault.put(f"worker/0/{name}", fd)
+
+    def answer() -> None:
+        call = receive(theirs)
+        assert call is not None and call[0]["do"] == "hello"
+        send(theirs, {"id": call[0]["id"]}, [memory.flows.fd])
+
+    other = threading.Thread(target=answer if answers else theirs.close)
+    other.start()
+    worker = LiveWorker(0, tables, shared, 1, vault, lambda: VPP)
+    assert worker.adopt() is answers
+    assert worker.process_id == (os.getpid() if answers else 0)
+    other.join()
+    theirs.close()
+    worker._forget_process()
+    assert worker._call is not None
+    worker._call.close()

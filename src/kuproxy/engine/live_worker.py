@@ -123,8 +123,9 @@ class LiveWorker:
         """Take over the process that a former control process left; False if none is alive."""
         if self._call is None:
             return False
-        pid = holder(self.memory.fixed.fd)
-        pidfd = _open_pidfd(pid) if pid else -1
+        # A worker of a build that took no lock tells its number itself; whether it is one, `hello` shows.
+        pid = holder(self.memory.fixed.fd) or int(self.memory.state.header[W_PID])
+        pidfd = _open_pidfd(pid) if pid > 0 else -1
         if pidfd < 0:
             return False
         self.process_id, self._pidfd = pid, pidfd
