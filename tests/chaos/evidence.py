@@ -37,7 +37,7 @@ def evidence(rig: Rig) -> str:
 
 
 def _said(host: Host, command: str) -> str:
-    words = ["ip", "netns", "exec", host.name, *command.split()]
+    words = host.command(*command.split())
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_WITHIN_S)
     return done.stdout + done.stderr
 

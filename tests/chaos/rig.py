@@ -22,6 +22,7 @@ from chaos.plan import Plan, Step
 from kuproxy.client import Client, Refusal
 from netns.cluster import NAMESPACE, Cluster, Node, Pod, _route, cluster, ip
 from netns.many_connections import Load, _line, _start
+from netns.processes import children_that_run
 from netns.world import web
 
 WEB, KEPT = ("10.96.0.80", "fd00:10:96::80"), ("10.96.0.90", "fd00:10:96::90")
@@ -72,14 +73,7 @@ class Rig:
         """Control as the kernel lists it, workers as they were when the seed began."""
         if role == "worker":
             return self.workers
-        keeper = self.keepers[0]
-        found = []
-        for child in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
-            with suppress(FileNotFoundError, ProcessLookupError):
-                words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-                if b"kuproxy.kubeproxy.service" in words:
-                    found.append(int(child))
-        return found
+        return children_that_run("kuproxy.kubeproxy.service", self.keepers[0])
 
     # -------------------------------------------------------------------------------------- what faults do
 

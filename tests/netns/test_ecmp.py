@@ -10,10 +10,10 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
+from netns.processes import children_of
 from netns.routed import PORT, VIPS, Between, Node, Routed, routed, until
 from netns.test_hot_restart import kill, replaced
 from netns.world import _warm, connect
@@ -236,5 +236,4 @@ def test_announcements_outlive_control_and_no_other_process() -> None:
 def processes_of(node: Node) -> list[int]:
     """What ExaBGP has started."""
     assert node.speaker is not None
-    path = f"/proc/{node.speaker.pid}/task/{node.speaker.pid}/children"
-    return [int(word) for word in Path(path).read_text().split()]
+    return children_of(node.speaker.pid)

@@ -13,6 +13,7 @@ import pytest
 
 from kuproxy.client import Client
 from netns.many_connections import Load, Report, many_connections, vip_script
+from netns.processes import children_that_run
 from netns.test_daemon import Daemon
 from netns.test_privileges import processes_below
 from netns.world import world
@@ -154,17 +155,6 @@ def test_connections_outlive_a_change_of_the_flow_hash() -> None:
         assert_unbroken(during(load, lambda: daemon.script("conf flow-hash vpp")), 1000)
 
 
-def workers_below(daemon: Daemon) -> list[int]:
-    """As the kernel lists them: children of the keeper that were forked by a nursery."""
-    found = []
-    for process_id in processes_below(daemon.process.pid):
-        words = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
-        status = Path(f"/proc/{process_id}/status").read_text()
-        if b"kuproxy.engine.nursery" in words and f"PPid:\t{daemon.process.pid}\n" in status:
-            found.append(process_id)
-    return found
-
-
 def test_a_worker_that_is_born_when_control_dies_is_alone_with_its_ring() -> None:
     """The nursery carries out what a dead control process has asked for; its successor knows nothing of it."""
     with loaded(100) as (daemon, load):
@@ -179,7 +169,9 @@ def test_a_worker_that_is_born_when_control_dies_is_alone_with_its_ring() -> Non
 
         report = during(load, act)
         assert_unbroken(report, 100)
-        assert sorted(workers_below(daemon)) == sorted(processes(daemon)["worker"]), daemon.log
+        # What the keeper has inherited from nurseries.
+        workers = children_that_run("kuproxy.engine.nursery", daemon.process.pid)
+        assert sorted(workers) == sorted(processes(daemon)["worker"]), daemon.log
         assert len(processes(daemon)["worker"]) == len(before["worker"])
 
 

@@ -21,6 +21,7 @@ import yaml
 from kuproxy.dataplane._jit import cache_directory
 from kuproxy.demo.topology import Host
 from netns.cluster import NAMESPACE, Cluster, Pod, cluster
+from netns.processes import children_that_run
 from netns.world import Kept, connect, echo, family_of, listener, state, web
 
 pytestmark = pytest.mark.netns
@@ -380,9 +381,8 @@ def test_a_killed_control_process_is_not_noticed(two: Cluster) -> None:
     keepers = [Keeper(two.visitor.host, address, 80) for _ in range(8)]
     for keeper in keepers:
         keeper.start()
-    children = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children").read_text().split()
-    [control] = [pid for pid in children if b"kubeproxy.service" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(int(control), signal.SIGKILL)
+    [control] = children_that_run("kuproxy.kubeproxy.service", node.process.pid)
+    os.kill(control, signal.SIGKILL)
     two.endpoints("outlives", pods[:1])
     assert answered(two.visitor.host, address) <= names(pods), "the tables go on"
     two.wait_for(node, lambda: "control has ended" in node.log and node.log.count("all is known") == 2, 60)

@@ -205,11 +205,11 @@ class Controller:
     @property
     def not_ready(self) -> str:
         """Why this node does not forward what was asked for; empty if it does."""
-        adopted = self.plane.engine.acknowledged()
         if not self.ready:
             return "nothing is forwarded"
         if missing := self.forwarder.missing():
             return f"no process works as worker {', '.join(map(str, missing))}"
+        adopted = self.plane.engine.acknowledged()
         if adopted < self.generation:
             return f"generation {adopted} of {self.generation} is adopted"
         return ""

@@ -161,7 +161,6 @@ def kube_proxy(
     flags = flags_of(found, config=str(file or ""), master=master, settings=str(settings_path or ""))
     agent = Agent(config, node_name, load, file, log, flags)
 
-
     def make() -> Daemon:
         daemon = Daemon(settings, settings_path, log, _base(config, reply_path))
         daemon.adjust = adjust

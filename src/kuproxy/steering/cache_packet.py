@@ -11,15 +11,14 @@ from llvmlite import ir
 
 from ..codes import Protocol
 from .cache_layout import KEY
-from .emit import Buffer, Program, be16, i8, i16, i32, i64
+from .emit import Program, be16, i8, i16, i32, i64
 from .keys import KeyBit
+from .parts import ETH_P_IP, ETH_P_IPV6, load
 
 __all__ = ["ADDRESSES4", "ADDRESSES6", "ETH_HEADER", "Packet", "key_offset", "read_packet"]
 
 ETH_HEADER = 14
 ADDRESSES4, ADDRESSES6 = 12, 8  # offsets of the addresses in the IP headers
-_ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
-_FROM_NETWORK_HEADER = 1  # BPF_HDR_START_NET
 _FIN_SYN_RST = 0x07
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60
 _MAX_EXTENSIONS = 8  # as wire/ipv6.py walks
@@ -52,9 +51,9 @@ def read_packet(program: Program, ipv6: bool, up: ir.Block) -> Packet:
     packet = Packet(program)
     four, transport = program.label("ipv4"), program.label("transport")
     protocol = program.context("protocol")
-    program.go_if(program.equal(protocol, be16(_ETH_P_IP)), four)
+    program.go_if(program.equal(protocol, be16(ETH_P_IP)), four)
     if ipv6:
-        program.require(program.equal(protocol, be16(_ETH_P_IPV6)), otherwise=up)
+        program.require(program.equal(protocol, be16(ETH_P_IPV6)), otherwise=up)
         _read_ipv6(program, packet, up)
         program.go(transport)
     else:
@@ -65,19 +64,6 @@ def read_packet(program: Program, ipv6: bool, up: ir.Block) -> Packet:
     program.at(transport)
     _read_transport(program, packet, up)
     return packet
-
-
-def _load(program: Program, offset: ir.Value, target: Buffer, place: int, length: int, up: ir.Block) -> None:
-    """Copy packet bytes to the stack; offsets count from the IP header. Up where the packet ends before."""
-    outcome = program.call(
-        "skb_load_bytes_relative",
-        program.packet,
-        offset,
-        target.address(place),
-        i32(length),
-        i32(_FROM_NETWORK_HEADER),
-    )
-    program.require(program.equal(outcome, 0), otherwise=up)
 
 
 def _host16(program: Program, value: ir.Value) -> ir.Value:
@@ -96,7 +82,7 @@ def _fits(program: Program, length: ir.Value) -> ir.Value:
 def _read_ipv4(program: Program, packet: Packet, up: ir.Block) -> None:
     """RFC 791, section 3.1. Later fragments carry no ports: they go up."""
     build, header, notes = program.build, packet.header, packet.notes
-    _load(program, i32(0), header, 0, 20, up)
+    load(program, i32(0), header.address(), 20, up)
     first = header.load(0, i8)
     program.require(program.equal(build.lshr(first, i8(4)), 4), otherwise=up)
     program.require(program.at_least(build.and_(first, i8(0x0F)), 5), otherwise=up)
@@ -118,7 +104,7 @@ def _read_ipv4(program: Program, packet: Packet, up: ir.Block) -> None:
 def _read_ipv6(program: Program, packet: Packet, up: ir.Block) -> None:
     """RFC 8200, section 3. A payload length of 0, a jumbogram's (RFC 2675), goes up."""
     build, header, notes = program.build, packet.header, packet.notes
-    _load(program, i32(0), header, 0, 40, up)
+    load(program, i32(0), header.address(), 40, up)
     program.require(program.equal(build.lshr(header.load(0, i8), i8(4)), 6), otherwise=up)
     payload = _host16(program, header.load(4, i16))
     length = build.add(payload, i32(40))
@@ -152,7 +138,7 @@ def _skip_extensions(program: Program, packet: Packet, up: ir.Block) -> None:
             program.go(up)
             break
         offset = notes.load(packet.L4, i32)
-        _load(program, offset, header, 0, 8, up)
+        load(program, offset, header.address(), 8, up)
         program.go_if(build.and_(is_fragment, program.has_bits(header.load(2, i16), be16(0xFFF8))), up)
         # Length in units of 8 bytes, the first not counted; a fragment header has no length field.
         units = build.select(is_fragment, i8(0), header.load(1, i8))
@@ -178,13 +164,13 @@ def _read_transport(program: Program, packet: Packet, up: ir.Block) -> None:
 
     program.go_if(program.equal(protocol, Protocol.TCP), tcp)
     program.require(program.equal(protocol, Protocol.UDP), otherwise=up)
-    _load(program, offset, transport, 0, 8, up)
+    load(program, offset, transport.address(), 8, up)
     length = _host16(program, transport.load(4, i16))
     only_if(build.and_(program.at_least(length, 8), program.at_least(payload, length)))
     program.go(read)
 
     program.at(tcp)
-    _load(program, offset, transport, 0, 16, up)
+    load(program, offset, transport.address(), 16, up)
     units = build.lshr(transport.load(12, i8), i8(4))
     length = build.shl(build.zext(units, i32), i32(2))
     only_if(build.and_(program.at_least(length, 20), program.at_least(payload, length)))

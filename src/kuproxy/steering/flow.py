@@ -20,13 +20,12 @@ from llvmlite import ir
 from ..codes import PROTOCOLS_WITH_PORTS, Protocol
 from .emit import Buffer, Program, be16, i8, i16, i32, i64
 from .keys import FRAGMENT, MARK4, MARK6, KeyBit
+from .parts import ETH_P_IP, ETH_P_IPV6, load
 
 __all__ = ["MAX_EXTENSIONS", "Flow", "MessageBit", "PieceBit", "read_flow"]
 
 MAX_EXTENSIONS = 4
 
-_ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
-_FROM_NETWORK_HEADER = 1  # enum bpf_hdr_start_off: BPF_HDR_START_NET, wherever the link layer's header ends
 _HOP_BY_HOP, _ROUTING, _FRAGMENT_HEADER, _DESTINATION = 0, 43, 44, 60
 _ICMP_HEADER = 8  # before the embedded packet
 _QUOTED = 8  # bytes of the embedded packet's own payload that are needed; RFC 792 promises as many
@@ -83,8 +82,8 @@ def read_flow(program: Program, foreign: ir.Block, fragments: bool = False) -> F
     ipv4, ports, error, done = (program.label(name) for name in ("ipv4", "ports", "error", "flow"))
     piece = program.label("piece")
     protocol = program.context("protocol")
-    program.go_if(program.equal(protocol, be16(_ETH_P_IP)), ipv4)
-    program.require(program.equal(protocol, be16(_ETH_P_IPV6)), otherwise=foreign)
+    program.go_if(program.equal(protocol, be16(ETH_P_IP)), ipv4)
+    program.require(program.equal(protocol, be16(ETH_P_IPV6)), otherwise=foreign)
     _read_ipv6(program, flow, header, l4_offset, foreign, fragments=fragments)
     program.require(program.equal(flow.load(flow.PROTOCOL, i8), Protocol.ICMP6), otherwise=ports)
     _require_icmp6_error(program, flow, header, l4_offset, done, foreign)
@@ -101,7 +100,7 @@ def read_flow(program: Program, foreign: ir.Block, fragments: bool = False) -> F
     program.at(ports)
     kind = flow.load(flow.PROTOCOL, i8)
     program.require(program.one_of(kind, tuple(PROTOCOLS_WITH_PORTS)), otherwise=piece)
-    _load(program, l4_offset.load(0, i32), header, 4, foreign)
+    load(program, l4_offset.load(0, i32), header.address(), 4, foreign)
     flow.store(flow.SOURCE_PORT, header.load(0, i32))  # both
     program.go(done)
 
@@ -111,24 +110,11 @@ def read_flow(program: Program, foreign: ir.Block, fragments: bool = False) -> F
     program.go(done)
 
     program.at(error)
-    _load(program, l4_offset.load(0, i32), header, _QUOTED, foreign)
+    load(program, l4_offset.load(0, i32), header.address(), _QUOTED, foreign)
     _turn_round(program, flow, embedded, header, foreign)
     program.go(done)
     program.at(done)
     return flow
-
-
-def _load(program: Program, offset: ir.Value, target: Buffer, length: int, foreign: ir.Block) -> None:
-    """Copy packet bytes to the stack; offsets count from the IP header. Foreign where the packet ends before."""
-    outcome = program.call(
-        "skb_load_bytes_relative",
-        program.packet,
-        offset,
-        target.address(),
-        i32(length),
-        i32(_FROM_NETWORK_HEADER),
-    )
-    program.require(program.equal(outcome, 0), otherwise=foreign)
 
 
 def _read_ipv4(
@@ -143,7 +129,7 @@ def _read_ipv4(
     """RFC 791, section 3.1. An embedded packet lies where `l4_offset` points before."""
     build = program.build
     start = l4_offset.load(0, i32) if embedded else i32(0)
-    _load(program, start, header, 20, foreign)
+    load(program, start, header.address(), 20, foreign)
     first = header.load(0, i8)
     program.require(program.equal(build.lshr(first, i8(4)), 4), otherwise=foreign)
     words = build.and_(first, i8(0x0F))
@@ -197,14 +183,14 @@ def _read_first_ports(
         kind = flow.load(flow.KIND, i8)
         program.require(program.one_of(kind, (_HOP_BY_HOP, _ROUTING, _DESTINATION)), otherwise=found)
         offset = l4_offset.load(0, i32)
-        _load(program, offset, header, 8, done)
+        load(program, offset, header.address(), 8, done)
         flow.store(flow.KIND, header.load(0, i8))
         length = build.shl(build.add(build.zext(header.load(1, i8), i32), i32(1)), i32(3))
         l4_offset.store(0, build.add(offset, length))
     program.go(found)
     program.at(found)
     program.require(program.one_of(flow.load(flow.KIND, i8), tuple(PROTOCOLS_WITH_PORTS)), otherwise=done)
-    _load(program, l4_offset.load(0, i32), header, 4, done)
+    load(program, l4_offset.load(0, i32), header.address(), 4, done)
     flow.store(flow.FIRST_PORTS, header.load(0, i32))
 
 
@@ -224,7 +210,7 @@ def _read_ipv6(
     """
     build = program.build
     start = l4_offset.load(0, i32) if embedded else i32(0)
-    _load(program, start, header, 40, foreign)
+    load(program, start, header.address(), 40, foreign)
     program.require(program.equal(build.lshr(header.load(0, i8), i8(4)), 6), otherwise=foreign)
     for word in range(0, 32, 8):  # source and destination
         flow.store(flow.SOURCE + word, header.load(8 + word, i64))
@@ -240,7 +226,7 @@ def _read_ipv6(
         is_option = program.one_of(kind, (_HOP_BY_HOP, _ROUTING, _DESTINATION))
         program.require(build.or_(is_fragment, is_option), otherwise=upper)
         offset = l4_offset.load(0, i32)
-        _load(program, offset, header, 8, foreign)
+        load(program, offset, header.address(), 8, foreign)
         # Fragment offset; outside, also "more fragments" (section 4.5).
         bits = be16(0xFFF8 if embedded else 0xFFF9)
         split = build.and_(is_fragment, program.has_bits(header.load(2, i16), bits))
@@ -265,7 +251,7 @@ def _require_icmp_error(
     program: Program, flow: Flow, header: Buffer, l4_offset: Buffer, done: ir.Block, foreign: ir.Block
 ) -> None:
     """Go on with an error, `l4_offset` at the packet it embeds; the flow of any other message is known."""
-    _load(program, l4_offset.load(0, i32), header, 1, foreign)
+    load(program, l4_offset.load(0, i32), header.address(), 1, foreign)
     message = header.load(0, i8)
     _note_request(program, flow, message, _ECHO_REQUEST4)
     program.require(program.one_of(message, _ERRORS4), otherwise=done)
@@ -280,7 +266,7 @@ def _require_icmp6_error(
     Neighbour discovery and multicast listeners (types 130 to 137) belong to the link: without a pod's neighbour
     advertisements the node would lose it.
     """
-    _load(program, l4_offset.load(0, i32), header, 1, foreign)
+    load(program, l4_offset.load(0, i32), header.address(), 1, foreign)
     message = header.load(0, i8)
     _note_request(program, flow, message, _ECHO_REQUEST6)
     link = program.build.and_(

@@ -26,7 +26,7 @@ _NHA_ID, _NHA_GROUP, _NHA_OIF = 1, 2, 5
 _Key = tuple[int, int, int, int, bytes, bytes]  # family, lengths, type of service, metric and table, destination
 
 
-class Multipath:
+class Multipath(rtnetlink.Followed):
     """Of the calling thread's network namespace."""
 
     def __init__(self) -> None:
@@ -35,20 +35,7 @@ class Multipath:
         # Groups of nexthop objects, whether routes use them or not, and the numbers of these groups and their members.
         self._objects: list[frozenset[int]] = []
         self._members: frozenset[bytes] = frozenset()
-        # First, so that nothing is missed.
-        self._events = rtnetlink.events("link", "route4", "route6", "nexthop")
-        try:
-            self._read()
-        except BaseException:
-            self.close()
-            raise
-
-    def fileno(self) -> int:
-        return self._events.fileno()
-
-    def close(self) -> None:
-        """Idempotent."""
-        self._events.close()
+        super().__init__("link", "route4", "route6", "nexthop")
 
     def poll(self) -> bool:
         """Take in what has happened, without waiting.  Raises SteeringError.
@@ -58,7 +45,7 @@ class Multipath:
         before, messages = dict(self._routes), self._events.take()
         objects = self._objects
         if messages is None or any([self._makes_stale(kind, data) for kind, data in messages]):
-            self._read()
+            self._read_all()
         if messages is None or any(_moves_default(kind, data) for kind, data in messages):
             return True
         return before != self._routes or objects != self._objects
@@ -91,7 +78,7 @@ class Multipath:
         yield from self._routes.values()
         yield from self._objects
 
-    def _read(self) -> None:
+    def _read_all(self) -> None:
         self._routes.clear()
         for family in (socket.AF_INET, socket.AF_INET6):
             try:

@@ -47,7 +47,7 @@ class _Owned(NamedTuple):
     universal: bool  # scope global
 
 
-class NodeWatch:
+class NodeWatch(rtnetlink.Followed):
     """The interfaces and usable addresses of the calling thread's network namespace."""
 
     def __init__(self, requests: IPRoute) -> None:
@@ -55,19 +55,7 @@ class NodeWatch:
         self._requests = requests
         self.interfaces: dict[int, Interface] = {}
         self._owned: dict[_Owned, None] = {}  # in the order in which the kernel tells them
-        self._events = rtnetlink.events("link", "address4", "address6")  # first, so that nothing is missed
-        try:
-            self._read_all()
-        except BaseException:
-            self._events.close()
-            raise
-
-    def fileno(self) -> int:
-        return self._events.fileno()
-
-    def close(self) -> None:
-        """Idempotent."""
-        self._events.close()
+        super().__init__("link", "address4", "address6")
 
     def poll(self) -> bool:
         """Take in what has happened, without waiting. Returns whether anything has.  Raises SteeringError."""

@@ -1,4 +1,4 @@
-"""What more than one of the programs does: whose packets are looked at, which replies count, counting, and storing."""
+"""What several of the programs do: whose packets are looked at, which replies count, reading, writing, counting."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ from llvmlite import ir
 
 from .emit import Program, i32, i64
 
-__all__ = ["count", "expect", "leave_to_others", "read_config", "require_mark", "store"]
+__all__ = [
+    "ETH_P_IP",
+    "ETH_P_IPV6",
+    "count",
+    "expect",
+    "leave_to_others",
+    "load",
+    "read_config",
+    "require_mark",
+    "store",
+]
+
+ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD
 
 _PACKET_HOST = 0  # include/uapi/linux/if_packet.h: addressed to us, not only overheard
 _VLAN_ID = 0x0FFF
+_FROM_NETWORK_HEADER = 1  # enum bpf_hdr_start_off: BPF_HDR_START_NET, wherever the link layer's header ends
 
 
 def leave_to_others(program: Program, foreign: ir.Block) -> None:
@@ -45,6 +58,14 @@ def count(program: Program, counters: str, index: IntEnum) -> None:
     place = program.look_up(counters, program.index(int(index)))
     with program.when(program.nonzero(place)):
         program.set_value(place, 0, program.build.add(program.value(place, i64), i64(1)))
+
+
+def load(program: Program, offset: ir.Value, target: ir.Value, length: int, failed: ir.Block) -> None:
+    """Copy packet bytes to the stack; offsets count from the IP header. Fails where the packet ends before."""
+    outcome = program.call(
+        "skb_load_bytes_relative", program.packet, offset, target, i32(length), i32(_FROM_NETWORK_HEADER)
+    )
+    expect(program, outcome, failed)
 
 
 def store(program: Program, offset: int, source: ir.Value, length: int, failed: ir.Block) -> None:

@@ -28,27 +28,15 @@ __all__ = ["PodRoutes", "without"]
 _IFLA_IFNAME, _RTA_DST, _RTA_OIF = 3, 1, 4
 
 
-class PodRoutes:
+class PodRoutes(rtnetlink.Followed):
     """The networks behind the interfaces with the names that are wanted, in the calling thread's network namespace."""
 
     def __init__(self, is_pods: Callable[[str], bool]) -> None:
-        """Raises SteeringError if the kernel does not answer."""
+        """Raises OSError, or SteeringError if the kernel does not answer."""
         self._is_pods = is_pods
         self._behind: dict[int, set[Network]] = {}  # by interface index
         self._stale: set[int] = set()  # interfaces whose routes are to be read anew
-        self._events = rtnetlink.events("link", "route4", "route6")  # first, so that nothing is missed
-        try:
-            self._read_all()
-        except BaseException:
-            self._events.close()
-            raise
-
-    def fileno(self) -> int:
-        return self._events.fileno()
-
-    def close(self) -> None:
-        """Idempotent."""
-        self._events.close()
+        super().__init__("link", "route4", "route6")
 
     def poll(self) -> bool:
         """Take in what has happened, without waiting; whether the networks may be others.  Raises SteeringError."""

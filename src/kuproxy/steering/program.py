@@ -24,8 +24,8 @@ from .emit import Program, be16, i8, i16, i32, i64
 from .flow import Flow, MessageBit, read_flow
 from .keys import FRAGMENT, PREFIX_KEY_SIZE, STEER_KEY_SIZE, ConfigBit, Count, KeyBit
 from .links import NEXT_HOP4, NEXT_HOP6
+from .parts import ETH_P_IPV6, leave_to_others, load, read_config, require_mark
 from .parts import count as count_one
-from .parts import leave_to_others, read_config, require_mark
 from .reply_path import require_reply_path
 
 __all__ = ["Builder", "drop", "guard", "reply", "steer", "worker_of"]
@@ -34,8 +34,6 @@ Builder = Callable[[int, int, bool], Program]  # (ku0's interface index, workers
 
 _REDIR_NEIGH_BYTES = 20  # ends before Flow.SOURCE_PORT
 _LOOPBACK_IFINDEX = 1  # in every network namespace
-_ETH_P_IPV6 = 0x86DD
-_FROM_NETWORK_HEADER = 1  # BPF_HDR_START_NET
 
 
 def steer(tunnel_ifindex: int, workers: int = 1, generic_xdp: bool = False) -> Program:
@@ -195,16 +193,12 @@ def _require_translated(program: Program, otherwise: ir.Block) -> None:
     program.require(program.has_bits(config, ConfigBit.TRANSLATED), otherwise=otherwise)
     key = program.buffer(PREFIX_KEY_SIZE)
     key.store(0, i32(8 * (PREFIX_KEY_SIZE - 4)))
-    six, known = program.equal(program.context("protocol"), be16(_ETH_P_IPV6)), program.label("destination")
+    six, known = program.equal(program.context("protocol"), be16(ETH_P_IPV6)), program.label("destination")
     for family, offset, length in ((KeyBit.IPV6, 24, 16), (0, 16, 4)):  # of the address in the IP header
         other = program.label("family")
         program.require(six if family else program.build.not_(six), otherwise=other)
         key.store(4, i8(family | KeyBit.TRANSLATED))
-        place = key.address(PREFIX_KEY_SIZE - length)
-        outcome = program.call(
-            "skb_load_bytes_relative", program.packet, i32(offset), place, i32(length), i32(_FROM_NETWORK_HEADER)
-        )
-        program.require(program.equal(outcome, 0), otherwise=otherwise)
+        load(program, i32(offset), key.address(PREFIX_KEY_SIZE - length), length, otherwise)
         program.go(known)
         program.at(other)
     program.go(otherwise)

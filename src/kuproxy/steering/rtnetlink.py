@@ -35,6 +35,7 @@ __all__ = [
     "NEWRULE",
     "ROUTE",
     "UNICAST",
+    "Followed",
     "Link",
     "dump",
     "events",
@@ -89,3 +90,27 @@ def dump(kind: int, body: bytes, *, strict: bool = False) -> list[tuple[int, byt
 def events(*groups: str) -> netlink.Events:
     """Of these groups.  Raises OSError."""
     return netlink.Events(socket.NETLINK_ROUTE, sum(1 << _GROUPS[each] - 1 for each in groups))
+
+
+class Followed:
+    """Something of the calling thread's network namespace that is read once, and then followed by events."""
+
+    def __init__(self, *groups: str) -> None:
+        """Raises OSError or SteeringError."""
+        self._events = events(*groups)  # first, so that nothing is missed
+        try:
+            self._read_all()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_all(self) -> None:
+        raise NotImplementedError
+
+    def fileno(self) -> int:
+        """Readable when events have come."""
+        return self._events.fileno()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._events.close()
